@@ -1,0 +1,47 @@
+"""Massive activations in transformers: a Flax model zoo with taps, edits and explicit attention bias.
+
+    import massive_jax as mj
+
+    model = mj.load("smollm2_135m")
+    tokens = model.tokenize("Summer is warm. Winter is cold.\n")
+    out = model(tokens, capture=mj.Capture("block_out", layers=(12,), top_k=3, median=True))
+
+See arXiv 2402.17762 for the phenomenon and README.md for the rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from massive_jax import zoo
+    from massive_jax.loading import load
+    from massive_jax.model import Model, Output
+    from massive_jax.probe import Capture, Edit, Stats
+
+__version__ = "0.1.0"
+__all__ = ["Capture", "Edit", "Model", "Output", "Stats", "load", "zoo"]
+
+# Where each public name lives. Resolved on first use, so that `import massive_jax` costs next to nothing.
+_HOMES = {
+    "Capture": "massive_jax.probe",
+    "Edit": "massive_jax.probe",
+    "Stats": "massive_jax.probe",
+    "Model": "massive_jax.model",
+    "Output": "massive_jax.model",
+    "load": "massive_jax.loading",
+}
+_ROOMS = ("analysis", "data", "evaluate", "models", "probe", "report", "weights", "zoo")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"massive_jax.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_ROOMS})

