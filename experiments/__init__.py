@@ -1,0 +1,1 @@
+"""Experiments: thin binaries. `python -m experiments.NAME --help` says everything about each."""

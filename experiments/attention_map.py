@@ -1,0 +1,96 @@
+"""Attention of one layer, before and after the softmax, and the share of it that lands on the massive tokens per layer.
+
+  python -m experiments.attention_map --layer=13 --head=mean --workdir=results
+
+Writes attention_map.json, attention_map.npz (logits and probs, [T, S], masked entries NaN) and attention_map.png. On the
+default model about 12 s; expect most of the attention on position 0 after layer 12 (paper, section 4).
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+import massive_jax as mj
+from experiments import common
+from experiments.flags import definition, layer, model, prompt
+from massive_jax.analysis import attention_shares, find_massive
+from massive_jax.evaluate import LayerTable, measure_layers
+from massive_jax.models.attention import causal_mask
+from massive_jax.report import atomic_write, plot_attention, write_json
+
+_HEAD = flags.DEFINE_string("head", "mean", "Head to draw, from 0; 'mean' averages over the heads.")
+
+if __name__ == "__main__":
+    for module in (model, prompt, layer, definition):
+        flags.adopt_module_key_flags(module)
+
+
+def parse_head(num_heads: int) -> int | None:
+    """The head asked for; None for the mean. ValueError where the model does not have it."""
+    text = _HEAD.value
+    if text == "mean":
+        return None
+    if not text.isdecimal() or int(text) >= num_heads:
+        raise ValueError(f"--head={text}: give 'mean' or a head of this model, 0 to {num_heads - 1}.")
+    return int(text)
+
+
+def run(
+    model: mj.Model,
+    tokens: np.ndarray,
+    table: LayerTable,
+    number: int | None,
+    head: int | None,
+    workdir: pathlib.Path,
+) -> dict[str, Any]:
+    """Draws layer `number` (None: the one after activations reach full size) for `tokens` [1, T]; returns the record."""
+    number = number or min(table.full_size_layer + 1, len(table.layers))
+    # The share is a reduction of every layer; the whole logits and probabilities are kept of one.
+    share = mj.Capture("attn_probs", mass=True)
+    mass = model(tokens, capture=share, logits=False).intermediates["attn_probs"].mass
+    both = model(tokens, capture=mj.Capture(("attn_logits", "attn_probs"), layers=(number,)), logits=False)
+    visible = np.asarray(causal_mask(tokens.shape[1], model.config.window))
+    logits, probs = (
+        np.where(visible, _over_heads(np.asarray(both.intermediates[site][0, 0]), head), np.nan)
+        for site in ("attn_logits", "attn_probs")
+    )
+    massive = [find_massive(summary.locations) for summary in table.layers]
+    positions = sorted({int(found.position) for layer in massive for found in layer})
+    result = {
+        **common.header(model, tokens),
+        "layer": number,
+        "head": "mean" if head is None else head,
+        "massive_positions": positions,
+        "shares": [float(s) for s in attention_shares(np.asarray(mass), positions)],
+        "emergence_layer": next((i for i, found in enumerate(massive, 1) if found), None),
+    }
+    write_json(workdir / "attention_map.json", result)
+    with atomic_write(workdir / "attention_map.npz") as path:
+        np.savez_compressed(path, logits=logits, probs=probs)
+    plot_attention(result, logits, probs, workdir / "attention_map.png")
+    return result
+
+
+def _over_heads(x: np.ndarray, head: int | None) -> np.ndarray:
+    """[H, T, S] -> [T, S]."""
+    return x.mean(axis=0) if head is None else x[head]
+
+
+def main() -> None:
+    """Runs the binary."""
+    out, lm = common.workdir(), common.load_model()
+    number, head = layer.parse_layer(lm.config.num_layers), parse_head(lm.config.num_heads)
+    tokens = lm.check_tokens(lm.tokenize(prompt.PROMPT.value, bos=model.BOS.value))
+    table = measure_layers(lm, tokens, thresholds=definition.thresholds())
+    result = run(lm, tokens, table, number, head, out)
+    print(f"massive tokens at positions {result['massive_positions']}, from layer {result['emergence_layer']} on")
+    common.print_table(("layer", "attention on them"), list(enumerate(result["shares"], 1)))
+    print(f"wrote {out / 'attention_map.json'}, .npz and .png")
+
+
+if __name__ == "__main__":
+    common.run_experiment(main)

@@ -1,0 +1,67 @@
+"""The paper's 3D picture: |hidden state| of one layer over tokens × dims, with what is massive in it labelled.
+
+  python -m experiments.feature_map --layer=12 --workdir=results
+
+Writes feature_map.json and feature_map.png. On the default model about 10 s; expect one spike at position 0, dim 507.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+import massive_jax as mj
+from experiments import common
+from experiments.flags import definition, layer, model, prompt
+from massive_jax.analysis import Thresholds, find_massive
+from massive_jax.evaluate import LayerTable, hidden_state, measure_layers
+from massive_jax.report import plot_feature_map, write_json
+
+if __name__ == "__main__":
+    for module in (model, prompt, layer, definition):
+        flags.adopt_module_key_flags(module)
+
+
+def run(model: mj.Model, tokens: np.ndarray, table: LayerTable, number: int | None, workdir: pathlib.Path) -> dict[str, Any]:
+    """Draws layer `number` (None: where activations reach full size) for `tokens` [1, T]; returns the record."""
+    number = number or table.full_size_layer
+    hidden = hidden_state(model, tokens, number)[0]
+    summary = table.layers[number - 1]
+    found = find_massive(summary.locations, either=True, limit=6)
+    massive = [f for f in found if f.massive]
+    texts = model.token_texts(tokens[0])
+    result = {
+        **common.header(model, tokens),
+        "layer": number,
+        "median": summary.median,
+        "massive": [
+            {"position": f.position, "dim": f.dim, "token": texts[int(f.position)], "value": f.value} for f in massive
+        ],
+        "dims": sorted({f.dim for f in found}),
+    }
+    write_json(workdir / "feature_map.json", result)
+    plot_feature_map(result, np.abs(hidden), workdir / "feature_map.png")
+    return result
+
+
+def main() -> None:
+    """Runs the binary."""
+    out, lm = common.workdir(), common.load_model()
+    number = layer.parse_layer(lm.config.num_layers)
+    tokens = lm.check_tokens(lm.tokenize(prompt.PROMPT.value, bos=model.BOS.value))
+    thresholds: Thresholds = definition.thresholds()
+    result = run(lm, tokens, measure_layers(lm, tokens, thresholds=thresholds), number, out)
+    rows = [(m["position"], m["token"], m["dim"], m["value"], abs(m["value"]) / result["median"]) for m in result["massive"]]
+    print(f"layer {result['layer']}, median magnitude {result['median']:.4g}:")
+    if rows:
+        common.print_table(("position", "token", "dim", "value", "times the median"), [(r[0], repr(r[1]), *r[2:]) for r in rows])
+    else:
+        print("no massive activation.")
+    print(f"wrote {out / 'feature_map.json'} and {out / 'feature_map.png'}")
+
+
+if __name__ == "__main__":
+    common.run_experiment(main)

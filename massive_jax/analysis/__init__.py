@@ -1,0 +1,23 @@
+"""Pure functions on captured arrays: what is massive, where, and what attends to it."""
+
+from massive_jax.analysis.attention import attention_shares
+from massive_jax.analysis.massive import (
+    DEFINITION,
+    Location,
+    Thresholds,
+    find_massive,
+    full_size_layer,
+    median_sites,
+    rank_locations,
+)
+
+__all__ = [
+    "DEFINITION",
+    "Location",
+    "Thresholds",
+    "attention_shares",
+    "find_massive",
+    "full_size_layer",
+    "median_sites",
+    "rank_locations",
+]

@@ -1,0 +1,169 @@
+"""What is a massive activation, and where (paper, section 2). Host arrays in, plain records out.
+
+Axis letters: see `massive_jax.probe.sites`; W sequences (windows of a text, or the one prompt), k values kept of each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+FIRST_DELIMITER = "first_delimiter"
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+    """The definition's two criteria.
+
+    Attributes:
+      magnitude: an activation is massive above this magnitude …
+      ratio: … and more than this many times the median magnitude of its hidden state.
+    """
+
+    magnitude: float = 100.0
+    ratio: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if self.magnitude < 0 or self.ratio < 0:
+            raise ValueError(f"thresholds must not be negative; got {self.magnitude} and {self.ratio}.")
+
+
+DEFINITION = Thresholds()
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """A place in the hidden states of several sequences that holds a large activation.
+
+    Attributes:
+      position: token position, or "first_delimiter" where it differs between sequences but is always that token.
+      dim: index along the width.
+      value: mean over the sequences that have it of the signed activation.
+      ratio: mean over them of magnitude over median magnitude.
+      share: fraction of the sequences that have it among their k largest.
+      example: (sequence, position) of one occurrence.
+      meets_magnitude: whether the mean magnitude exceeds the threshold.
+      meets_ratio: whether the mean ratio does.
+    """
+
+    position: int | str
+    dim: int
+    value: float
+    ratio: float
+    share: float
+    example: tuple[int, int]
+    meets_magnitude: bool
+    meets_ratio: bool
+
+    @property
+    def massive(self) -> bool:
+        """Both criteria."""
+        return self.meets_magnitude and self.meets_ratio
+
+
+def rank_locations(
+    values: np.ndarray,
+    positions: np.ndarray,
+    dims: np.ndarray,
+    median: np.ndarray,
+    *,
+    thresholds: Thresholds = DEFINITION,
+    delimiters: np.ndarray | None = None,
+) -> list[Location]:
+    """Groups the largest activations of several sequences by where they sit, largest mean magnitude first.
+
+    Args:
+      values: float [W, k], signed.
+      positions: int [W, k].
+      dims: int [W, k].
+      median: float [W], median magnitudes.
+      thresholds: the definition.
+      delimiters: int [W], position of each sequence's first delimiter (-1 for none), to recognise activations that
+        follow it: they are one location, "first_delimiter", wherever they differ in position.
+    """
+    W, k = values.shape
+    groups: dict[tuple[int | str, int], list[tuple[int, int]]] = {}
+    for w in range(W):
+        for i in range(k):
+            groups.setdefault((int(positions[w, i]), int(dims[w, i])), []).append((w, i))
+    if delimiters is not None and W > 1:
+        _merge_delimiters(groups, positions, delimiters, W)
+    found = []
+    for (position, dim), members in groups.items():
+        index = tuple(np.asarray(members).T)
+        signed = values[index].astype(np.float64)
+        ratios = np.abs(signed) / np.maximum(median[index[0]], np.finfo(np.float32).tiny)
+        example = (members[0][0], int(positions[members[0]]))
+        found.append(
+            Location(
+                position,
+                dim,
+                float(signed.mean()),
+                float(ratios.mean()),
+                len(members) / W,
+                example,
+                bool(np.abs(signed).mean() > thresholds.magnitude),
+                bool(ratios.mean() > thresholds.ratio),
+            )
+        )
+    return sorted(found, key=lambda location: (-location.share * abs(location.value), -location.share))
+
+
+def find_massive(
+    locations: Sequence[Location], *, share: float = 0.5, either: bool = False, limit: int | None = None
+) -> list[Location]:
+    """The locations that meet both criteria (or `either`), in at least `share` of the sequences."""
+    kept = [
+        location
+        for location in locations
+        if location.share >= share
+        and (location.massive or (either and (location.meets_magnitude or location.meets_ratio)))
+    ]
+    return kept[:limit]
+
+
+def full_size_layer(largest: np.ndarray, fraction: float = 0.5) -> int:
+    """The first layer (1-based) whose largest magnitude is at least `fraction` of that of any layer. float [L] -> l."""
+    largest = np.asarray(largest)
+    return int(np.argmax(largest >= fraction * largest.max())) + 1
+
+
+def median_sites(
+    hidden: np.ndarray, count: int, *, exclude: Sequence[tuple[int, int]] = (), seed: int = 0
+) -> list[tuple[int, int]]:
+    """Random (position, dim) places whose magnitude is close to the median: controls for an intervention.
+
+    Args:
+      hidden: float [T, D], one hidden state.
+      count: how many.
+      exclude: places not to choose.
+      seed: of the choice.
+    """
+    magnitude = np.abs(hidden.astype(np.float32))
+    distance = np.abs(magnitude - np.median(magnitude))
+    distance[tuple(np.asarray(exclude, int).reshape(-1, 2).T)] = np.inf
+    # The pool is the tenth of the elements nearest the median, but large enough to choose from.
+    pool = np.argsort(distance, axis=None, kind="stable")[: max(4 * count, magnitude.size // 10)]
+    chosen = np.random.default_rng(seed).choice(pool, size=count, replace=False)
+    return [(int(t), int(d)) for t, d in zip(*np.unravel_index(chosen, hidden.shape), strict=True)]
+
+
+def _merge_delimiters(
+    groups: dict[tuple[int | str, int], list[tuple[int, int]]],
+    positions: np.ndarray,
+    delimiters: np.ndarray,
+    W: int,
+) -> None:
+    """Moves occurrences at their sequence's first delimiter to one group, unless their position is a fixed one."""
+    for key in list(groups):
+        position, dim = key
+        if len(groups[key]) >= W / 2:
+            continue
+        at_delimiter = [(w, i) for w, i in groups[key] if positions[w, i] == delimiters[w]]
+        if at_delimiter:
+            groups.setdefault((FIRST_DELIMITER, dim), []).extend(at_delimiter)
+            groups[key] = [member for member in groups[key] if member not in at_delimiter]
+            if not groups[key]:
+                del groups[key]

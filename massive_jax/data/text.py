@@ -1,0 +1,108 @@
+"""Text to measure on: a file, a named dataset, or English prose that every CPython ships."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+# Prose that needs no download: the language reference as the interactive help has it, about 450,000 characters.
+BUILT_IN = "python"
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A text dataset on the hub.
+
+    Attributes:
+      hub_id: repository.
+      config: configuration of the repository, or None.
+      split: which split to read.
+      column: which column holds the text.
+      join: what to put between rows.
+      files: data files to read, for a repository too large to read whole.
+      rows: how many rows to read; None for all.
+    """
+
+    hub_id: str
+    config: str | None
+    split: str
+    column: str
+    join: str
+    files: str | None = None
+    rows: int | None = None
+
+
+# The paper's three texts (section 3.1): the whole WikiText-2 test set, and beginnings of the two large ones.
+DATASETS: Mapping[str, Dataset] = {
+    "wikitext2": Dataset("Salesforce/wikitext", "wikitext-2-raw-v1", "test", "text", "\n\n"),
+    "c4": Dataset(
+        "allenai/c4", None, "train", "text", " ", files="en/c4-validation.00000-of-00008.json.gz", rows=1100
+    ),
+    "pg19": Dataset("deepmind/pg19", None, "validation", "text", "\n\n", rows=10),
+}
+
+
+def load_text(name: str = BUILT_IN) -> str:
+    """The text called `name`.
+
+    Args:
+      name: "python" (ships with CPython), a dataset ("wikitext2", "c4", "pg19"), a dataset with the directory of a local
+        copy in the hub's layout ("wikitext2:/data/wikitext"), or the path of a UTF-8 file.
+
+    Raises:
+      ValueError: no such file or dataset, a file that is not UTF-8, an empty text, no network and no local copy.
+    """
+    dataset, _, directory = name.partition(":")
+    if name == BUILT_IN:
+        text = _built_in()
+    elif dataset in DATASETS:
+        text = _from_dataset(DATASETS[dataset], dataset, directory or None)
+    else:
+        text = _from_file(name)
+    if not text.strip():
+        raise ValueError(f"the text {name!r} is empty.")
+    return text
+
+
+def _built_in() -> str:
+    from pydoc_data import topics
+
+    return "\n\n".join(topics.topics[topic] for topic in sorted(topics.topics))
+
+
+def _from_file(name: str) -> str:
+    path = pathlib.Path(name).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"no text file {name!r}; give the path of a UTF-8 file, {BUILT_IN!r}, or a dataset: {', '.join(DATASETS)}."
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text (byte {error.start}); convert it first.") from None
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror}.") from None
+
+
+def _from_dataset(dataset: Dataset, name: str, directory: str | None) -> str:
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"the text {name!r} needs the package 'datasets': pip install massive_jax[data].") from None
+    if directory is not None and not pathlib.Path(directory).expanduser().is_dir():
+        raise ValueError(f"no directory {directory!r} with a copy of {dataset.hub_id}.")
+    split = dataset.split if dataset.rows is None else f"{dataset.split}[:{dataset.rows}]"
+    options: dict[str, Any] = {"split": split}
+    if dataset.files is not None:
+        options["data_files"] = {dataset.split: dataset.files}
+    location = str(pathlib.Path(directory).expanduser()) if directory else dataset.hub_id
+    try:
+        rows = datasets.load_dataset(location, dataset.config, **options)
+    except Exception as error:  # `datasets` raises dozens of types; each of them means the text cannot be had
+        raise ValueError(
+            f"the dataset {name!r} ({location}) cannot be loaded: {type(error).__name__}: {error}. "
+            f"With no network, give a local copy in the hub's layout: {name}:DIRECTORY."
+        ) from None
+    return dataset.join.join(rows[dataset.column])

@@ -1,0 +1,69 @@
+"""Cutting a text into windows of tokens. Axis letters: see `massive_jax.probe.sites`; W windows."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from massive_jax.model import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Consecutive, non-overlapping runs of tokens.
+
+    Attributes:
+      tokens: int32 [W, T]; with `bos`, T = context + 1.
+      context: tokens of text in a window.
+      bos: whether every window starts with the BOS token.
+    """
+
+    tokens: np.ndarray
+    context: int
+    bos: bool
+
+    @property
+    def num_predicted(self) -> int:
+        """Number of tokens predicted: all but the first of each window (with BOS, all tokens of the text)."""
+        return self.tokens.shape[0] * (self.tokens.shape[1] - 1)
+
+
+def cut_windows(
+    model: Model, text: str, *, context: int, windows: int | None = None, bos: bool = False, tokens: int = 1
+) -> Windows:
+    """Tokenises `text` whole, without special tokens, and cuts it from its start into windows.
+
+    Args:
+      model: whose tokenizer and context length count.
+      text: the text.
+      context: tokens of text in a window.
+      windows: how many; None for as many as the text fills.
+      bos: puts a BOS token in front of each.
+      tokens: fewest tokens a window may have (2 for perplexity, which predicts from the second on).
+
+    Raises:
+      ValueError: a context below `tokens` or above the model's, a text shorter than the windows asked for, no
+        tokenizer, no BOS token.
+    """
+    prefix = [model.bos_id()] if bos else []
+    if context + len(prefix) < tokens or context < 1:
+        raise ValueError(f"a context of {context} tokens is too short; at least {max(1, tokens - len(prefix))}.")
+    if context + len(prefix) > model.config.context_length:
+        raise ValueError(
+            f"a context of {context} tokens{' and BOS' if bos else ''} is longer than the model's "
+            f"{model.config.context_length}."
+        )
+    if windows is not None and windows < 1:
+        raise ValueError(f"{windows} windows: at least one is needed.")
+    ids = np.asarray(model.require_tokenizer().encode(text), np.int32)
+    available = len(ids) // context
+    if available < (windows or 1):
+        raise ValueError(
+            f"the text has {len(ids)} tokens, enough for {available} windows of {context}; {windows or 1} are needed. "
+            "Give a longer text, or a smaller context or number of windows."
+        )
+    count = windows or available
+    cut = ids[: count * context].reshape(count, context)
+    front = np.tile(np.asarray(prefix, np.int32), (count, 1))
+    return Windows(np.concatenate([front, cut], axis=1), context, bos)

@@ -1,0 +1,81 @@
+"""The largest activations and the median of every layer (paper, section 2). Axis letters: `massive_jax.probe.sites`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from massive_jax.analysis import DEFINITION, Location, Thresholds, full_size_layer, rank_locations
+from massive_jax.evaluate.batches import Progress, batches
+from massive_jax.model import Model
+from massive_jax.probe import Capture, Stats
+
+_KEPT = 16  # values kept of each sequence and layer
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSummary:
+    """One layer over all sequences.
+
+    Attributes:
+      layer: 1-based; None for the final norm.
+      locations: where its largest activations sit, largest first.
+      median: median magnitude, averaged over the sequences.
+      largest: largest magnitude, averaged over the sequences.
+    """
+
+    layer: int | None
+    locations: list[Location]
+    median: float
+    largest: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerTable:
+    """Every layer, and the output of the final norm."""
+
+    layers: list[LayerSummary]
+    final_norm: LayerSummary
+
+    @property
+    def full_size_layer(self) -> int:
+        """The layer at which the largest activations first appear at full size."""
+        return full_size_layer(np.asarray([summary.largest for summary in self.layers]))
+
+
+def measure_layers(
+    model: Model, tokens: np.ndarray, *, thresholds: Thresholds = DEFINITION, progress: Progress | None = None
+) -> LayerTable:
+    """Measures every layer of `model` on `tokens` [W, T], reducing inside the blocks."""
+    capture = Capture(("block_out", "final_norm"), top_k=_KEPT, median=True)
+    found: list[dict[str, Stats]] = []
+    for _, batch in batches(tokens, progress):
+        found.append(jax.device_get(model(batch, capture=capture, logits=False).intermediates))
+    blocks: Stats = _concatenate([f["block_out"] for f in found], axis=1)
+    final: Stats = _concatenate([f["final_norm"] for f in found], axis=0)
+    delimiters = model.first_delimiter(tokens) if model.tokenizer else None
+
+    def summary(layer: int | None, stats: Stats) -> LayerSummary:
+        locations = rank_locations(
+            stats.top_values,
+            stats.top_positions,
+            stats.top_dims,
+            stats.median,
+            thresholds=thresholds,
+            delimiters=delimiters,
+        )
+        largest = float(np.abs(stats.top_values[:, 0]).mean())
+        return LayerSummary(layer, locations, float(stats.median.mean()), largest)
+
+    layers = [
+        summary(layer, jax.tree.map(lambda a, i=layer - 1: a[i], blocks))
+        for layer in range(1, model.config.num_layers + 1)
+    ]
+    return LayerTable(layers, summary(None, final))
+
+
+def _concatenate(parts: list[Any], axis: int) -> Any:
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=axis), *parts)

@@ -1,0 +1,94 @@
+"""Perplexity, without a [B, T, V] array. Axis letters: see `massive_jax.probe.sites`; C tokens of a chunk."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from massive_jax.data.windows import Windows
+from massive_jax.evaluate.batches import Progress, batches, edits_for
+from massive_jax.model import Model, forward
+from massive_jax.models import head_logits, head_of
+from massive_jax.probe import CapturePlan, Edit
+
+_CHUNK = 256  # tokens whose logits exist at one time
+
+
+def perplexity(
+    model: Model,
+    windows: Windows,
+    edits: Edit | Sequence[Edit] | None = None,
+    progress: Progress | None = None,
+) -> float:
+    """exp(total negative log-likelihood / predicted tokens) over `windows`, under `edits`.
+
+    Args:
+      model: the model.
+      windows: at least two tokens each; the first token of a window is not predicted.
+      edits: interventions. A position given as an array has one position a window.
+      progress: called with the number of tokens after every batch.
+
+    Returns:
+      The perplexity; inf where the likelihood underflows, nan where the model gives nan.
+    """
+    total = 0.0
+    for rows, tokens in batches(windows.tokens, progress):
+        total += float(np.sum(token_nll(model, tokens, edits_for(edits, rows)), dtype=np.float64))
+    try:
+        return math.exp(total / windows.num_predicted)
+    except OverflowError:
+        return math.inf
+
+
+def token_nll(model: Model, tokens: Any, edits: Edit | Sequence[Edit] | None = None) -> np.ndarray:
+    """Negative log-likelihood of every token after the first, in nats: int [B, T] -> float32 [B, T - 1].
+
+    Raises:
+      ValueError: a single token; an edit of the logits, which are never whole here; see also `Model.__call__`.
+    """
+    tokens = model.check_tokens(tokens)
+    if tokens.shape[1] < 2:
+        raise ValueError("perplexity needs at least two tokens a window: the first is not predicted.")
+    compiled = model.compile_edits(edits, tokens)
+    if "logits" in compiled:
+        raise ValueError("perplexity does not build the logits whole, so it cannot edit them; use model(…).logits.")
+    return np.asarray(_nll(model.module, model.params, compiled, tokens))
+
+
+@functools.partial(jax.jit, static_argnames=("module",))
+def _nll(module: Any, params: Any, edits: Any, tokens: jax.Array) -> jax.Array:
+    hidden = forward(module, params, edits, CapturePlan(), tokens, logits=False).last_hidden
+    return chunked_nll(hidden[:, :-1], head_of(module.config, params), tokens[:, 1:], module.config.dtype)
+
+
+def chunked_nll(hidden: jax.Array, head: jax.Array, targets: jax.Array, dtype: str) -> jax.Array:
+    """-log p(target) from the final norm's output, some tokens at a time.
+
+    Args:
+      hidden: [B, T, D].
+      head: [V, D].
+      targets: int [B, T].
+      dtype: the model's; float32 multiplies in full precision on every device.
+
+    Returns:
+      float32 [B, T].
+    """
+    B, T, D = hidden.shape
+    padding = -(B * T) % _CHUNK
+    x = jnp.pad(hidden.reshape(B * T, D), ((0, padding), (0, 0))).reshape(-1, _CHUNK, D)
+    y = jnp.pad(targets.reshape(B * T), (0, padding)).reshape(-1, _CHUNK)
+
+    def chunk(xy: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x, y = xy
+        logits = head_logits(x, head)
+        return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, y[:, None], axis=-1)[:, 0]
+
+    with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+        nll = jax.lax.map(chunk, (x, y))
+    return nll.reshape(-1)[: B * T].reshape(B, T)

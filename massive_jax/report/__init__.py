@@ -1,0 +1,27 @@
+"""Figures and the HTML report: from plain data to files, written whole or not at all.
+
+Nothing here knows of models or of jax, and matplotlib is imported only when a figure is drawn.
+"""
+
+from massive_jax.report.attention import plot_attention
+from massive_jax.report.feature_map import plot_feature_map
+from massive_jax.report.files import atomic_write, read_json, write_json
+from massive_jax.report.html import Section, Summary, Table, write_report
+from massive_jax.report.intervention import plot_intervention
+from massive_jax.report.layerwise import plot_layerwise
+from massive_jax.report.style import label
+
+__all__ = [
+    "Section",
+    "Summary",
+    "Table",
+    "atomic_write",
+    "label",
+    "plot_attention",
+    "plot_feature_map",
+    "plot_intervention",
+    "plot_layerwise",
+    "read_json",
+    "write_json",
+    "write_report",
+]

@@ -1,0 +1,201 @@
+"""Attention before and after the softmax, and how much of it lands on the tokens with massive activations."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from massive_jax.report import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIDE, SHARES, GAP = 2.3, 1.85, 0.68  # inches: a heat map, the right panel's width, and what is between panels
+MASKED = -1e30  # a logit at or below this is a mask, not a score
+
+
+def plot_attention(
+    result: Mapping[str, Any], logits: np.ndarray, probs: np.ndarray, path: str | os.PathLike[str]
+) -> None:
+    """Draws one layer's attention and, over all layers, its share on the massive tokens.
+
+    Args:
+      result: "model", "dtype", "bos", "layer" (1-based), "head" (a number or "mean"), "tokens" (T texts),
+        "massive_positions", "shares" (one a layer, 0 to 1: the share of attention on the massive tokens) and
+        "emergence_layer" (1-based, the first whose output has massive activations, or None). Optional:
+        "key_tokens", S texts, where the keys are not the tokens (an attention bias or a sink adds columns).
+      logits: [T, S], before the softmax. Masked entries (NaN, infinite, or at most -1e30) are left blank.
+      probs: [T, S], after the softmax; blank where `logits` is, and where NaN.
+      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+
+    Raises:
+      ValueError: shapes that do not fit, or a massive position outside them; or another suffix.
+    """
+    with style.context():
+        style.save(draw(result, logits, probs), path)
+
+
+def draw(result: Mapping[str, Any], logits: np.ndarray, probs: np.ndarray) -> "Figure":
+    """The figure of `plot_attention`; call it under `style.context()`."""
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    logits, probs = np.array(logits, np.float64), np.array(probs, np.float64)
+    queries, massive = list(result["tokens"]), sorted({int(p) for p in result["massive_positions"]})
+    keys = list(result.get("key_tokens", queries))
+    if logits.shape != (len(queries), len(keys)) or probs.shape != logits.shape or not logits.size:
+        raise ValueError(
+            f"logits {logits.shape} and probs {probs.shape} must both be [T, S] with T = {len(queries)} "
+            f"(tokens) and S = {len(keys)} ({'key_tokens' if 'key_tokens' in result else 'tokens'})"
+        )
+    if any(not 0 <= position < len(keys) for position in massive):
+        raise ValueError(f"massive_positions {massive} are outside the {len(keys)} keys")
+    logits[~np.isfinite(logits) | (logits <= MASKED)] = np.nan
+    probs[np.isnan(logits)] = np.nan
+
+    query_names = _names(queries, set(massive) & set(range(len(queries))))
+    key_names = _names(keys, set(massive))
+    margin = max(style.text_width(name, style.SMALL) for _, name in query_names)
+    below = max(style.text_width(name, style.SMALL) for _, name in key_names)
+    left, bottom = style.MARGIN + 0.22 + margin + 0.06, style.MARGIN + 0.2 + below + 0.1
+    width = left + 2 * (SIDE + GAP) + 0.35 + SHARES + style.MARGIN + 0.08
+    header = style.Header(*_words(result, massive), width)
+    made = style.figure(width, bottom + SIDE + 0.34 + header.height)
+    header.draw(made)
+
+    limit = float(np.nanmax(np.abs(logits))) if np.isfinite(logits).any() else 0.0
+    most = float(np.nanmax(probs)) if np.isfinite(probs).any() else 0.0
+    blues = LinearSegmentedColormap.from_list("blues", ["#E9EFF5", "#8DB9DB", "#2878B0", "#08306B"])
+    maps = (
+        ("Logit (before softmax)", logits, "coolwarm", Normalize(-(limit or 1), limit or 1)),
+        ("Probability (after softmax)", probs, blues, Normalize(0, most or 1)),
+    )
+    x = left
+    for i, (title, values, colours, norm) in enumerate(maps):
+        ax = style.axes(made, x, bottom, SIDE, SIDE)
+        image = ax.imshow(values, cmap=colours, norm=norm, aspect="auto", interpolation="nearest")
+        ax.spines[["top", "right"]].set_visible(True)
+        ax.tick_params(length=0)
+        ax.set_xticks([], [])
+        ax.set_yticks([], [])
+        for position, name in key_names:
+            at = x + SIDE * (position + 0.5) / len(keys)
+            colour = style.MASSIVE if position in massive else style.INK
+            options = {"size": style.SMALL, "rotation": 90, "ha": "center", "va": "top", "color": colour}
+            style.text(made, at, bottom - 0.06, name, **options)
+        if i == 0:
+            for position, name in query_names:
+                at = bottom + SIDE * (1 - (position + 0.5) / len(queries))
+                colour = style.MASSIVE if position in massive else style.INK
+                options = {"size": style.SMALL, "ha": "right", "va": "center_baseline", "color": colour}
+                style.text(made, x - 0.06, at, name, **options)
+            style.text(made, style.MARGIN, bottom + SIDE / 2, "Query token", rotation=90, va="center")
+        for position in massive:  # an outline round the column, and a pointer above it
+            ax.axvspan(
+                position - 0.5,
+                position + 0.5,
+                facecolor="none",
+                edgecolor=style.MASSIVE,
+                linewidth=1.2 if len(keys) <= 24 else 0.5,
+                clip_on=False,
+                zorder=5,
+            )
+            at = x + SIDE * (position + 0.5) / len(keys)
+            style.line(made, [at], [bottom + SIDE + 0.06], marker="v", markersize=4, color=style.MASSIVE)
+        style.text(made, x, bottom + SIDE + 0.14, title)
+        style.text(made, x + SIDE / 2, style.MARGIN, "Key token", ha="center", va="bottom")
+        bar = made.colorbar(image, cax=style.axes(made, x + SIDE + 0.08, bottom, 0.1, SIDE))
+        bar.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
+        x += SIDE + GAP
+    _shares(made, result, massive, x + 0.35, bottom)
+    return made
+
+
+def _shares(
+    made: "Figure", result: Mapping[str, Any], massive: list[int], left: float, bottom: float
+) -> None:
+    """The right panel: the share of each layer's attention on the massive tokens."""
+    width = SHARES
+    from matplotlib.ticker import FixedLocator, FuncFormatter
+
+    shares = np.array([style.as_float(share) for share in result["shares"]])
+    style.text(made, left, bottom + SIDE + 0.14, "Share on massive tokens")
+    ax = style.axes(made, left, bottom, width, SIDE)
+    if not massive or not len(shares):
+        words = "No massive token" if not massive else "No layer was measured"
+        style.text(
+            made, left + width / 2, bottom + SIDE / 2, words, color=style.GREY, ha="center", va="center"
+        )
+        ax.set_xticks([], [])
+        ax.set_yticks([], [])
+        return
+    layers = np.arange(1, len(shares) + 1)
+    size = float(np.clip(90 / len(shares), 1.8, 4))
+    ax.plot(layers, shares, "o-", color=style.BLUE, markersize=size, linewidth=1.3, clip_on=False, zorder=3)
+    ax.set_xlim(0.5, len(shares) + 0.5)
+    ax.set_ylim(0, 1)
+    ax.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
+    ax.xaxis.set_major_locator(FixedLocator(style.layer_ticks(1, len(shares), 7)))
+    ax.grid(axis="y", color=style.RULE, linewidth=0.5)
+    ax.set_axisbelow(True)
+    ax.set_xlabel("Layer")
+    emergence = result["emergence_layer"]
+    if emergence is None:
+        return
+    ax.axvline(emergence, color=style.MASSIVE, linewidth=1, linestyle=(0, (4, 2)), zorder=2)
+    ax.axvspan(emergence, len(shares) + 0.5, color=style.TINT, linewidth=0, zorder=0)
+    # The note goes to the emptier of the two lower corners beside the line, or the upper ones.
+    words = ["massive from", f"layer {emergence} on"]
+    need = max(style.text_width(row, style.SMALL) for row in words)
+    at = left + width * (emergence - 0.5) / len(shares)
+    inches = left + width * (layers - 0.5) / len(shares)
+    tall = 2 * style.text_height(style.SMALL) + 0.08
+    best = None
+    for x0 in (at + 0.06, at - 0.06 - need):
+        if not left <= x0 <= left + width - need:
+            continue
+        under = np.interp(np.linspace(x0 - 0.04, x0 + need + 0.04, 50), inches, np.nan_to_num(shares)) * SIDE
+        for y0 in np.linspace(0.06, SIDE - tall, 24):
+            gap = min(np.abs(under - (y0 + tall / 2)).min() - tall / 2, 0.1)
+            if best is None or gap > best[0] + 1e-6:
+                best = (gap, x0, bottom + y0)
+    if best:
+        for row, word in enumerate(words):
+            y = best[2] + (1 - row) * style.text_height(style.SMALL) + 0.03
+            style.text(made, best[1], y, word, size=style.SMALL, color=style.MASSIVE)
+
+
+def _names(tokens: Sequence[str], marked: set[int]) -> list[tuple[int, str]]:
+    """(position, text) of the tokens to name: all that fit along a side, the massive ones first."""
+    need = style.text_height(style.SMALL) * 0.95
+    pitch = SIDE / len(tokens)
+    shown: list[int] = []
+    step = max(1, int(np.ceil(need / pitch)))
+    for position in [*sorted(marked), *range(0, len(tokens), step)]:
+        if all(abs(position - other) * pitch >= need * 0.999 for other in shown):
+            shown.append(position)
+    return [(position, style.label(tokens[position], limit=12)) for position in sorted(shown)]
+
+
+def _words(result: Mapping[str, Any], massive: list[int]) -> tuple[str, list[str]]:
+    """The title, which is the finding, and the lines under it."""
+    model, layer = style.model_name(result), int(result["layer"])
+    head = "mean over heads" if result["head"] == "mean" else f"head {result['head']}"
+    shares = [style.as_float(share) for share in result["shares"]]
+    if not massive:
+        title = f"Attention in layer {layer} of {model}: no massive token"
+        return title, [f"Heat maps: layer {layer}, {head} · {style.conditions(result)}"]
+    share = shares[layer - 1] if 0 < layer <= len(shares) else np.nan
+    title = f"Attention in layer {layer} of {model}"
+    if np.isfinite(share):
+        title += f": {100 * share:.0f} % lands on the massive token{'s' * (len(massive) > 1)}"
+    named = [f"{p} “{style.label(t, limit=18)}”" for p, t in _named(result, massive)[:5]]
+    listed = ", ".join(named) + (f" and {len(massive) - 5} more" if len(massive) > 5 else "")
+    where = f"massive token{'s' * (len(massive) > 1)} (orange): {listed}"
+    return title, [f"Heat maps: layer {layer}, {head} · {style.conditions(result)} · {where}"]
+
+
+def _named(result: Mapping[str, Any], massive: list[int]) -> list[tuple[int, str]]:
+    keys = result.get("key_tokens", result["tokens"])
+    return [(position, keys[position]) for position in massive]

@@ -1,0 +1,137 @@
+"""Writing results: a file either is there whole or is not there at all."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+
+NON_FINITE = "non_finite"  # the key under which `write_json` keeps what it had to write as null
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    r"""Gives a temporary path beside `path`, renamed to `path` when the block ends without an error.
+
+    The temporary file exists (empty) when the block starts, is in the same directory (so the rename cannot
+    cross a file system), and keeps the suffix of `path` (so a writer that goes by the suffix does the right
+    thing). When the block raises, the temporary file is removed and what was at `path` before is untouched.
+    Missing parent directories are made.
+
+    Example:
+      with atomic_write("out/table.csv") as temporary:
+        temporary.write_text("a,b\n")
+
+    Raises:
+      IsADirectoryError: `path` is a directory.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {str(path)!r}: it is a directory; give the name of a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp{path.suffix}"
+    # Not tempfile: that makes the file readable by its owner only, and the rename would keep it so.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+    """Writes `obj` as standard JSON (RFC 8259), which has no infinity and no NaN.
+
+    A number that is not finite becomes null. So that nothing is lost, an object at the top gets one more key,
+    `"non_finite"`, that says what each such null was, by JSON pointer (RFC 6901); `read_json` puts them back:
+
+      {"perplexity": {"zero": null}, "non_finite": {"/perplexity/zero": "inf"}}
+
+    The key is absent when every number is finite. Besides plain JSON types, takes numpy and jax scalars and
+    arrays (any float type; written as exact float64), dataclasses, paths, tuples, and sets (sorted).
+
+    Raises:
+      TypeError: something else is in `obj`; the message says where. ValueError: two keys of one object are
+      the same text (1 and "1"), or `obj` already has a key "non_finite".
+    """
+    found: dict[str, str] = {}
+    plain = _plain(obj, "", found)
+    if isinstance(plain, dict) and found:
+        if NON_FINITE in plain:
+            raise ValueError(f"{NON_FINITE!r} is reserved for write_json's own note: rename that key")
+        plain[NON_FINITE] = found
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False, indent=2)
+    text = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)  # half a surrogate pair
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Reads what `write_json` wrote, with the infinities and NaNs back in their places."""
+    obj = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    notes = obj.pop(NON_FINITE, {}) if isinstance(obj, dict) else {}
+    for pointer, value in notes.items():
+        *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:])
+        holder = obj
+        for part in parents:
+            holder = holder[int(part) if isinstance(holder, list) else part]
+        holder[int(last) if isinstance(holder, list) else last] = float(value)
+    return obj
+
+
+def _plain(obj: Any, where: str, found: dict[str, str]) -> Any:
+    """`obj` in JSON's own types; notes the numbers that are not finite in `found`."""
+    if obj is None or isinstance(obj, bool | str):
+        return str(obj) if isinstance(obj, str) else obj
+    if isinstance(obj, int):
+        return int(obj)
+    if isinstance(obj, float):
+        return _finite(float(obj), where, found)
+    if isinstance(obj, os.PathLike):
+        return os.fspath(obj)
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        obj = {field.name: getattr(obj, field.name) for field in dataclasses.fields(obj)}
+    if isinstance(obj, Mapping):
+        plain: dict[str, Any] = {}
+        for key, value in obj.items():
+            if not isinstance(key, str | int | np.integer) or isinstance(key, bool):
+                raise TypeError(
+                    f"cannot write a key of type {type(key).__name__} at {where or '/'}: use text"
+                )
+            name = str(key)
+            if name in plain:
+                raise ValueError(f"two keys at {where or '/'} are both {name!r} as text")
+            pointer = name.replace("~", "~0").replace("/", "~1")
+            plain[name] = _plain(value, f"{where}/{pointer}", found)
+        return plain
+    if isinstance(obj, Set):
+        obj = sorted(obj)
+    if isinstance(obj, Sequence) and not isinstance(obj, bytes | bytearray):
+        return [_plain(item, f"{where}/{i}", found) for i, item in enumerate(obj)]
+    if isinstance(obj, np.ndarray | np.generic) or hasattr(obj, "__array__"):
+        array = np.asarray(obj)
+        if array.ndim:
+            return [_plain(item, f"{where}/{i}", found) for i, item in enumerate(array)]
+        if array.dtype.kind in "biuU":
+            return array.item()
+        try:  # bfloat16 and its kin are not numpy's own kinds of float
+            return _finite(float(array), where, found)
+        except (TypeError, ValueError):
+            pass
+    raise TypeError(
+        f"cannot write a {type(obj).__name__} as JSON at {where or '/'}: make it plain data first"
+    )
+
+
+def _finite(value: float, where: str, found: dict[str, str]) -> float | None:
+    if math.isfinite(value):
+        return value
+    found[where] = str(value)
+    return None

@@ -1,0 +1,210 @@
+"""Weights from a Hugging Face directory: `config.json` and safetensors, in one file or in shards.
+
+Only safetensors are opened. PyTorch's `.bin` and `.pt` files are pickles, which can run any code when loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes  # noqa: F401: registers bfloat16 with numpy, which safetensors relies on
+import numpy as np
+import safetensors
+
+from massive_jax.weights import source
+
+if TYPE_CHECKING:
+    from massive_jax.weights.tokenizer import Tokenizer
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# safetensors' names → numpy's; a dtype that is not here keeps its own name and is refused when read.
+_DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+}
+
+
+class HuggingFaceSource(source.Source):
+    """A Hugging Face checkpoint directory; see `Source`.
+
+    `config` is `config.json`, parsed. Tensors are named as in the safetensors files.
+
+    Args:
+      directory: holds `config.json` and `model.safetensors`, or `model.safetensors.index.json` and its shards.
+
+    Raises:
+      ValueError: something is missing (every missing shard is named), damaged or contradictory; or the
+        weights are pickles.
+    """
+
+    format = "huggingface"
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self._directory = source.existing_path(directory, "Checkpoint directory")
+        self.location = str(self._directory)
+        if not self._directory.is_dir():
+            raise ValueError(
+                f"{self.location} is a file; expected a directory with config.json and {_SINGLE}."
+                " Name the directory that holds it."
+            )
+        self.config = read_json_object(self._directory / "config.json")
+        self._handles: dict[str, Any] = {}
+        self._shard_of: dict[str, str] = {}
+        shards, index = self._shards()
+        holders = defaultdict(list)
+        for shard in shards:
+            self._handles[shard] = _open(self._directory / shard)
+            for name in self._handles[shard].keys():  # noqa: SIM118: not a mapping
+                holders[name].append(shard)
+        self._shard_of = _settle(self.location, holders, index)
+        self.tensors = self._describe()
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, in its stored dtype. See `Source.read`."""
+        if name not in self._shard_of:
+            raise source.no_such_tensor(name, self)
+        if not self._handles:
+            raise ValueError(f"{self.location}: tensor {name} cannot be read: the source was closed.")
+        try:
+            return self._handles[self._shard_of[name]].get_tensor(name)
+        except Exception as error:  # safetensors raises its own class, AttributeError or TypeError
+            raise ValueError(
+                f"{self.location}: tensor {name} ({self.tensors[name].dtype}) in {self._shard_of[name]} cannot"
+                f" be read: {error}. Convert it to float32, float16 or bfloat16."
+            ) from None
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer beside the weights; None where there is none."""
+        from massive_jax.weights.tokenizer import Tokenizer, has_tokenizer
+
+        return Tokenizer.from_directory(self._directory) if has_tokenizer(self._directory) else None
+
+    def close(self) -> None:
+        """Lets go of the mapped files."""
+        self._handles = {}
+
+    def _shards(self) -> tuple[list[str], Mapping[str, str] | None]:
+        """The files to open, and the index's tensor → file where there is an index."""
+        if (self._directory / _SINGLE).is_file():  # first, as in transformers
+            return [_SINGLE], None
+        if not (self._directory / _INDEX).is_file():
+            raise self._no_weights()
+        where = self._directory / _INDEX
+        index = read_json_object(where).get("weight_map")
+        if not isinstance(index, dict) or not index or not all(isinstance(v, str) for v in index.values()):
+            raise ValueError(f"{where} has no weight_map of tensor name to file name. Download it again.")
+        shards = sorted(set(index.values()))
+        if outside := [shard for shard in shards if Path(shard).name != shard or shard in ("", ".", "..")]:
+            raise ValueError(
+                f"{where} names files outside its own directory: {source.listed(outside)}. Shards are plain"
+                " file names; do not trust this checkpoint."
+            )
+        if missing := [shard for shard in shards if not (self._directory / shard).is_file()]:
+            raise ValueError(
+                f"{self.location} lacks {len(missing)} of the {len(shards)} shards that {_INDEX} names:"
+                f" {source.listed(missing, 1000)}. Download them into the directory."
+            )
+        return shards, index
+
+    def _no_weights(self) -> ValueError:
+        expected = f"expected {_SINGLE}, or {_INDEX} and its shards"
+        pickles = sorted({path.name for pattern in _PICKLES for path in self._directory.glob(pattern)})
+        if pickles:
+            return ValueError(
+                f"{self.location} holds only PyTorch pickles ({source.listed(pickles)}); {expected}. Pickles are"
+                " never loaded: loading one can run any code. Convert it where you trust it, with transformers:"
+                " AutoModel.from_pretrained(DIR).save_pretrained(NEW_DIR), or ask for a revision with safetensors."
+            )
+        others = sorted(path.name for path in self._directory.glob("*.safetensors"))
+        found = (
+            f" It has {source.listed(others)}: rename or merge them if they are the whole model."
+            if others
+            else ""
+        )
+        return ValueError(
+            f"{self.location} has no weights: {expected}.{found} A model published only as PyTorch pickles has to"
+            " be converted first (transformers' save_pretrained writes safetensors)."
+        )
+
+    def _describe(self) -> Mapping[str, source.TensorInfo]:
+        found = {}
+        for name, shard in self._shard_of.items():
+            view = self._handles[shard].get_slice(name)
+            dtype = str(view.get_dtype())
+            found[name] = source.TensorInfo(tuple(view.get_shape()), _DTYPES.get(dtype, dtype))
+        return MappingProxyType(found)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; ValueError where it is absent, not JSON, or not an object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path.parent} has no {path.name}; a Hugging Face checkpoint needs it. Copy it from the model's page."
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not readable JSON: {error}. Copy it again from the model's page."
+        ) from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {type(value).__name__}; expected a JSON object. Copy it again.")
+    return value
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except Exception as error:  # SafetensorError, OSError: a damaged header, a cut file, no permission
+        size = path.stat().st_size if path.exists() else 0
+        raise ValueError(
+            f"{path} ({size} bytes) is not a whole safetensors file: {error}. Download it again"
+            " (a small text file here is often a Git LFS pointer)."
+        ) from None
+
+
+def _settle(
+    location: str, holders: Mapping[str, list[str]], index: Mapping[str, str] | None
+) -> dict[str, str]:
+    """Tensor → the one shard that holds it; ValueError where shards or index contradict each other.
+
+    A tensor in a shard that the index forgets is kept: whether the model wants it is the loader's question.
+    """
+    problems = []
+    if doubled := [
+        f"{name} ({', '.join(where)})" for name, where in sorted(holders.items()) if len(where) > 1
+    ]:
+        problems.append(f"tensors in more than one shard: {source.listed(doubled, 100)}")
+    absent = [
+        f"{name} ({shard})"
+        for name, shard in sorted((index or {}).items())
+        if shard not in holders.get(name, ())
+    ]
+    if absent:
+        problems.append(
+            f"tensors that {_INDEX} places in a shard that lacks them: {source.listed(absent, 100)}"
+        )
+    if problems:
+        raise ValueError(
+            f"{location} contradicts itself: {'; '.join(problems)}. Download index and shards together."
+        )
+    return {name: where[0] for name, where in holders.items()}

@@ -1,0 +1,106 @@
+"""What every weight format looks like to the loader: names, shapes, one tensor at a time.
+
+A `Source` is a checkpoint opened for reading. It knows the names and shapes of its tensors without reading
+them, and reads one at a time, so a loader that streams needs memory for one tensor, not for the model.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from massive_jax.weights.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """A stored tensor, unread.
+
+    Attributes:
+      shape: row-major, as numpy and Hugging Face have it: a linear layer's weight is [out, in].
+      dtype: how it is stored: a numpy name ("float32", "bfloat16", …), or a GGUF quantisation ("Q4_1").
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Source(abc.ABC):
+    """A checkpoint opened for reading; use it as a context manager, or call `close`.
+
+    Attributes:
+      location: where it was opened from, for messages.
+      format: "huggingface" or "gguf"; it decides which table of weight names applies.
+      config: the file's own description of the model: `config.json`, or the GGUF metadata.
+      tensors: every tensor of the checkpoint by its name in the file.
+    """
+
+    location: str
+    format: str
+    config: dict[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    @abc.abstractmethod
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, of the shape in `tensors`.
+
+        It keeps its stored dtype (bfloat16 as `ml_dtypes.bfloat16`), but a GGUF quantised one comes back as
+        float32. The array is the caller's own: it stays valid after `close`.
+
+        Raises:
+          ValueError: no such tensor, or its data cannot be read.
+        """
+
+    @abc.abstractmethod
+    def tokenizer(self) -> Tokenizer | None:
+        """The checkpoint's tokenizer; None where it has none (a vision model, say).
+
+        Raises:
+          ValueError: it has one that cannot be used.
+        """
+
+    def close(self) -> None:
+        """Lets go of the files; `read` is an error afterwards. Calling it twice is harmless."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def no_such_tensor(name: object, source: Source) -> ValueError:
+    """The error for a name that is not in `source.tensors`, with the nearest names that are."""
+    near = difflib.get_close_matches(str(name), source.tensors, n=3)
+    hint = f"; the nearest are {', '.join(near)}" if near else ""
+    return ValueError(
+        f"{source.location} has no tensor named {name!r} ({len(source.tensors)} tensors{hint})."
+    )
+
+
+def listed(items: Iterable[object], limit: int = 20) -> str:
+    """Offenders for an error message: all of them up to `limit`, then how many more."""
+    names = [str(item) for item in items]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def existing_path(path: object, what: str) -> Path:
+    """`path` as a `Path`, or a ValueError where it is not a path or nothing is there."""
+    try:
+        found = Path(path).expanduser()  # pyright: ignore[reportArgumentType]
+        found.stat()
+    except TypeError:
+        raise ValueError(f"{what}: expected a path, got {path!r}.") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        # ValueError: a null byte in the name; RuntimeError: "~user" of no such user.
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{what} {str(path)!r} cannot be opened: {reason}. Check the path.") from None
+    return found

@@ -1,0 +1,109 @@
+import dataclasses
+import json
+import math
+import os
+import pathlib
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from massive_jax.report import atomic_write, files, read_json, write_json
+
+
+def test_a_file_appears_only_when_the_block_ends(tmp_path):
+    path = tmp_path / "new" / "table.csv"
+    with atomic_write(path) as temporary:
+        assert temporary.parent == path.parent
+        assert temporary.suffix == ".csv"
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert os.listdir(path.parent) == ["table.csv"]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with pytest.raises(KeyError), atomic_write(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise KeyError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["out.txt"]
+
+
+def test_a_written_file_has_the_usual_permissions(tmp_path):
+    (tmp_path / "usual").write_text("")
+    write_json(tmp_path / "ours.json", {})
+    assert (tmp_path / "ours.json").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_directory_is_refused(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a directory"), atomic_write(tmp_path):
+        pass
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    value: float
+    token: str
+
+
+def test_json_is_standard_and_keeps_what_is_not_finite_in_a_note(tmp_path):
+    path = tmp_path / "result.json"
+    result = {
+        "perplexity": {"zero": math.inf, "a/b~": -math.inf, "mean": 23.8},
+        "tops": np.array([1.0, np.nan], np.float32),
+        "half": ml_dtypes.bfloat16(0.5),
+        "count": np.int64(3),
+        "flag": np.bool_(True),
+        "found": (_Found(206.1, "中\ud83d\n"),),
+        "path": pathlib.Path("a"),
+        "dims": {507, 14},
+    }
+    write_json(path, result)
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    text = path.read_text(encoding="utf-8")
+    plain = json.loads(text, parse_constant=refuse)
+    assert plain[files.NON_FINITE] == {
+        "/perplexity/zero": "inf",
+        "/perplexity/a~1b~0": "-inf",
+        "/tops/1": "nan",
+    }
+    assert plain["perplexity"]["zero"] is None
+    assert "中" in text
+    back = read_json(path)
+    assert math.isnan(back["tops"].pop())
+    assert back == {
+        "perplexity": {"zero": math.inf, "a/b~": -math.inf, "mean": 23.8},
+        "tops": [1.0],
+        "half": 0.5,
+        "count": 3,
+        "flag": True,
+        "found": [{"value": 206.1, "token": "中\ud83d\n"}],
+        "path": "a",
+        "dims": [14, 507],
+    }
+
+
+def test_json_has_no_note_when_all_is_finite(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [1, 2.5, None, "x"]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, 2.5, None, "x"]}
+
+
+@pytest.mark.parametrize(
+    ("obj", "error", "words"),
+    [
+        ({"a": [object()]}, TypeError, "/a/0"),
+        ({"a": {(1, 2): 3}}, TypeError, "key of type tuple at /a"),
+        ({1: 2, "1": 3}, ValueError, "both '1'"),
+        ({"non_finite": 1, "x": math.nan}, ValueError, "reserved"),
+    ],
+)
+def test_what_is_not_json_is_refused_by_name_and_nothing_is_written(tmp_path, obj, error, words):
+    with pytest.raises(error, match=words):
+        write_json(tmp_path / "a.json", obj)
+    assert not os.listdir(tmp_path)

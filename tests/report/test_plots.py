@@ -1,0 +1,465 @@
+"""Figures: what they say, and that none of it is cut or overlaps. A missing glyph is a warning: an error."""
+
+import ast
+import copy
+import itertools
+import math
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from matplotlib.text import Text
+
+import massive_jax.report
+from massive_jax.report import (
+    attention,
+    feature_map,
+    intervention,
+    label,
+    layerwise,
+    plot_attention,
+    plot_feature_map,
+    plot_intervention,
+    plot_layerwise,
+    style,
+)
+
+TOKENS = ["Summer", " is", " warm", ".", " Winter", " is", " cold", ".", "\n"]
+STRANGE = [
+    "<b>$x_1^2$</b>",
+    "中文字",
+    "\x00\x1b[0m",
+    "a" * 60,
+    "",
+    "\t  ",
+    "🙂",
+    "\ud83d",
+    "é\u0301",
+    "▁the",
+    "\\",
+]
+HEAD = {"model": "SmolLM2-135M-Instruct", "dtype": "float32", "bos": False}
+
+
+# ---- made-up results, with the sizes of real ones
+
+
+def _layerwise(layers=30, token="Summer", found=True):
+    rows, massive = [], []
+    for layer in range(1, layers + 1):
+        part = layer / layers
+        top = (
+            (12.0, 8.0, 6.5)
+            if part < 0.05
+            else (206.1, 79.1, 59.2)
+            if part < 0.11
+            else (23147.1, 1692.8, 850.0)
+        )
+        top = (331.6, 190.0, 171.0) if part > 0.97 else top
+        top = top if found else (20 * part + 5, 15 * part + 4, 12 * part + 3)
+        median = 0.4 + 3.1 * part
+        entries = [
+            {"value": v, "position": 0, "dim": d, "token": token}
+            for v, d in zip(top, (507, -1, 14), strict=True)
+        ]
+        rows.append({"layer": layer, "top": entries, "median": median})
+        massive += [
+            {**e, "layer": layer, "ratio": e["value"] / median, "meets_magnitude": True}
+            | {"meets_ratio": e["value"] > 1000 * median}
+            for e in entries
+            if e["value"] > 100
+        ]
+    thresholds = {"magnitude": 100.0, "ratio": 1000.0}
+    more = {"tokens": TOKENS, "windows": 1, "context": 9, "layers": rows}
+    return {**HEAD, **more, "massive": massive, "thresholds": thresholds}
+
+
+def _feature_map(T=9, D=576, spikes=((0, 507, 23147.1), (0, 247, -1692.8), (0, 14, 850.0)), tokens=None):
+    tokens = tokens or [TOKENS[t % 9] for t in range(T)]
+    magnitudes = np.abs(np.random.default_rng(0).standard_normal((T, D))).astype(np.float32)
+    for position, dim, value in spikes:
+        magnitudes[position, dim] = abs(value)
+    found = [{"position": t, "dim": d, "token": tokens[t], "value": v} for t, d, v in spikes]
+    more = {
+        "layer": 12,
+        "tokens": tokens,
+        "median": 1.721,
+        "massive": found,
+        "dims": [d for _, d, _ in spikes],
+    }
+    return {**HEAD, **more}, magnitudes
+
+
+def _attention(T=9, layers=30, massive=(0,), emergence=4, tokens=None):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-4, 1, (T, T))
+    logits[:, list(massive)] += 5
+    logits[np.triu_indices(T, 1)] = np.nan
+    probs = np.nan_to_num(np.exp(logits))
+    probs /= probs.sum(axis=1, keepdims=True)
+    result = {
+        **HEAD,
+        "layer": layers // 2,
+        "head": "mean",
+        "tokens": tokens or [TOKENS[t % 9] for t in range(T)],
+        "massive_positions": list(massive),
+        "shares": [0.25 if layer < (emergence or 99) else 0.9 for layer in range(1, layers + 1)],
+        "emergence_layer": emergence,
+    }
+    return result, logits, probs
+
+
+def _intervention(**perplexity):
+    sites = [
+        {"position": 0, "dim": d, "value_mean": v}
+        for d, v in ((507, 23147.1), (247, -1692.8), (14, float("nan")))
+    ]
+    perplexity = perplexity or {"original": 23.76, "zero": 1962311.0, "mean": 23.80, "random_zero": 23.77}
+    return {**HEAD, "layer": 12, "context": 512, "windows": 4, "sites": sites, "perplexity": perplexity}
+
+
+def _broken_layers():
+    result = _layerwise(48)
+    result["layers"][20]["top"][0]["value"] = None
+    result["layers"][21]["top"][0]["value"] = math.inf
+    return result
+
+
+def _no_value():
+    result = _layerwise(6)
+    for row in result["layers"]:
+        row["median"] = None
+        for entry in row["top"]:
+            entry["value"] = None
+    return result
+
+
+CROWDED = (
+    (0, 1415, 900.0),
+    (0, 1416, 870.0),
+    (0, 1420, 880.0),
+    (1, 1415, 700.0),
+    (63, 8191, 500.0),
+    (63, 0, 400.0),
+)
+LLAMA = ((0, 1415, -458.0), (0, 2533, 767.0), (7, 1415, -1502.0), (7, 2533, 2546.8))
+LONG = {"model": "/a/very/long/path/" + "x" * 90, "bos": True, "windows": 4, "context": 4096}
+CASES = {
+    "layerwise": (layerwise, (_layerwise(),)),
+    "layerwise-1": (layerwise, (_layerwise(1),)),
+    "layerwise-12": (layerwise, (_layerwise(12),)),
+    "layerwise-80": (layerwise, (_layerwise(80, token="<|begin_of_text|>"),)),
+    "layerwise-none": (layerwise, (_layerwise(32, found=False),)),
+    "layerwise-long": (layerwise, ({**_layerwise(24, token="x" * 80), **LONG},)),
+    "layerwise-cjk": (layerwise, (_layerwise(token="中\n"),)),
+    "layerwise-broken": (layerwise, (_broken_layers(),)),
+    "layerwise-no-value": (layerwise, (_no_value(),)),
+    "feature-map": (feature_map, _feature_map()),
+    "feature-map-1": (feature_map, _feature_map(1, 64, ((0, 7, 300.0),))),
+    "feature-map-64": (feature_map, _feature_map(64, 4096, LLAMA)),
+    "feature-map-crowded": (feature_map, _feature_map(64, 8192, CROWDED)),
+    "feature-map-none": (feature_map, _feature_map(16, 2048, ())),
+    "feature-map-strange": (feature_map, _feature_map(11, 768, ((3, 447, 3000.0),), STRANGE)),
+    "feature-map-zero": (feature_map, (_feature_map(4, 16, ())[0], np.zeros((4, 16)))),
+    "attention": (attention, _attention()),
+    "attention-1": (attention, _attention(1, 12)),
+    "attention-64": (attention, _attention(64, 80, (0, 7))),
+    "attention-late": (attention, _attention(33, 32, (0, 7, 8), 31)),
+    "attention-last": (attention, _attention(9, 12, (0,), 12)),
+    "attention-none": (attention, _attention(16, 32, (), None)),
+    "attention-strange": (attention, _attention(11, 24, (3, 4), 1, STRANGE)),
+    "intervention": (intervention, (_intervention(),)),
+    "intervention-inf": (
+        intervention,
+        (_intervention(original=5.47, zero=math.inf, mean=None, other_one=math.nan),),
+    ),
+    "intervention-null": (intervention, (_intervention(original=30.219, zero=30.214, mean=30.214),)),
+    "intervention-huge": (
+        intervention,
+        (_intervention(original=3.2, zero=3.4e17, a_name_without_end_at_all_it_seems=9),),
+    ),
+    "intervention-one": (intervention, ({**_intervention(original=1.0), "sites": []},)),
+}
+
+
+def _texts(made):
+    """(text, extent in pixels) of all that a figure shows."""
+    made.canvas.draw()
+    hidden = set()  # matplotlib keeps labels of ticks outside the axes
+    for axis in itertools.chain.from_iterable((ax.xaxis, ax.yaxis) for ax in made.axes):
+        low, high = sorted(axis.get_view_interval())
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+            if not axis.axes.axison or not low - 1e-9 <= tick.get_loc() <= high + 1e-9:
+                hidden |= {tick.label1, tick.label2}
+    shown = [t for t in made.findobj(Text) if t not in hidden and t.get_visible() and t.get_text().strip()]
+    return [(t.get_text(), t.get_window_extent()) for t in shown]
+
+
+def _words(module, *data):
+    with style.context():
+        return [words for words, _ in _texts(module.draw(*data))]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_text_is_cut_or_overlaps(name):
+    module, data = CASES[name]
+    with style.context():
+        made = module.draw(*data)
+        texts = _texts(made)
+    assert len(texts) > 4
+    width, height = made.bbox.size
+    for words, box in texts:
+        assert box.x0 >= 0, words
+        assert box.y0 >= 0, words
+        assert box.x1 <= width, words
+        assert box.y1 <= height, words
+    for (one, a), (other, b) in itertools.combinations(texts, 2):
+        across, along = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert min(across, along) <= 1, f"{one!r} and {other!r} overlap"
+
+
+def test_layerwise_says_what_was_found():
+    words = _words(layerwise, _layerwise())
+    assert "Massive activations in SmolLM2-135M-Instruct: layers 4–29" in words
+    assert "23,147 at layer 4, position 0 “Summer”, dim 507" in words
+    for name in ("Top 1", "Top 2", "Top 3", "Median", "1,000 × median", "Threshold 100"):
+        assert name in words
+    assert {"1", "5", "30"} <= set(words)
+    assert "No massive activation in SmolLM2-135M-Instruct" in _words(layerwise, _layerwise(found=False))
+    assert "Not finite, so left out: layers 21–22" in _words(layerwise, _broken_layers())
+
+
+def test_layerwise_fills_the_markers_that_meet_both_criteria():
+    with style.context():
+        made = layerwise.draw(_layerwise())
+    full = {
+        marked.get_marker(): sorted(int(x) for x in marked.get_xdata())
+        for marked in made.axes[0].lines
+        if marked.get_marker() in ("o", "s", "^") and marked.get_markerfacecolor() != "white"
+    }
+    # Top 2, 1692.8, where the median, 0.4 + 3.1 l / 30, is below 1.6928; top 3 where it is below 0.85.
+    assert full == {"o": list(range(4, 30)), "s": list(range(4, 13)), "^": [4]}
+
+
+def test_layerwise_keeps_a_sign_visible():
+    result = _layerwise()
+    result["layers"][11]["top"][0]["value"] = -30000.0
+    assert any(words.startswith("|−30,000| at layer 12") for words in _words(layerwise, result))
+
+
+def test_feature_map_says_what_was_found():
+    words = _words(feature_map, *_feature_map())
+    assert "3 massive activations in layer 12 of SmolLM2-135M-Instruct" in words
+    assert {"507", "247", "14", "23,147", "|−1,693|", "850", "0  Summer", "8  \\n"} <= set(words)
+    words = _words(feature_map, *_feature_map(64, 4096, LLAMA))
+    assert {"1415", "2533", "0  Summer", "7  .", "2,547", "767"} <= set(words)
+
+
+def test_feature_map_loses_no_spike_of_a_wide_model():
+    result, magnitudes = _feature_map(2, 8192, ((0, 100, 300.0),))
+    magnitudes[1, 4321] = 299.0  # in no list, and there are more dimensions than points to draw
+    heights = []
+    for values in (magnitudes, np.minimum(magnitudes, 50)):
+        with style.context():
+            lines = feature_map.draw({**result, "massive": []}, values).axes[0].lines
+        heights.append([np.ptp(ridge.get_ydata()) for ridge in lines if len(ridge.get_ydata()) > 100])
+    assert len(heights[0]) == 2
+    assert heights[0][1] == pytest.approx(heights[0][0] * 299 / 300, rel=0.02)
+
+
+def test_attention_says_what_was_found():
+    result, logits, probs = _attention()
+    words = _words(attention, result, logits, probs)
+    assert "Attention in layer 15 of SmolLM2-135M-Instruct: 90 % lands on the massive token" in words
+    assert {"Summer", "␣is", "\\n", "massive from", "layer 4 on"} <= set(words)
+    assert "No massive token" in _words(attention, *_attention(16, 32, (), None))
+
+
+def test_attention_leaves_masked_entries_blank():
+    result, logits, probs = _attention()
+    masked = np.isnan(logits)
+    for mask in (np.nan, -np.inf, np.finfo(np.float32).min):
+        with style.context():
+            made = attention.draw(result, np.where(masked, mask, logits), probs)
+        images = [image for ax in made.axes[:4] for image in ax.images]
+        assert len(images) == 2
+        for image in images:
+            np.testing.assert_array_equal(np.ma.getmaskarray(image.get_array()), masked)
+        assert images[0].norm.vmax == pytest.approx(np.nanmax(np.abs(logits)))
+
+
+def test_attention_takes_keys_that_are_no_tokens():
+    result, logits, probs = _attention(4)
+    wide = [np.pad(a, ((0, 0), (0, 1)), constant_values=0.1) for a in (logits, probs)]
+    with pytest.raises(ValueError, match="S = 4"):
+        attention.draw(result, *wide)
+    assert "bias" in _words(attention, {**result, "key_tokens": [*TOKENS[:4], "bias"]}, *wide)
+
+
+def test_intervention_says_what_was_found():
+    words = _words(intervention, _intervention())
+    assert {"23.76", "1,962,311", "23.80", "23.77", "× 82,600", "+0.17 %"} <= set(words)
+    assert {"Original", "Set to zero", "Set to mean", "Random entries set to zero"} <= set(words)
+    assert any("dims 507 (mean 23,147), 247 (mean −1,693), 14 (mean nan)" in line for line in words)
+    assert "less than 1 %" in " ".join(_words(intervention, _intervention(original=30.219, zero=30.214)))
+
+
+def test_intervention_draws_what_is_not_finite_open_and_longest():
+    with style.context():
+        made = intervention.draw(_intervention(original=5.47, zero=math.inf, mean=100.0))
+    original, zero, mean = (container.patches[0] for container in made.axes[0].containers)
+    assert zero.get_facecolor() == (1, 1, 1, 1)
+    assert zero.get_width() > mean.get_width() > original.get_width()
+    assert mean.get_width() == pytest.approx(2)  # log10
+    assert "inf" in [words for words, _ in _texts(made)]
+
+
+PLOTS = {
+    "layerwise": (plot_layerwise, (_layerwise(),)),
+    "feature_map": (plot_feature_map, _feature_map()),
+    "attention": (plot_attention, _attention()),
+    "intervention": (plot_intervention, (_intervention(),)),
+}
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_figure_is_a_file_and_its_data_is_untouched(tmp_path, name):
+    plot, data = PLOTS[name]
+    before = copy.deepcopy(data)
+    plot(*data, tmp_path / "a.png")
+    plot(*data, tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
+    np.testing.assert_equal(data, before)
+
+
+@pytest.mark.parametrize("suffix", ["pdf", "svg"])
+def test_a_figure_may_be_vectors(tmp_path, suffix):
+    plot_layerwise(_layerwise(), tmp_path / f"a.{suffix}")
+    assert (tmp_path / f"a.{suffix}").read_bytes()[:5] in (b"%PDF-", b"<?xml")
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_nothing_is_left_when_a_plot_fails(tmp_path, name, monkeypatch):
+    plot, data = PLOTS[name]
+    with pytest.raises(ValueError, match=r"name it \.png"):
+        plot(*data, tmp_path / "a.txt")
+
+    def fail(self, path, **options):
+        pathlib.Path(path).write_bytes(b"half a picture")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    with pytest.raises(OSError, match="disk full"):
+        plot(*data, tmp_path / "a.png")
+    assert not os.listdir(tmp_path)
+
+
+def test_wrong_data_is_refused_with_what_was_given():
+    result, magnitudes = _feature_map()
+    with pytest.raises(ValueError, match=r"\(9, 576\).*8 tokens"):
+        feature_map.draw({**result, "tokens": TOKENS[:8]}, magnitudes)
+    with pytest.raises(ValueError, match=r"\(0, 576\)"):
+        feature_map.draw({**result, "dims": [576]}, magnitudes)
+    result, logits, probs = _attention()
+    with pytest.raises(ValueError, match=r"\[9\] are outside"):
+        attention.draw({**result, "massive_positions": [9]}, logits, probs)
+    with pytest.raises(ValueError, match="one layer or more"):
+        layerwise.draw({**_layerwise(), "layers": []})
+    with pytest.raises(ValueError, match="at least 1"):
+        intervention.draw(_intervention(original=0.5))
+    with pytest.raises(ValueError, match="empty"):
+        intervention.draw({**_intervention(), "perplexity": {}})
+
+
+# ---- words, numbers, places
+
+
+def test_labels_show_what_cannot_be_seen():
+    shown = [
+        label(token)
+        for token in ["\n", " the", "▁the", "", "a\\n", "\x00", "中", "\u200b", "\ud83d", "🙂", "\xa0"]
+    ]
+    wanted = [
+        "\\n",
+        "␣the",
+        "▁the",
+        "(empty)",
+        "a\\\\n",
+        "\\x00",
+        "\\u4e2d",
+        "\\u200b",
+        "\\ud83d",
+        "\\U0001f642",
+    ]
+    assert shown == [*wanted, "\\xa0"]
+    assert label("中 \u0301", font=False) == "中␣\\u0301"
+    assert label("abcdefghij", limit=6) == "abcd…j"
+    assert label("abcdef", limit=6) == "abcdef"
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (23.8, "23.80"),
+        (1962311.0, "1,962,311"),
+        (206.14, "206.1"),
+        (999.96, "1,000"),
+        (9.9999, "10.00"),
+        (0.722, "0.7220"),
+        (0.0, "0"),
+        (12, "12"),
+        (-1692.8, "−1,693"),
+        (1.962e12, "1.962 × 10¹²"),
+        (math.inf, "inf"),
+        (-math.inf, "−inf"),
+        (math.nan, "nan"),
+        (None, "not finite"),
+    ],
+)
+def test_numbers_are_written_for_people(value, wanted):
+    assert style.number(value) == wanted
+
+
+def test_spans():
+    assert style.spans([4]) == "4"
+    assert style.spans([3, 1, 2, 2, 7]) == "1–3, 7"
+    assert style.spans([1, 3, 5, 7]) == "4 in 1–7"
+
+
+def test_spread_moves_labels_no_more_than_needed():
+    np.testing.assert_allclose(style.spread([5, 1, 9], [1, 1, 1], 0, 10), [5, 1, 9])
+    np.testing.assert_allclose(style.spread([5, 5], [1, 1], 0, 10), [4.5, 5.5])
+    np.testing.assert_allclose(style.spread([0, 0.2, 8], [1, 1, 1], 0, 10), [0.5, 1.5, 8])
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        sizes = rng.uniform(0.2, 1, 8)
+        targets = rng.uniform(0, 10, 8)
+        placed = style.spread(targets, sizes, 0, 10)
+        order = np.argsort(targets)
+        gaps = np.diff(placed[order]) - (sizes[order][1:] + sizes[order][:-1]) / 2
+        assert gaps.min() > -1e-9
+        assert (placed - sizes / 2).min() > -1e-9
+        assert (placed + sizes / 2).max() < 10 + 1e-9
+
+
+@pytest.mark.parametrize("last", [1, 2, 12, 16, 24, 30, 48, 80, 126])
+def test_layer_ticks_name_the_ends_and_are_few(last):
+    ticks = style.layer_ticks(1, last)
+    assert ticks[0] == 1
+    assert ticks[-1] == last
+    assert len(ticks) <= 18
+
+
+def test_drawing_is_imported_only_when_something_is_drawn():
+    for path in pathlib.Path(massive_jax.report.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            roots = {name.split(".")[0] for name in names}
+            assert not roots & {"jax", "flax"}, path
+            assert "matplotlib" not in roots or node not in tree.body, path
+            assert not any("pyplot" in name for name in names), path
