@@ -12,7 +12,7 @@ TEST = [
     "pytest>=8.0",
     "pytest-timeout>=2.3",
     "ruff>=0.15",
-    "pyright>=1.1.400",
+    "mypy>=1.18",
     "sentencepiece>=0.2",
     # Parity with Hugging Face only; nothing in `massive_jax/` imports it. Pinned: an open range resolves to
     # builds with several gigabytes of CUDA libraries.
@@ -23,7 +23,7 @@ TEST = [
 setuptools.setup(
     name="massive_jax",
     version="0.1.0",
-    description="Massive activations in transformers: a JAX/Flax model zoo with taps, edits and explicit attention bias.",
+    description="Massive activations in transformers: a Flax model zoo with taps, edits and attention bias.",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -2,8 +2,8 @@
 
   python -m experiments.attention_map --layer=13 --head=mean --workdir=results
 
-Writes attention_map.json, attention_map.npz (logits and probs, [T, S], masked entries NaN) and attention_map.png. On the
-default model about 12 s; expect most of the attention on position 0 after layer 12 (paper, section 4).
+Writes attention_map.json, attention_map.npz (logits and probs, [T, S], masked entries NaN) and attention_map.png.
+On the default model about 12 s; expect most of the attention on position 0 after layer 12 (paper, section 4).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(
     head: int | None,
     workdir: pathlib.Path,
 ) -> dict[str, Any]:
-    """Draws layer `number` (None: the one after activations reach full size) for `tokens` [1, T]; returns the record."""
+    """Draws layer `number` (None: the one after activations reach full size) for `tokens` [1, T]; returns a record."""
     number = number or min(table.full_size_layer + 1, len(table.layers))
     # The share is a reduction of every layer; the whole logits and probabilities are kept of one.
     share = mj.Capture("attn_probs", mass=True)

@@ -25,7 +25,9 @@ if __name__ == "__main__":
         flags.adopt_module_key_flags(module)
 
 
-def run(model: mj.Model, tokens: np.ndarray, table: LayerTable, number: int | None, workdir: pathlib.Path) -> dict[str, Any]:
+def run(
+    model: mj.Model, tokens: np.ndarray, table: LayerTable, number: int | None, workdir: pathlib.Path
+) -> dict[str, Any]:
     """Draws layer `number` (None: where activations reach full size) for `tokens` [1, T]; returns the record."""
     number = number or table.full_size_layer
     hidden = hidden_state(model, tokens, number)[0]
@@ -54,10 +56,14 @@ def main() -> None:
     tokens = lm.check_tokens(lm.tokenize(prompt.PROMPT.value, bos=model.BOS.value))
     thresholds: Thresholds = definition.thresholds()
     result = run(lm, tokens, measure_layers(lm, tokens, thresholds=thresholds), number, out)
-    rows = [(m["position"], m["token"], m["dim"], m["value"], abs(m["value"]) / result["median"]) for m in result["massive"]]
+    rows = [
+        (m["position"], m["token"], m["dim"], m["value"], abs(m["value"]) / result["median"]) for m in result["massive"]
+    ]
     print(f"layer {result['layer']}, median magnitude {result['median']:.4g}:")
     if rows:
-        common.print_table(("position", "token", "dim", "value", "times the median"), [(r[0], repr(r[1]), *r[2:]) for r in rows])
+        common.print_table(
+            ("position", "token", "dim", "value", "times the median"), [(r[0], repr(r[1]), *r[2:]) for r in rows]
+        )
     else:
         print("no massive activation.")
     print(f"wrote {out / 'feature_map.json'} and {out / 'feature_map.png'}")

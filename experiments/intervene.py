@@ -5,10 +5,10 @@
 Writes intervene.json and intervene.png. On the default model with four windows of 512 tokens about 40 s; expect a
 perplexity above 100,000 for zero and the original's within 1 % for mean and the controls (paper, section 3.1).
 
-intervene.json: model, dtype, bos, layer, context, windows, sites, mean_values, controls, perplexity: {original, zero, mean,
-random_zero, …}. Windows are consecutive, non-overlapping runs of --context tokens from the start of the text, tokenised
-whole and without special tokens (--bos puts one in front of each). mean is each site's own mean over those windows,
-unedited. Perplexity is exp(total negative log-likelihood / predicted tokens).
+intervene.json: model, dtype, bos, layer, context, windows, sites, mean_values, controls, perplexity: {original, zero,
+mean, random_zero, …}. Windows are consecutive, non-overlapping runs of --context tokens from the start of the text,
+tokenised whole and without special tokens (--bos puts one in front of each). mean is each site's own mean over those
+windows, unedited. Perplexity is exp(total negative log-likelihood / predicted tokens).
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ def find_sites(
         largest = summary.locations[0]
         raise ValueError(
             f"nothing at layer {number} meets the definition (magnitude above {thresholds.magnitude:g} and "
-            f"{thresholds.ratio:g} times the median): the largest, {largest.value:.4g} at {largest.position}:{largest.dim}, "
-            f"is {largest.ratio:.0f} times the median. Give --sites, another --layer, or lower thresholds."
+            f"{thresholds.ratio:g} times the median): the largest, {largest.value:.4g} at "
+            f"{largest.position}:{largest.dim}, is {largest.ratio:.0f} times the median. "
+            "Give --sites, another --layer, or lower thresholds."
         )
     return number, [PlaceInStream(f.position, f.dim) for f in found]
 

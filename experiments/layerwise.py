@@ -3,14 +3,14 @@
   python -m experiments.layerwise --workdir=results
   python -m experiments.layerwise --text=FILE --windows=8 --context=512
 
-Writes layerwise.json and layerwise.png. On the default model about 10 s; expect 23,147 at layer 12, position 0, dim 507,
-some 13,000 times the median (paper, sections 2 and 2.1).
+Writes layerwise.json and layerwise.png. On the default model about 10 s; expect 23,147 at layer 12, position 0, dim
+507, some 13,000 times the median (paper, sections 2 and 2.1).
 
 layerwise.json: model, dtype, bos, tokens, windows, context, thresholds,
-layers: [{layer, top: [{value, position, dim, token, share}], median}], the output of block `layer`, 1-based, values signed;
-final_norm: the same after the final norm; massive: [{layer, value, position, dim, token, ratio, meets_magnitude,
-meets_ratio}], the locations that meet one criterion or both. Over several windows a value is the mean over the windows
-that have the location among their 16 largest, and share is the fraction of those.
+layers: [{layer, top: [{value, position, dim, token, share}], median}], the output of block `layer`, 1-based, values
+signed; final_norm: the same after the final norm; massive: [{layer, value, position, dim, token, ratio,
+meets_magnitude, meets_ratio}], the locations that meet one criterion or both. Over several windows a value is the mean
+over the windows that have the location among their 16 largest, and share is the fraction of those.
 """
 
 from __future__ import annotations

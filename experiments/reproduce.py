@@ -1,9 +1,9 @@
-"""The paper's main findings on one model: layers, one layer in 3D, attention, intervention; a summary and an HTML report.
+"""The paper's main findings on one model: layers, one layer in 3D, attention, intervention; summary and HTML report.
 
   python -m experiments.reproduce --model=smollm2_135m --workdir=results
 
-Runs layerwise, feature_map, attention_map and intervene (see each for its files) and writes report.html, which opens from
-disk, and summary.json. On the default model about two minutes on two cores.
+Runs layerwise, feature_map, attention_map and intervene (see each for its files) and writes report.html, which opens
+from disk, and summary.json. On the default model about two minutes on two cores.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ if __name__ == "__main__":
         flags.adopt_module_key_flags(module)
 
 
-def summarise(layers: dict[str, Any], attention: dict[str, Any], changed: dict[str, Any], number: int) -> dict[str, Any]:
+def summarise(
+    layers: dict[str, Any], attention: dict[str, Any], changed: dict[str, Any], number: int
+) -> dict[str, Any]:
     """The findings in numbers: the largest activation at layer `number`, what else stands out there, the collapse."""
     at_layer = [m for m in layers["massive"] if m["layer"] == number]
     massive = [m for m in at_layer if m["meets_magnitude"] and m["meets_ratio"]]
     one = [m for m in at_layer if m not in massive]
-    ratio_of = changed["perplexity"]["zero"] / changed["perplexity"]["original"] if "zero" in changed["perplexity"] else None
+    ratio_of = (
+        changed["perplexity"]["zero"] / changed["perplexity"]["original"] if "zero" in changed["perplexity"] else None
+    )
     return {
         "model": layers["model"],
         "layer": number,
@@ -50,7 +54,9 @@ def rows_of(summary: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((f"massive activation, layer {summary['layer']}", "none meets the definition"))
     for m in summary["one_criterion"]:
         met = "magnitude only" if m["meets_magnitude"] else "ratio only"
-        rows.append((f"meets one criterion ({met})", f"{m['value']:,.1f} at {_place(m)}, {m['ratio']:,.0f} × the median"))
+        rows.append(
+            (f"meets one criterion ({met})", f"{m['value']:,.1f} at {_place(m)}, {m['ratio']:,.0f} × the median")
+        )
     rows.append(
         (
             "attention on the massive tokens",
@@ -103,7 +109,7 @@ def main() -> None:
                 "Layer by layer",
                 "The three largest magnitudes and the median magnitude of the output of every block.",
                 out / "layerwise.png",
-                f"Largest magnitudes by layer; the largest is {table.layers[mapped['layer'] - 1].largest:,.0f} at layer "
+                f"Largest magnitudes by layer; {table.layers[mapped['layer'] - 1].largest:,.0f} at layer "
                 f"{mapped['layer']}.",
                 Table(
                     ("Layer", "Largest", "Position", "Token", "Dim", "Median", "Times the median"),
@@ -125,15 +131,16 @@ def main() -> None:
             ),
             Section(
                 "What attends to them",
-                f"Attention of layer {attention['layer']} before and after the softmax, and the share of attention on the "
-                "massive tokens at every layer.",
+                f"Attention of layer {attention['layer']} before and after the softmax, and the share of attention on "
+                "the massive tokens at every layer.",
                 out / "attention_map.png",
                 f"Up to {summary['attention_share']:.0%} of the attention lands on the massive tokens.",
             ),
             Section(
                 "What happens without them",
-                f"Perplexity on {changed['windows']} windows of {changed['context']} tokens ({changed['text']}) with the "
-                f"activations changed after block {changed['layer']}; random controls are as many places of median magnitude.",
+                f"Perplexity on {changed['windows']} windows of {changed['context']} tokens ({changed['text']}) with "
+                f"the activations changed after block {changed['layer']}; random controls are as many places of median "
+                "magnitude.",
                 out / "intervene.png",
                 headline(summary, changed),
                 Table(("Intervention", "Perplexity"), list(changed["perplexity"].items())),

@@ -1,4 +1,4 @@
-"""Massive activations in transformers: a Flax model zoo with taps, edits and explicit attention bias.
+r"""Massive activations in transformers: a Flax model zoo with taps, edits and explicit attention bias.
 
     import massive_jax as mj
 

@@ -40,9 +40,7 @@ def load(model: str, *, dtype: str = "float32", revision: str | None = None, pro
         config, table = zoo.describe(source)
         config = dataclasses.replace(config, dtype=dtype)
         module = LanguageModel(config)
-        params = load_params(
-            source, module, table, sizes=config.sizes(1, 1), dtype=config.jnp_dtype, progress=progress
-        )
+        params = load_params(source, module, table, sizes=config.sizes(1, 1), dtype=config.jnp_dtype, progress=progress)
         return Model(module, params, config, source.tokenizer(), name=model)
     finally:
         source.close()

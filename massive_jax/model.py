@@ -21,7 +21,6 @@ from massive_jax.probe import (
     CapturePlan,
     Edit,
     EditCollection,
-    Stats,
     compile_captures,
     compile_edits,
 )
@@ -43,7 +42,7 @@ class Output:
 
     logits: jax.Array | None
     last_hidden: jax.Array
-    intermediates: dict[str, jax.Array | Stats]
+    intermediates: dict[str, Any]
 
 
 @functools.partial(jax.jit, static_argnames=("module", "logits"))
@@ -161,9 +160,7 @@ class Model:
             )
         return tokens.astype(np.int32)
 
-    def compile_edits(
-        self, edits: Edit | Sequence[Edit] | EditCollection | None, tokens: Any
-    ) -> EditCollection:
+    def compile_edits(self, edits: Edit | Sequence[Edit] | EditCollection | None, tokens: Any) -> EditCollection:
         """`edits` as the `edits` collection for `tokens` [B, T] (see `massive_jax.probe.compile_edits`)."""
         if isinstance(edits, Mapping):
             return edits

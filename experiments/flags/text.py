@@ -5,8 +5,8 @@ from absl import flags
 TEXT = flags.DEFINE_string(
     "text",
     "python",
-    "A UTF-8 file; 'python' (English prose that CPython ships, no download); or a dataset: wikitext2, c4, pg19 from the "
-    "hub, or NAME:DIRECTORY for a local copy in the hub's layout.",
+    "A UTF-8 file; 'python' (English prose that CPython ships, no download); or a dataset: wikitext2, c4, pg19 from "
+    "the hub, or NAME:DIRECTORY for a local copy in the hub's layout.",
 )
 CONTEXT = flags.DEFINE_integer("context", 512, "Tokens of text in a window.", lower_bound=1)
 WINDOWS = flags.DEFINE_integer(

@@ -1,4 +1,7 @@
-"""What attends to massive activations (paper, section 4). Axis letters: see `massive_jax.probe.sites`; L' layers kept."""
+"""What attends to massive activations (paper, section 4).
+
+Axis letters: see `massive_jax.probe.sites`; L' layers kept.
+"""
 
 from __future__ import annotations
 

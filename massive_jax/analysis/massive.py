@@ -158,7 +158,7 @@ def _merge_delimiters(
 ) -> None:
     """Moves occurrences at their sequence's first delimiter to one group, unless their position is a fixed one."""
     for key in list(groups):
-        position, dim = key
+        dim = key[1]
         if len(groups[key]) >= W / 2:
             continue
         at_delimiter = [(w, i) for w, i in groups[key] if positions[w, i] == delimiters[w]]

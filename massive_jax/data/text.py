@@ -37,9 +37,7 @@ class Dataset:
 # The paper's three texts (section 3.1): the whole WikiText-2 test set, and beginnings of the two large ones.
 DATASETS: Mapping[str, Dataset] = {
     "wikitext2": Dataset("Salesforce/wikitext", "wikitext-2-raw-v1", "test", "text", "\n\n"),
-    "c4": Dataset(
-        "allenai/c4", None, "train", "text", " ", files="en/c4-validation.00000-of-00008.json.gz", rows=1100
-    ),
+    "c4": Dataset("allenai/c4", None, "train", "text", " ", files="en/c4-validation.00000-of-00008.json.gz", rows=1100),
     "pg19": Dataset("deepmind/pg19", None, "validation", "text", "\n\n", rows=10),
 }
 
@@ -48,8 +46,8 @@ def load_text(name: str = BUILT_IN) -> str:
     """The text called `name`.
 
     Args:
-      name: "python" (ships with CPython), a dataset ("wikitext2", "c4", "pg19"), a dataset with the directory of a local
-        copy in the hub's layout ("wikitext2:/data/wikitext"), or the path of a UTF-8 file.
+      name: "python" (ships with CPython), a dataset ("wikitext2", "c4", "pg19"), a dataset with the directory of a
+        local copy in the hub's layout ("wikitext2:/data/wikitext"), or the path of a UTF-8 file.
 
     Raises:
       ValueError: no such file or dataset, a file that is not UTF-8, an empty text, no network and no local copy.

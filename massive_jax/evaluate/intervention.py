@@ -84,7 +84,7 @@ def hidden_state(model: Model, tokens: np.ndarray, layer: int) -> np.ndarray:
     """Output of block `layer`: int [B, T] -> float32 [B, T, D] on the host."""
     check_layers([layer], model.config.num_layers, "layer")
     out = model(tokens, capture=Capture("block_out", layers=(layer,)), logits=False)
-    return np.asarray(out.intermediates["block_out"][0], np.float32)  # type: ignore[index]
+    return np.asarray(out.intermediates["block_out"][0], np.float32)
 
 
 def site_means(
@@ -106,11 +106,13 @@ def site_means(
             positions = np.broadcast_to(np.asarray(position), len(tokens))
             rows = np.flatnonzero(positions >= 0)
             found.append(hidden[rows, positions[rows], site.dim])
-    means = [np.concatenate(found).astype(np.float64) for found in values]
-    for site, found in zip(sites, means, strict=True):
-        if not found.size:
+    means = []
+    for site, found in zip(sites, values, strict=True):
+        over_windows = np.concatenate(found)
+        if not over_windows.size:
             raise ValueError(f"site {site}: no window has a delimiter.")
-    return [float(found.mean()) for found in means]
+        means.append(float(over_windows.mean(dtype=np.float64)))
+    return means
 
 
 def intervene(

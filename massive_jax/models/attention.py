@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -53,7 +54,7 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the map in the dtype of `x`."""
         inputs, output = self.equation.split("->")
-        x_axes, kernel_axes = inputs.split(",")
+        kernel_axes = inputs.split(",")[1]
         contracted = [i for i, axis in enumerate(kernel_axes) if axis not in output]
         kept = [i for i, axis in enumerate(kernel_axes) if axis in output]
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=contracted, out_axis=kept)
@@ -66,13 +67,13 @@ class Projection(nn.Module):
 
 
 def causal_mask(T: int, window: int | None) -> jax.Array:
-    """bool [T, S]: whether query t sees key s: 0 <= t - s, and t - s < window."""
+    """Bool [T, S]: whether query t sees key s: 0 <= t - s, and t - s < window."""
     distance = jnp.arange(T)[:, None] - jnp.arange(T)[None, :]
     mask = distance >= 0
     return mask if window is None else mask & (distance < window)
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, window: int | None, kernel: str) -> jax.Array:
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, window: int | None, kernel: Any) -> jax.Array:
     """Mixture of values by a fused kernel: query [B, T, H, N], key and value [B, T, K, N] -> [B, T, H, N]."""
     return jax.nn.dot_product_attention(
         query,
@@ -80,13 +81,11 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, window: int | 
         value,
         is_causal=True,
         local_window_size=None if window is None else (window - 1, 0),
-        implementation=kernel,  # type: ignore[arg-type]
+        implementation=kernel,
     )
 
 
-def attend_with_probs(
-    query: jax.Array, key: jax.Array, value: jax.Array, tap: Tap, *, window: int | None
-) -> jax.Array:
+def attend_with_probs(query: jax.Array, key: jax.Array, value: jax.Array, tap: Tap, *, window: int | None) -> jax.Array:
     """`attend` with logits and probabilities [B, H, T, S] built in float32 and tapped."""
     B, T, H, N = query.shape
     grouped = query.reshape(B, T, key.shape[2], -1, N)

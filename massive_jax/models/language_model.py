@@ -58,7 +58,9 @@ class LanguageModel(nn.Module):
             plan = CapturePlan()
         elif plan is None:
             plan = compile_captures(DEFAULT_CAPTURE, cfg.num_layers)
-        edits = {site: self.get_variable("edits", site) for site in SITES if self.has_variable("edits", site)}
+        edits: dict[str, Any] = {
+            site: self.get_variable("edits", site) for site in SITES if self.has_variable("edits", site)
+        }
         tap = Tap(edits, plan)
 
         embedding = self.param(

@@ -25,8 +25,8 @@ def rope_frequencies(rope: RopeConfig, head_dim: int, seq_len: int) -> tuple[np.
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     theta = rope.theta
     if rope.kind == "dynamic":
-        longest = max(seq_len, rope.original_max_position)
-        stretch = rope.factor * longest / rope.original_max_position - (rope.factor - 1)
+        original = rope.original_max_position or 1
+        stretch = rope.factor * max(seq_len, original) / original - (rope.factor - 1)
         theta *= stretch ** (head_dim / (head_dim - 2))
     frequencies = (1.0 / np.power(np.float32(theta), exponent, dtype=np.float32)).astype(np.float32)
     if rope.kind == "linear":
@@ -41,7 +41,7 @@ def rope_frequencies(rope: RopeConfig, head_dim: int, seq_len: int) -> tuple[np.
 
 
 def rope_tables(rope: RopeConfig, head_dim: int, positions: jax.Array, seq_len: int) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of every position and dim pair: int [B, T] -> two float32 [B, T, N / 2]."""
+    """Cos and sin of every position and dim pair: int [B, T] -> two float32 [B, T, N / 2]."""
     frequencies, attention_factor = rope_frequencies(rope, head_dim, seq_len)
     angles = positions.astype(jnp.float32)[..., None] * frequencies
     return jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor

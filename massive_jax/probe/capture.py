@@ -87,9 +87,9 @@ def compile_captures(captures: Capture | Sequence[Capture] | None, num_layers: i
         names = (capture.sites,) if isinstance(capture.sites, str) else tuple(capture.sites)
         if not is_index(capture.top_k) or capture.top_k < 0:
             raise ValueError(f"top_k is {capture.top_k!r}; give a number of values to keep, 0 or more.")
-        given = capture.layers
-        layers = range(1, num_layers + 1) if given is None else (given,) if is_index(given) else given
-        layers = check_layers(layers, num_layers, "Capture")
+        given: Any = capture.layers
+        wanted = range(1, num_layers + 1) if given is None else (given,) if is_index(given) else given
+        layers = check_layers(wanted, num_layers, "Capture")
         if not layers or len(set(layers)) < len(layers):
             raise ValueError(f"Capture: layers {list(layers)} must name at least one layer and each only once.")
         for name in names:
@@ -98,9 +98,7 @@ def compile_captures(captures: Capture | Sequence[Capture] | None, num_layers: i
                 raise ValueError(f"Capture: site {name} is asked for twice; merge the two captures.")
             if capture.mass and name != "attn_probs":
                 raise ValueError(f"Capture: mass is a reduction of attn_probs, not of {name}.")
-            reductions = Reductions(
-                **{f.name: getattr(capture, f.name) for f in dataclasses.fields(Reductions)}
-            )
+            reductions = Reductions(**{f.name: getattr(capture, f.name) for f in dataclasses.fields(Reductions)})
             tensor = not reductions if capture.tensor is None else capture.tensor
             if not tensor and not reductions:
                 raise ValueError(f"Capture: {name} with tensor=False and no reduction keeps nothing.")

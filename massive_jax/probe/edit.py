@@ -154,7 +154,7 @@ def apply_edits(x: jax.Array, rows: EditRows, site: Site, layer: jax.Array | int
         for axis, size in zip(site.axes[1:], x.shape[1:], strict=True):
             if axis in row.index:
                 i = jnp.broadcast_to(row.index[axis], (B,))
-                active &= (0 <= i) & (i < size)  # a negative index would wrap round
+                active &= (i >= 0) & (i < size)  # a negative index would wrap round
                 index.append(i)
             else:
                 index.append(slice(None))
@@ -250,7 +250,9 @@ def _positions(
     lowest = -1
     if isinstance(given, str) or callable(given):
         if tokens is None:
-            raise ValueError(f"position rule {given!r} needs the tokens; it cannot be worked out under a jax transform.")
+            raise ValueError(
+                f"position rule {given!r} needs the tokens; it cannot be worked out under a jax transform."
+            )
         given = (rules[given] if isinstance(given, str) else given)(np.asarray(tokens))
     elif is_index(given):
         given, lowest = np.full(B, given), 0
@@ -278,6 +280,7 @@ def _describe(edit: Edit) -> str:
     shown = []
     for field in dataclasses.fields(edit):
         value = getattr(edit, field.name)
-        if field.name == "site" or not np.array_equal(value, field.default):
+        default: Any = field.default
+        if field.name == "site" or not np.array_equal(value, default):
             shown.append(f"{field.name}={value!r}")
     return ", ".join(shown)

@@ -57,7 +57,7 @@ class Tap:
         kept = self.results[name]
         if spec.tensor:
             kept = dataclasses.replace(kept, tensor=kept.tensor.at[slot].set(x, mode="drop"))
-        if spec.reductions:
+        if spec.reductions and spec.num_slots is not None:
             # A real branch: layers that were not asked for cost no reduction.
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), _without_tensor(kept))
             stats = lax.cond(slot < spec.num_slots, lambda x: spec.reductions(site, x), lambda x: zeros, x)

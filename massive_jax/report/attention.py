@@ -111,9 +111,7 @@ def draw(result: Mapping[str, Any], logits: np.ndarray, probs: np.ndarray) -> "F
     return made
 
 
-def _shares(
-    made: "Figure", result: Mapping[str, Any], massive: list[int], left: float, bottom: float
-) -> None:
+def _shares(made: "Figure", result: Mapping[str, Any], massive: list[int], left: float, bottom: float) -> None:
     """The right panel: the share of each layer's attention on the massive tokens."""
     width = SHARES
     from matplotlib.ticker import FixedLocator, FuncFormatter
@@ -122,10 +120,8 @@ def _shares(
     style.text(made, left, bottom + SIDE + 0.14, "Share on massive tokens")
     ax = style.axes(made, left, bottom, width, SIDE)
     if not massive or not len(shares):
-        words = "No massive token" if not massive else "No layer was measured"
-        style.text(
-            made, left + width / 2, bottom + SIDE / 2, words, color=style.GREY, ha="center", va="center"
-        )
+        nothing = "No massive token" if not massive else "No layer was measured"
+        style.text(made, left + width / 2, bottom + SIDE / 2, nothing, color=style.GREY, ha="center", va="center")
         ax.set_xticks([], [])
         ax.set_yticks([], [])
         return

@@ -84,9 +84,7 @@ def draw(result: Mapping[str, Any], magnitudes: np.ndarray) -> "Figure":
         xs, ys = place([first, first, last], [0, 1, 1], tick)
         ax.plot(xs, ys, color=style.RULE, linewidth=0.5, zorder=0)
         if tick:
-            style.text(
-                made, xs[0] - 0.07, ys[0], _tick(tick), size=style.SMALL, ha="right", va="center_baseline"
-            )
+            style.text(made, xs[0] - 0.07, ys[0], _tick(tick), size=style.SMALL, ha="right", va="center_baseline")
     for dim, back in ((first, 0), (first, 1), (last, 1)):
         ax.plot(*place([dim, dim], back, [0, top]), color=style.RULE, linewidth=0.5, zorder=0)
     found_dims = {found["dim"] for found in massive}
@@ -113,9 +111,7 @@ def draw(result: Mapping[str, Any], magnitudes: np.ndarray) -> "Figure":
 
     stems = []
     for found in massive:
-        xs, ys = place(
-            [found["dim"]] * 2, depth(found["position"]), [0, heights[found["position"], found["dim"]]]
-        )
+        xs, ys = place([found["dim"]] * 2, depth(found["position"]), [0, heights[found["position"], found["dim"]]])
         stems.append((float(xs[1]), float(ys[0]), float(ys[1])))
     _value_labels(made, massive, stems)
     _dim_labels(made, dims, found_dims, D, left, bottom, wide)
@@ -136,13 +132,9 @@ def draw(result: Mapping[str, Any], magnitudes: np.ndarray) -> "Figure":
 def _check(result: Mapping[str, Any], heights: np.ndarray) -> tuple[int, int]:
     tokens = result["tokens"]
     if heights.ndim != 2 or not heights.size or heights.shape[0] != len(tokens):
-        raise ValueError(
-            f"magnitudes has shape {heights.shape}, but there are {len(tokens)} tokens: give [T, D]"
-        )
+        raise ValueError(f"magnitudes has shape {heights.shape}, but there are {len(tokens)} tokens: give [T, D]")
     T, D = heights.shape
-    places = [(found["position"], found["dim"]) for found in result["massive"]] + [
-        (0, d) for d in result["dims"]
-    ]
+    places = [(found["position"], found["dim"]) for found in result["massive"]] + [(0, d) for d in result["dims"]]
     outside = [place for place in places if not (0 <= place[0] < T and 0 <= place[1] < D)]
     if outside:
         raise ValueError(f"(position, dim) {outside} are outside magnitudes of shape {heights.shape}")
@@ -197,9 +189,7 @@ def _value_labels(made: "Figure", massive: list[Any], stems: list[tuple[float, f
         beside = ((x - width / 2, y + 0.05), (x + 0.06, y - height / 2), (x - 0.06 - width, y - height / 2))
         for x0, y0 in beside:
             box = (x0, y0, x0 + width, y0 + height)
-            clear = not any(
-                box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken
-            )
+            clear = not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
             if clear and x0 > style.MARGIN and box[2] < WIDTH - style.MARGIN:
                 taken.append(box)
                 options = {"size": style.SMALL, "color": style.INK, "zorder": 200}

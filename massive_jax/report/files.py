@@ -102,9 +102,7 @@ def _plain(obj: Any, where: str, found: dict[str, str]) -> Any:
         plain: dict[str, Any] = {}
         for key, value in obj.items():
             if not isinstance(key, str | int | np.integer) or isinstance(key, bool):
-                raise TypeError(
-                    f"cannot write a key of type {type(key).__name__} at {where or '/'}: use text"
-                )
+                raise TypeError(f"cannot write a key of type {type(key).__name__} at {where or '/'}: use text")
             name = str(key)
             if name in plain:
                 raise ValueError(f"two keys at {where or '/'} are both {name!r} as text")
@@ -125,9 +123,7 @@ def _plain(obj: Any, where: str, found: dict[str, str]) -> Any:
             return _finite(float(array), where, found)
         except (TypeError, ValueError):
             pass
-    raise TypeError(
-        f"cannot write a {type(obj).__name__} as JSON at {where or '/'}: make it plain data first"
-    )
+    raise TypeError(f"cannot write a {type(obj).__name__} as JSON at {where or '/'}: make it plain data first")
 
 
 def _finite(value: float, where: str, found: dict[str, str]) -> float | None:

@@ -30,9 +30,7 @@ class Table:
     def __post_init__(self):
         wrong = [i for i, row in enumerate(self.rows) if len(row) != len(self.columns)]
         if not self.columns or wrong:
-            raise ValueError(
-                f"rows {wrong} do not have the {len(self.columns)} cells that `columns` asks for"
-            )
+            raise ValueError(f"rows {wrong} do not have the {len(self.columns)} cells that `columns` asks for")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +61,10 @@ class Section:
 
     def __post_init__(self):
         if self.image is not None and not self.alt.strip():
-            raise ValueError(
-                f"section {self.heading!r} has an image and no alt text: say what the picture shows"
-            )
+            raise ValueError(f"section {self.heading!r} has an image and no alt text: say what the picture shows")
 
 
-def write_report(
-    path: str | os.PathLike[str], title: str, summary: Summary, sections: Sequence[Section]
-) -> None:
+def write_report(path: str | os.PathLike[str], title: str, summary: Summary, sections: Sequence[Section]) -> None:
     """Writes a report to read in a browser or to print: headline, summary table, then the sections.
 
     Every text is escaped, images are inlined, and the page forbids itself any request. Whatever is in a token
@@ -86,9 +80,7 @@ def write_report(
       FileNotFoundError: a section's image is not there.
       ValueError: an image is not a PNG file.
     """
-    body = [
-        f"<header>\n<h1>{_text(title)}</h1>\n<p class='headline'>{_text(summary.headline)}</p>\n</header>"
-    ]
+    body = [f"<header>\n<h1>{_text(title)}</h1>\n<p class='headline'>{_text(summary.headline)}</p>\n</header>"]
     if summary.table:
         body.append(f"<section aria-label='Summary'>\n{_table(summary.table)}\n</section>")
     if len(sections) > 2:
@@ -105,9 +97,7 @@ def _section(section: Section, anchor: str) -> str:
     if section.image is not None:
         data = pathlib.Path(section.image).read_bytes()
         if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
-            raise ValueError(
-                f"{str(section.image)!r} is not a PNG file: only those can be put into the report"
-            )
+            raise ValueError(f"{str(section.image)!r} is not a PNG file: only those can be put into the report")
         width, height = struct.unpack(">II", data[16:24])
         source = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
         name = _text(f"Figure: {section.heading}")
@@ -128,9 +118,7 @@ def _table(table: Table) -> str:
         for i in range(len(table.columns))
     ]
     kind = [" class='number'" if n else "" for n in numeric]
-    heads = "".join(
-        f"<th scope='col'{k}>{_text(name)}</th>" for k, name in zip(kind, table.columns, strict=True)
-    )
+    heads = "".join(f"<th scope='col'{k}>{_text(name)}</th>" for k, name in zip(kind, table.columns, strict=True))
     rows = []
     for row in table.rows:
         cells = [f"<th scope='row'{kind[0]}>{_cell(row[0])}</th>"]

@@ -110,9 +110,7 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     small = top <= 4
     step = 1 if top <= 10 else math.ceil(top / 10)
     ax.xaxis.set_major_locator(FixedLocator(range(0, top + 1, step)))
-    ax.xaxis.set_major_formatter(
-        FuncFormatter(lambda d, _: f"{10**d:,.0f}" if small else style.power(int(d)))
-    )
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{10**d:,.0f}" if small else style.power(int(d))))
     minor = [d + math.log10(k) for d in range(top + 1) for k in range(2, 10)] if top <= 12 else []
     ax.xaxis.set_minor_locator(FixedLocator([m for m in minor if m <= end]))
     ax.set_xlabel("Perplexity (log scale; lower is better)")
@@ -157,11 +155,7 @@ def _words(result: Mapping[str, Any], values: Mapping[str, float]) -> tuple[str,
         title = f"Perplexity of {model}: zeroing massive activations {finding}"
     places: dict[str, list[str]] = {}
     for site in result["sites"]:  # with few sites there is room for the values
-        mean = (
-            f" (mean {style.number(style.as_float(site['value_mean']), 3)})"
-            if len(result["sites"]) <= 6
-            else ""
-        )
+        mean = f" (mean {style.number(style.as_float(site['value_mean']), 3)})" if len(result["sites"]) <= 6 else ""
         places.setdefault(str(site["position"]), []).append(f"{site['dim']}{mean}")
     sites = [
         f"position {style.plain(position)}: dim{'s' * (len(dims) > 1)} {', '.join(dims[:6])}"
@@ -169,9 +163,5 @@ def _words(result: Mapping[str, Any], values: Mapping[str, float]) -> tuple[str,
         for position, dims in places.items()
     ]
     more = f"; and {len(sites) - 4} more positions" if len(sites) > 4 else ""
-    edited = (
-        f"Edited at layer {result['layer']}, " + "; ".join(sites[:4]) + more
-        if sites
-        else "No site was edited"
-    )
+    edited = f"Edited at layer {result['layer']}, " + "; ".join(sites[:4]) + more if sites else "No site was edited"
     return title, [edited, style.conditions(result)]

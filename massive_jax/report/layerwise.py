@@ -46,9 +46,7 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     ratio, threshold = float(result["thresholds"]["ratio"]), float(result["thresholds"]["magnitude"])
     ranks = min(3, *(len(row["top"]) for row in rows), 3)
     x = np.array([row["layer"] for row in rows])
-    tops = np.abs(
-        [[style.as_float(entry["value"]) for entry in row["top"][:ranks]] for row in rows]
-    )  # [L, ranks]
+    tops = np.abs([[style.as_float(entry["value"]) for entry in row["top"][:ranks]] for row in rows])  # [L, ranks]
     median = np.abs([style.as_float(row["median"]) for row in rows])
     broken = x[~(np.isfinite(tops).all(axis=1) & np.isfinite(median))]
     tops, median = (np.where(np.isfinite(a) & (a > 0), a, np.nan) for a in (tops, median))
@@ -59,12 +57,12 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     peak = _peak(rows, tops)
     callout = style.wrap(peak[2], 4.6) if peak else []
     # One label a line, at its right end: (text, y, colour).
-    ends = [(f"Top {k + 1}", tops[:, k], _COLOURS[k]) for k in range(ranks)]
-    ends += [
+    curves: list[tuple[str, np.ndarray, str]] = [(f"Top {k + 1}", tops[:, k], _COLOURS[k]) for k in range(ranks)]
+    curves += [
         ("Median", median, style.INK),
         (f"{style.number(ratio, 1)} × median", ratio * median, style.GREY),
     ]
-    ends = [(name, _last(y), colour) for name, y, colour in ends if np.isfinite(y).any()]
+    ends = [(name, _last(y), colour) for name, y, colour in curves if np.isfinite(y).any()]
     ends.append((f"Threshold {style.number(threshold, 1)}", threshold, style.GREY))
 
     height = header.height + PLOT_HEIGHT + 0.5
@@ -86,9 +84,7 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     edge_x = np.concatenate([[x[0] - 0.5], x, [x[-1] + 0.5]])
     ax.fill_between(edge_x, np.pad(floor, 1, "edge"), 10**high, color=style.TINT, linewidth=0, zorder=0)
     ax.axhline(threshold, color=style.GREY, linewidth=0.8, linestyle=(0, (5, 3)), zorder=1)
-    ax.plot(
-        edge_x, np.pad(ratio * median, 1, "edge"), color=style.GREY, linewidth=0.9, linestyle=":", zorder=1
-    )
+    ax.plot(edge_x, np.pad(ratio * median, 1, "edge"), color=style.GREY, linewidth=0.9, linestyle=":", zorder=1)
     ax.plot(x, median, color=style.INK, linewidth=1.6, marker="" if len(x) > 1 else "o", zorder=2)
     size = float(np.clip(130 / len(x), 2.2, 4.5))
     for k in range(ranks):
@@ -111,16 +107,14 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     decades = range(int(np.ceil(low)), int(np.floor(high)) + 1)
     ax.yaxis.set_major_locator(FixedLocator([10.0**d for d in decades][:: 1 + len(decades) // 9]))
     plain = all(-4 <= decade <= 6 for decade in decades)
-    ax.yaxis.set_major_formatter(
-        FuncFormatter(lambda v, _: f"{v:,.10g}" if plain else style.power(round(np.log10(v))))
-    )
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}" if plain else style.power(round(np.log10(v)))))
     ax.yaxis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=99))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_locator(FixedLocator(style.layer_ticks(int(x[0]), int(x[-1]))))
     ax.set_xlabel("Layer (output of block)")
     style.text(made, style.MARGIN, bottom + PLOT_HEIGHT / 2, "Magnitude", rotation=90, va="center")
 
-    def to_inches(value: float) -> float:
+    def to_inches(value: Any) -> Any:
         return bottom + PLOT_HEIGHT * (np.log10(value) - low) / (high - low)
 
     targets = [to_inches(y) for _, y, _ in ends]
@@ -151,34 +145,24 @@ def draw(result: Mapping[str, Any]) -> "Figure":
         while any(base - 0.06 < y < base + tall + 0.06 for y in lines):
             base += 0.02
         base = min(base, bottom + PLOT_HEIGHT - band + 0.1)
-        style.line(
-            made, [tip, tip], [base, to_inches(value) + 0.05], color=style.INK, linewidth=0.7, zorder=9
-        )
+        style.line(made, [tip, tip], [base, to_inches(value) + 0.05], color=style.INK, linewidth=0.7, zorder=9)
         for i, row in enumerate(reversed(callout)):
             style.text(made, centre, base + i * style.text_height() + 0.04, row, ha="center", zorder=9)
     return made
 
 
-def _words(
-    result: Mapping[str, Any], ratio: float, threshold: float, broken: np.ndarray
-) -> tuple[str, list[str]]:
+def _words(result: Mapping[str, Any], ratio: float, threshold: float, broken: np.ndarray) -> tuple[str, list[str]]:
     """The title, which is the finding, and the lines under it."""
     model = style.model_name(result)
-    layers = {
-        entry["layer"] for entry in result["massive"] if entry["meets_magnitude"] and entry["meets_ratio"]
-    }
+    layers = {entry["layer"] for entry in result["massive"] if entry["meets_magnitude"] and entry["meets_ratio"]}
     if layers:
-        title = (
-            f"Massive activations in {model}: layer{'s' * (len(layers) > 1)} {style.spans(sorted(layers))}"
-        )
+        title = f"Massive activations in {model}: layer{'s' * (len(layers) > 1)} {style.spans(sorted(layers))}"
     else:
         title = f"No massive activation in {model}"
     limits = f"> {style.number(threshold, 1)} and > {style.number(ratio, 1)} × the layer’s median"
     notes = [f"{style.conditions(result)} · shaded, filled markers: massive ({limits})"]
     if len(broken):
-        notes.append(
-            f"Not finite, so left out: layer{'s' * (len(broken) > 1)} {style.spans(broken.tolist(), 6)}"
-        )
+        notes.append(f"Not finite, so left out: layer{'s' * (len(broken) > 1)} {style.spans(broken.tolist(), 6)}")
     return title, notes
 
 

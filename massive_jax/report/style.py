@@ -163,9 +163,7 @@ def _escape(char: str, font: bool) -> str:
     if char in _NAMED:
         return _NAMED[char]
     category = unicodedata.category(char)
-    unseen = category in ("Cc", "Cf", "Cs", "Cn", "Co", "Mn", "Me", "Zl", "Zp") or (
-        category == "Zs" and char != " "
-    )
+    unseen = category in ("Cc", "Cf", "Cs", "Cn", "Co", "Mn", "Me", "Zl", "Zp") or (category == "Zs" and char != " ")
     if unseen or (font and ord(char) not in glyphs()):
         code = ord(char)
         return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
@@ -299,9 +297,7 @@ class Header:
     def __init__(self, title: str, notes: Sequence[str], width: float):
         room = width - 2 * MARGIN
         self._title = wrap(title, room, TITLE, "bold")
-        while len(self._title) > 1 and len(closer := wrap(title, room - 0.1, TITLE, "bold")) == len(
-            self._title
-        ):
+        while len(self._title) > 1 and len(closer := wrap(title, room - 0.1, TITLE, "bold")) == len(self._title):
             self._title, room = closer, room - 0.1  # lines of about the same length
         room = width - 2 * MARGIN
         self._notes = [row for note in notes if note for row in wrap(note, room, SMALL)]

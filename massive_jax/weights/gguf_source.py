@@ -98,9 +98,7 @@ class _Header:
         """A uint64 count of things that take at least `smallest` bytes each."""
         number = self.scalar(10, what)
         if number * smallest > len(self.data) - self.at:
-            raise _bad(
-                self.location, f"{what} is {number}, more than the file can hold ({len(self.data)} bytes)"
-            )
+            raise _bad(self.location, f"{what} is {number}, more than the file can hold ({len(self.data)} bytes)")
         return number
 
     def string(self, what: str) -> str:
@@ -170,7 +168,7 @@ class GGUFSource(source.Source):
                 " directory as a Hugging Face checkpoint."
             )
         try:
-            self._file = open(self._path, "rb")  # noqa: SIM115: held until close()
+            self._file = open(self._path, "rb")  # noqa: SIM115  (held until close())
         except OSError as error:
             raise ValueError(f"GGUF file {self.location} cannot be opened: {error.strerror}.") from None
         self._lock = threading.Lock()
@@ -226,7 +224,7 @@ class GGUFSource(source.Source):
         with self._lock:
             try:
                 self._file.seek(self._start + record.offset)
-                got = self._file.readinto(raw)
+                got = self._file.readinto(raw.data)
             except (OSError, ValueError) as error:  # ValueError: the file was closed
                 raise ValueError(f"{self.location}: tensor {name} cannot be read: {error}.") from None
         if got != raw.size:
@@ -256,17 +254,13 @@ def _read_header(data: mmap.mmap, location: str) -> tuple[dict[str, Any], dict[s
     """The metadata, the tensor records, and where the tensor data starts."""
     header = _Header(data, location)
     if (magic := data[:4]) != _MAGIC:
-        raise _bad(
-            location, f"it starts with {magic!r} where a GGUF file has {_MAGIC!r} – it is another format"
-        )
+        raise _bad(location, f"it starts with {magic!r} where a GGUF file has {_MAGIC!r} – it is another format")
     header.need(4, "the magic")
     version = header.scalar(4, "the version")
     if version not in _VERSIONS:
         if int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS:
             raise ValueError(f"{location} is a big-endian GGUF file; only little-endian ones can be read.")
-        raise ValueError(
-            f"{location} is GGUF version {version}; this reads versions 2 and 3. Convert the model again."
-        )
+        raise ValueError(f"{location} is GGUF version {version}; this reads versions 2 and 3. Convert the model again.")
     tensor_count = header.count(_MIN_RECORD, "the number of tensors")
     pair_count = header.count(_MIN_PAIR, "the number of metadata pairs")
 

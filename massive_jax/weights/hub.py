@@ -47,13 +47,9 @@ def snapshot(repo_id: str, revision: str | None = None) -> Path:
         if not isinstance(repo_id, str) or not isinstance(revision, str | None):
             raise errors.HFValidationError("both are strings.")
         validate_repo_id(repo_id)
-        return Path(
-            huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(PATTERNS))
-        )
+        return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(PATTERNS)))
     except errors.HFValidationError as error:
-        raise ValueError(
-            f"{what} is not a name the hub can have: {error} Write it as 'owner/name'."
-        ) from None
+        raise ValueError(f"{what} is not a name the hub can have: {error} Write it as 'owner/name'.") from None
     except errors.GatedRepoError:
         raise ValueError(
             f"{what} is gated: accept its licence on the model's page with your account, then set HF_TOKEN to a"

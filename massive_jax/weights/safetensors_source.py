@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes  # noqa: F401: registers bfloat16 with numpy, which safetensors relies on
+import ml_dtypes  # noqa: F401  (safetensors asks numpy for bfloat16, which this import registers)
 import numpy as np
 import safetensors
 
@@ -73,7 +73,7 @@ class HuggingFaceSource(source.Source):
         holders = defaultdict(list)
         for shard in shards:
             self._handles[shard] = _open(self._directory / shard)
-            for name in self._handles[shard].keys():  # noqa: SIM118: not a mapping
+            for name in self._handles[shard].keys():  # noqa: SIM118  (not a mapping)
                 holders[name].append(shard)
         self._shard_of = _settle(self.location, holders, index)
         self.tensors = self._describe()
@@ -135,11 +135,7 @@ class HuggingFaceSource(source.Source):
                 " AutoModel.from_pretrained(DIR).save_pretrained(NEW_DIR), or ask for a revision with safetensors."
             )
         others = sorted(path.name for path in self._directory.glob("*.safetensors"))
-        found = (
-            f" It has {source.listed(others)}: rename or merge them if they are the whole model."
-            if others
-            else ""
-        )
+        found = f" It has {source.listed(others)}: rename or merge them if they are the whole model." if others else ""
         return ValueError(
             f"{self.location} has no weights: {expected}.{found} A model published only as PyTorch pickles has to"
             " be converted first (transformers' save_pretrained writes safetensors)."
@@ -163,9 +159,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
             f"{path.parent} has no {path.name}; a Hugging Face checkpoint needs it. Copy it from the model's page."
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not readable JSON: {error}. Copy it again from the model's page."
-        ) from None
+        raise ValueError(f"{path} is not readable JSON: {error}. Copy it again from the model's page.") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds {type(value).__name__}; expected a JSON object. Copy it again.")
     return value
@@ -182,29 +176,19 @@ def _open(path: Path) -> Any:
         ) from None
 
 
-def _settle(
-    location: str, holders: Mapping[str, list[str]], index: Mapping[str, str] | None
-) -> dict[str, str]:
+def _settle(location: str, holders: Mapping[str, list[str]], index: Mapping[str, str] | None) -> dict[str, str]:
     """Tensor → the one shard that holds it; ValueError where shards or index contradict each other.
 
     A tensor in a shard that the index forgets is kept: whether the model wants it is the loader's question.
     """
     problems = []
-    if doubled := [
-        f"{name} ({', '.join(where)})" for name, where in sorted(holders.items()) if len(where) > 1
-    ]:
+    if doubled := [f"{name} ({', '.join(where)})" for name, where in sorted(holders.items()) if len(where) > 1]:
         problems.append(f"tensors in more than one shard: {source.listed(doubled, 100)}")
     absent = [
-        f"{name} ({shard})"
-        for name, shard in sorted((index or {}).items())
-        if shard not in holders.get(name, ())
+        f"{name} ({shard})" for name, shard in sorted((index or {}).items()) if shard not in holders.get(name, ())
     ]
     if absent:
-        problems.append(
-            f"tensors that {_INDEX} places in a shard that lacks them: {source.listed(absent, 100)}"
-        )
+        problems.append(f"tensors that {_INDEX} places in a shard that lacks them: {source.listed(absent, 100)}")
     if problems:
-        raise ValueError(
-            f"{location} contradicts itself: {'; '.join(problems)}. Download index and shards together."
-        )
+        raise ValueError(f"{location} contradicts itself: {'; '.join(problems)}. Download index and shards together.")
     return {name: where[0] for name, where in holders.items()}

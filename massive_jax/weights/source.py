@@ -80,9 +80,7 @@ def no_such_tensor(name: object, source: Source) -> ValueError:
     """The error for a name that is not in `source.tensors`, with the nearest names that are."""
     near = difflib.get_close_matches(str(name), source.tensors, n=3)
     hint = f"; the nearest are {', '.join(near)}" if near else ""
-    return ValueError(
-        f"{source.location} has no tensor named {name!r} ({len(source.tensors)} tensors{hint})."
-    )
+    return ValueError(f"{source.location} has no tensor named {name!r} ({len(source.tensors)} tensors{hint}).")
 
 
 def listed(items: Iterable[object], limit: int = 20) -> str:

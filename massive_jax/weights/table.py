@@ -1,7 +1,7 @@
 """Weight tables: how a checkpoint's tensors become parameters, as data.
 
-A family's table has a row for every tensor its checkpoints hold: the name in the file, the parameter's path, and how the
-axes move, e.g. `Row("model.layers.{l}.self_attn.q_proj.weight", "layers/attn/query/kernel", "(HN)D->DHN")`.
+A family's table has a row for every tensor its checkpoints hold: the name in the file, the parameter's path, and how
+the axes move, e.g. `Row("model.layers.{l}.self_attn.q_proj.weight", "layers/attn/query/kernel", "(HN)D->DHN")`.
 Axis letters: see `massive_jax.probe.sites`; P pairs of a head's dims (N / 2), R the two members of a pair.
 """
 

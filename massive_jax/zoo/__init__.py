@@ -27,7 +27,7 @@ def describe(source: Source) -> tuple[TransformerConfig, WeightTable]:
         field that would change the result and is not implemented.
     """
     if source.format == "gguf":
-        architecture = source.config.get("general.architecture")
+        architecture = str(source.config.get("general.architecture"))
         families = {f.gguf_architecture: f for f in FAMILIES.values() if f.gguf_architecture}
         family = families.get(architecture)
         if family is None or family.gguf_config is None or family.gguf_table is None:
@@ -45,7 +45,7 @@ def describe(source: Source) -> tuple[TransformerConfig, WeightTable]:
         table = family.gguf_table
     else:
         config = source.config
-        model_type = config.get("model_type")
+        model_type = str(config.get("model_type"))
         if model_type not in FAMILIES:
             raise ValueError(
                 f"{source.location}: model_type {model_type!r} is not supported; supported: "

@@ -100,9 +100,7 @@ class Fields:
             "factors": ("factors",),
         }
         if kind not in names:
-            raise ValueError(
-                f"{self._location}: rope scaling {kind!r} is not implemented; known: {', '.join(names)}."
-            )
+            raise ValueError(f"{self._location}: rope scaling {kind!r} is not implemented; known: {', '.join(names)}.")
         settings = {name: given.pop(name) for name in names[kind] if given.get(name) is not None}
         unknown = {name: value for name, value in given.items() if value is not None and kind != "default"}
         if unknown:

@@ -1,4 +1,4 @@
-"""Llama (arXiv 2302.13971, 2307.09288, 2407.21783) and the many models of its architecture: SmolLM, TinyLlama, Vicuna …"""
+"""Llama (arXiv 2302.13971, 2307.09288, 2407.21783) and models of its architecture: SmolLM, TinyLlama, Vicuna …"""
 
 from __future__ import annotations
 

@@ -49,19 +49,12 @@ def _layerwise(layers=30, token="Summer", found=True):
     rows, massive = [], []
     for layer in range(1, layers + 1):
         part = layer / layers
-        top = (
-            (12.0, 8.0, 6.5)
-            if part < 0.05
-            else (206.1, 79.1, 59.2)
-            if part < 0.11
-            else (23147.1, 1692.8, 850.0)
-        )
+        top = (12.0, 8.0, 6.5) if part < 0.05 else (206.1, 79.1, 59.2) if part < 0.11 else (23147.1, 1692.8, 850.0)
         top = (331.6, 190.0, 171.0) if part > 0.97 else top
         top = top if found else (20 * part + 5, 15 * part + 4, 12 * part + 3)
         median = 0.4 + 3.1 * part
         entries = [
-            {"value": v, "position": 0, "dim": d, "token": token}
-            for v, d in zip(top, (507, -1, 14), strict=True)
+            {"value": v, "position": 0, "dim": d, "token": token} for v, d in zip(top, (507, -1, 14), strict=True)
         ]
         rows.append({"layer": layer, "top": entries, "median": median})
         massive += [
@@ -112,8 +105,7 @@ def _attention(T=9, layers=30, massive=(0,), emergence=4, tokens=None):
 
 def _intervention(**perplexity):
     sites = [
-        {"position": 0, "dim": d, "value_mean": v}
-        for d, v in ((507, 23147.1), (247, -1692.8), (14, float("nan")))
+        {"position": 0, "dim": d, "value_mean": v} for d, v in ((507, 23147.1), (247, -1692.8), (14, float("nan")))
     ]
     perplexity = perplexity or {"original": 23.76, "zero": 1962311.0, "mean": 23.80, "random_zero": 23.77}
     return {**HEAD, "layer": 12, "context": 512, "windows": 4, "sites": sites, "perplexity": perplexity}
@@ -379,8 +371,7 @@ def test_wrong_data_is_refused_with_what_was_given():
 
 def test_labels_show_what_cannot_be_seen():
     shown = [
-        label(token)
-        for token in ["\n", " the", "▁the", "", "a\\n", "\x00", "中", "\u200b", "\ud83d", "🙂", "\xa0"]
+        label(token) for token in ["\n", " the", "▁the", "", "a\\n", "\x00", "中", "\u200b", "\ud83d", "🙂", "\xa0"]
     ]
     wanted = [
         "\\n",

