@@ -35,7 +35,7 @@ _MIN_PAIR = 8 + 4 + 1  # bytes of the shortest possible metadata pair and tensor
 _MIN_RECORD = 8 + 4 + 8 + 4 + 8
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
-_SCALARS = {
+_SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("u1"),
     1: np.dtype("i1"),
     2: np.dtype("<u2"),
@@ -108,7 +108,8 @@ class _Header:
 
     def strings(self, count: int, what: str) -> list[str]:
         # The one hot loop: vocabularies hold hundreds of thousands of strings.
-        data, at, end, unpack, found = self.data, self.at, len(self.data), struct.Struct("<Q").unpack_from, []
+        data, at, end, unpack = self.data, self.at, len(self.data), struct.Struct("<Q").unpack_from
+        found: list[str] = []
         for _ in range(count):
             start = at + 8
             if start > end or (at := start + unpack(data, start - 8)[0]) > end:
@@ -295,7 +296,7 @@ def _read_header(data: mmap.mmap, location: str) -> tuple[dict[str, Any], dict[s
 
 def _check_rows(location: str, name: str, record: _Record) -> None:
     """Refuses a type or shape that no file can have; the sizes below rely on it."""
-    from gguf import GGML_QUANT_SIZES
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if record.kind not in GGML_QUANT_SIZES:
         raise ValueError(
@@ -304,7 +305,7 @@ def _check_rows(location: str, name: str, record: _Record) -> None:
         )
     if min(record.shape) < 1:
         raise _bad(location, f"tensor {name} has the empty shape {record.shape}")
-    block, _ = GGML_QUANT_SIZES[record.kind]  # pyright: ignore[reportArgumentType]
+    block, _ = GGML_QUANT_SIZES[GGMLQuantizationType(record.kind)]
     if record.shape[-1] % block:
         raise _bad(
             location,
@@ -315,9 +316,9 @@ def _check_rows(location: str, name: str, record: _Record) -> None:
 
 def _stored_size(record: _Record) -> int:
     """Bytes the tensor takes in the file."""
-    from gguf import GGML_QUANT_SIZES
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    block, size = GGML_QUANT_SIZES[record.kind]  # pyright: ignore[reportArgumentType]
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(record.kind)]
     return math.prod(record.shape) // block * size
 
 

@@ -8,6 +8,7 @@ llama.cpp (`src/llama-vocab.cpp`) and transformers (`integrations/gguf/gguf_toke
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import logging
 from collections.abc import Mapping
@@ -242,8 +243,7 @@ def _pair(merge: str) -> tuple[str, str]:
 
 def _no_duplicates(tokens: list[str]) -> None:
     if len(set(tokens)) != len(tokens):
-        seen: set[str] = set()
-        doubled = sorted({repr(token) for token in tokens if token in seen or seen.add(token)})
+        doubled = sorted(repr(token) for token, times in collections.Counter(tokens).items() if times > 1)
         raise ValueError(f"{_KEY}tokens holds these more than once: {source.listed(doubled)}. Convert the model again.")
 
 

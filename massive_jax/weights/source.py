@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def listed(items: Iterable[object], limit: int = 20) -> str:
 def existing_path(path: object, what: str) -> Path:
     """`path` as a `Path`, or a ValueError where it is not a path or nothing is there."""
     try:
-        found = Path(path).expanduser()  # pyright: ignore[reportArgumentType]
+        found = Path(cast("str", path)).expanduser()
         found.stat()
     except TypeError:
         raise ValueError(f"{what}: expected a path, got {path!r}.") from None

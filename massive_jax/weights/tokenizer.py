@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from massive_jax.weights import source
 
@@ -153,7 +153,7 @@ class Tokenizer:
 
     def _checked(self, token: object) -> int:
         try:
-            number = operator.index(token)  # pyright: ignore[reportArgumentType]
+            number = operator.index(cast("int", token))
         except TypeError:
             raise ValueError(f"token id {token!r} is not an integer.") from None
         if not 0 <= number < self.vocab_size:
@@ -235,9 +235,9 @@ def _special_id(directory: Path, name: str, backend: tokenizers.Tokenizer) -> in
         token = backend.token_to_id(value) if isinstance(value, str) else value
         if value is None:
             return None
-        # bool is an int to Python; past 2³² the library would raise OverflowError.
+        # bool is an int to Python; from 2³² on the library would raise OverflowError.
         sound = isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 32
-        if not sound or backend.id_to_token(int(token)) is None:
+        if token is None or not sound or backend.id_to_token(token) is None:
             raise ValueError(
                 f"{directory / file}: {key} is {value!r}, which is no token of the tokenizer beside it."
                 " Copy both from the same revision."
