@@ -109,7 +109,7 @@ class _Header:
     def strings(self, count: int, what: str) -> list[str]:
         # The one hot loop: vocabularies hold hundreds of thousands of strings.
         data, at, end, unpack = self.data, self.at, len(self.data), struct.Struct("<Q").unpack_from
-        found: list[str] = []
+        found: list[bytes] = []
         for _ in range(count):
             start = at + 8
             if start > end or (at := start + unpack(data, start - 8)[0]) > end:
