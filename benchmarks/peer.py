@@ -21,7 +21,7 @@ def torch_llama(model: mj.Model) -> transformers.LlamaForCausalLM:
         num_key_value_heads=cfg.num_kv_heads,
         head_dim=cfg.head_dim,
         max_position_embeddings=cfg.max_position,
-        rms_norm_eps=cfg.norm_eps,
+        rms_norm_eps=cfg.norm.eps,
         rope_parameters={"rope_type": "default", "rope_theta": cfg.rope.theta},
         tie_word_embeddings=True,
     )

@@ -169,7 +169,11 @@ class Model:
 
     def compile_captures(self, capture: Capture | Sequence[Capture] | CapturePlan | None) -> CapturePlan:
         """`capture` as a plan for this model (see `massive_jax.probe.compile_captures`)."""
-        return capture if isinstance(capture, CapturePlan) else compile_captures(capture, self.config.num_layers)
+        return (
+            capture
+            if isinstance(capture, CapturePlan)
+            else compile_captures(capture, self.config.num_layers, self.config.absent_sites)
+        )
 
     def _rules(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
         return {**RULES, "first_delimiter": self.first_delimiter}

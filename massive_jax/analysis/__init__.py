@@ -3,6 +3,7 @@
 from massive_jax.analysis.attention import attention_shares
 from massive_jax.analysis.massive import (
     DEFINITION,
+    FIRST_DELIMITER,
     Location,
     Thresholds,
     find_massive,
@@ -13,6 +14,7 @@ from massive_jax.analysis.massive import (
 
 __all__ = [
     "DEFINITION",
+    "FIRST_DELIMITER",
     "Location",
     "Thresholds",
     "attention_shares",

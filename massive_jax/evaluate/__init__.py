@@ -3,6 +3,7 @@
 from massive_jax.evaluate.intervention import (
     Operation,
     PlaceInStream,
+    check_sites,
     hidden_state,
     intervene,
     parse_sites,
@@ -16,6 +17,7 @@ __all__ = [
     "LayerTable",
     "Operation",
     "PlaceInStream",
+    "check_sites",
     "hidden_state",
     "intervene",
     "measure_layers",

@@ -6,6 +6,7 @@ Axis letters: see `massive_jax.probe.sites`; W windows.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,18 +47,21 @@ class Operation:
         if op not in ("zero", "mean", *OPS) or takes_number != bool(number):
             raise ValueError(f"unknown operation {text!r}; known: {known} (X a number).")
         try:
-            return cls(op, float(number) if number else None)
+            value = float(number) if number else None
         except ValueError:
-            raise ValueError(f"operation {text!r}: {number!r} is not a number; known: {known}.") from None
+            value = math.nan
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"operation {text!r}: {number!r} is not a finite number; known: {known}.")
+        return cls(op, value)
 
     def __str__(self) -> str:
         return self.op if self.value is None else f"{self.op}={self.value:g}"
 
-    def edit(self, layer: int, site: PlaceInStream, mean: float) -> Edit:
-        """The edit this operation makes at `site` of the output of block `layer`."""
+    def edit(self, layer: int, site: PlaceInStream, mean: float, seed: int = 0) -> Edit:
+        """The edit this operation makes at `site` of the output of block `layer`; noise and shuffle draw by `seed`."""
         op = "set" if self.op in ("zero", "mean") else self.op
         value = mean if self.op == "mean" else self.value or 0.0
-        return Edit("block_out", layer=layer, position=site.position, dim=site.dim, op=op, value=value)
+        return Edit("block_out", layer=layer, position=site.position, dim=site.dim, op=op, value=value, seed=seed)
 
 
 def parse_sites(text: str) -> list[PlaceInStream]:
@@ -87,6 +91,19 @@ def hidden_state(model: Model, tokens: np.ndarray, layer: int) -> np.ndarray:
     return np.asarray(out.intermediates["block_out"][0], np.float32)
 
 
+def check_sites(model: Model, windows: Windows, sites: Sequence[PlaceInStream]) -> None:
+    """Nothing where every window has every site; ValueError that names those out of range otherwise."""
+    width, length = model.config.hidden_size, windows.tokens.shape[1]
+    bad = [s for s in sites if not 0 <= s.dim < width or not (isinstance(s.position, str) or s.position < length)]
+    if bad:
+        raise ValueError(
+            f"site{'s' * (len(bad) > 1)} {', '.join(map(str, bad))} out of range: the windows have positions 0 to "
+            f"{length - 1}, the model dims 0 to {width - 1}."
+        )
+    if any(isinstance(s.position, str) for s in sites) and not (model.first_delimiter(windows.tokens) >= 0).any():
+        raise ValueError("a site is at the first delimiter, and no window has one.")
+
+
 def site_means(
     model: Model, windows: Windows, layer: int, sites: Sequence[PlaceInStream], progress: Progress | None = None
 ) -> list[float]:
@@ -95,9 +112,7 @@ def site_means(
     Raises:
       ValueError: a layer, position or dim out of range; a delimiter site in a text without delimiters.
     """
-    # Compiling the edits is the check of the sites: it names every one that is out of range.
-    probe = [Edit("block_out", layer=layer, position=site.position, dim=site.dim) for site in sites]
-    model.compile_edits(probe, model.check_tokens(windows.tokens))
+    check_sites(model, windows, sites)
     values: list[list[np.ndarray]] = [[] for _ in sites]
     for _, tokens in batches(windows.tokens, progress):
         hidden = hidden_state(model, tokens, layer)
@@ -106,13 +121,7 @@ def site_means(
             positions = np.broadcast_to(np.asarray(position), len(tokens))
             rows = np.flatnonzero(positions >= 0)
             found.append(hidden[rows, positions[rows], site.dim])
-    means = []
-    for site, found in zip(sites, values, strict=True):
-        over_windows = np.concatenate(found)
-        if not over_windows.size:
-            raise ValueError(f"site {site}: no window has a delimiter.")
-        means.append(float(over_windows.mean(dtype=np.float64)))
-    return means
+    return [float(np.concatenate(found).mean(dtype=np.float64)) for found in values]
 
 
 def intervene(
@@ -123,13 +132,14 @@ def intervene(
     operations: Sequence[Operation],
     means: Sequence[float],
     progress: Progress | None = None,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Perplexity under each operation at all of `sites` of the output of block `layer`, by the operation's name."""
     return {
         str(operation): perplexity(
             model,
             windows,
-            [operation.edit(layer, site, mean) for site, mean in zip(sites, means, strict=True)],
+            [operation.edit(layer, site, mean, seed) for site, mean in zip(sites, means, strict=True)],
             progress,
         )
         for operation in operations

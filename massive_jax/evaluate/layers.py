@@ -49,13 +49,23 @@ class LayerTable:
 def measure_layers(
     model: Model, tokens: np.ndarray, *, thresholds: Thresholds = DEFINITION, progress: Progress | None = None
 ) -> LayerTable:
-    """Measures every layer of `model` on `tokens` [W, T], reducing inside the blocks."""
+    """Measures every layer of `model` on `tokens` [W, T], reducing inside the blocks.
+
+    Raises:
+      ValueError: an activation that is not finite, of which there is no median; the message names the first layer.
+    """
     capture = Capture(("block_out", "final_norm"), top_k=_KEPT, median=True)
     found: list[dict[str, Stats]] = []
     for _, batch in batches(tokens, progress):
         found.append(jax.device_get(model(batch, capture=capture, logits=False).intermediates))
     blocks: Stats = _concatenate([f["block_out"] for f in found], axis=1)
     final: Stats = _concatenate([f["final_norm"] for f in found], axis=0)
+    finite = np.isfinite(blocks.top_values).all(axis=(1, 2)) & np.isfinite(blocks.median).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{model.name}: the output of block {int(np.argmin(finite)) + 1} has values that are not finite in "
+            f"{model.config.dtype}: the weights are damaged, or a number is too large for it (float16 ends at 65,504)."
+        )
     delimiters = model.first_delimiter(tokens) if model.tokenizer else None
 
     def summary(layer: int | None, stats: Stats) -> LayerSummary:

@@ -14,7 +14,7 @@ import numpy as np
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.batches import Progress, batches, edits_for
 from massive_jax.model import Model, forward
-from massive_jax.models import head_logits, head_of
+from massive_jax.models import Head, TransformerConfig, head_logits, head_of
 from massive_jax.probe import CapturePlan, Edit
 
 _CHUNK = 256  # tokens whose logits exist at one time
@@ -64,17 +64,17 @@ def token_nll(model: Model, tokens: Any, edits: Edit | Sequence[Edit] | None = N
 @functools.partial(jax.jit, static_argnames=("module",))
 def _nll(module: Any, params: Any, edits: Any, tokens: jax.Array) -> jax.Array:
     hidden = forward(module, params, edits, CapturePlan(), tokens, logits=False).last_hidden
-    return chunked_nll(hidden[:, :-1], head_of(module.config, params), tokens[:, 1:], module.config.dtype)
+    return chunked_nll(module.config, hidden[:, :-1], head_of(module.config, params), tokens[:, 1:])
 
 
-def chunked_nll(hidden: jax.Array, head: jax.Array, targets: jax.Array, dtype: str) -> jax.Array:
+def chunked_nll(config: TransformerConfig, hidden: jax.Array, head: Head, targets: jax.Array) -> jax.Array:
     """-log p(target) from the final norm's output, some tokens at a time.
 
     Args:
+      config: the model's; float32 multiplies in full precision on every device.
       hidden: [B, T, D].
-      head: [V, D].
+      head: the output head.
       targets: int [B, T].
-      dtype: the model's; float32 multiplies in full precision on every device.
 
     Returns:
       float32 [B, T].
@@ -86,9 +86,9 @@ def chunked_nll(hidden: jax.Array, head: jax.Array, targets: jax.Array, dtype: s
 
     def chunk(xy: tuple[jax.Array, jax.Array]) -> jax.Array:
         x, y = xy
-        logits = head_logits(x, head)
+        logits = head_logits(config, x, head)
         return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, y[:, None], axis=-1)[:, 0]
 
-    with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+    with jax.default_matmul_precision("highest" if config.dtype == "float32" else "default"):
         nll = jax.lax.map(chunk, (x, y))
     return nll.reshape(-1)[: B * T].reshape(B, T)

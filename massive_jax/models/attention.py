@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -10,8 +10,26 @@ import jax
 import jax.numpy as jnp
 
 from massive_jax.models.config import TransformerConfig
+from massive_jax.models.linear import Projection
+from massive_jax.models.norms import Norm
 from massive_jax.models.positions import apply_rope
 from massive_jax.probe import ATTENTION_SITES, Tap
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What attention needs to know about positions.
+
+    Attributes:
+      rope: cos and sin, each float32 [B, T, P]; None without rotary embedding.
+      bias: float32 [H, 1 or T, S], added to the logits; None for none.
+      mask: bool [T, S], who sees whom; None for causal with the config's window in every layer.
+    """
+
+    rope: tuple[jax.Array, jax.Array] | None
+    bias: jax.Array | None
+    mask: jax.Array | None
 
 
 class Attention(nn.Module):
@@ -20,78 +38,89 @@ class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], tap: Tap) -> jax.Array:
-        """[B, T, D] -> [B, T, D]; `rope` is cos and sin, each [B, T, N / 2]."""
+    def __call__(self, x: jax.Array, around: Surroundings, tap: Tap) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
         cfg = self.config
         D, H, K, N = cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         query = Projection((D, H, N), "BTD,DHN->BTHN", cfg.qkv_bias, name="query")(x)
         key = Projection((D, K, N), "BTD,DKN->BTKN", cfg.qkv_bias, name="key")(x)
         value = Projection((D, K, N), "BTD,DKN->BTKN", cfg.qkv_bias, name="value")(x)
+        if cfg.clip_qkv is not None:
+            query, key, value = (jnp.clip(y, -cfg.clip_qkv, cfg.clip_qkv) for y in (query, key, value))
+        if cfg.qk_norm is not None:
+            axes = 2 if cfg.qk_norm == "full" else 1
+            query = Norm(cfg.norm, axes, name="query_norm")(query)
+            key = Norm(cfg.norm, axes, name="key_norm")(key)
         query, key, value = tap("query", query), tap("key", key), tap("value", value)
-        query, key = apply_rope(query, *rope), apply_rope(key, *rope)
-        if tap.wants(*ATTENTION_SITES):
-            mixed = attend_with_probs(query, key, value, tap, window=cfg.window)
+        if around.rope is not None:
+            query, key = (apply_rope(y, *around.rope, interleaved=cfg.rope.interleaved) for y in (query, key))
+        sinks = self.param("sinks", nn.initializers.normal(0.02), (H,)) if cfg.sinks else None
+        if tap.wants(*ATTENTION_SITES) or cfg.attention_softcap is not None or sinks is not None:
+            mixed = attend_with_probs(cfg, query, key, value, around, tap, sinks)
         else:
-            mixed = attend(query, key, value, window=cfg.window, kernel=cfg.attention_kernel)
+            mixed = attend(cfg, query, key, value, around)
         mixed = tap("head_out", mixed)
         return Projection((H, N, D), "BTHN,HND->BTD", cfg.out_bias, name="out")(mixed)
 
 
-class Projection(nn.Module):
-    """A linear map given by its einsum, with an optional bias shaped like the axes it adds.
-
-    Attributes:
-      shape: of the kernel.
-      equation: e.g. "BTD,DHN->BTHN".
-      use_bias: adds a bias.
-    """
-
-    shape: tuple[int, ...]
-    equation: str
-    use_bias: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Applies the map in the dtype of `x`."""
-        inputs, output = self.equation.split("->")
-        kernel_axes = inputs.split(",")[1]
-        contracted = [i for i, axis in enumerate(kernel_axes) if axis not in output]
-        kept = [i for i, axis in enumerate(kernel_axes) if axis in output]
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=contracted, out_axis=kept)
-        kernel = self.param("kernel", init, self.shape)
-        y = jnp.einsum(self.equation, x, kernel.astype(x.dtype))
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), tuple(self.shape[i] for i in kept))
-            y = y + bias.astype(x.dtype)
-        return y
-
-
-def causal_mask(T: int, window: int | None) -> jax.Array:
+def causal_mask(T: int, window: int | None = None) -> jax.Array:
     """Bool [T, S]: whether query t sees key s: 0 <= t - s, and t - s < window."""
     distance = jnp.arange(T)[:, None] - jnp.arange(T)[None, :]
     mask = distance >= 0
     return mask if window is None else mask & (distance < window)
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, window: int | None, kernel: Any) -> jax.Array:
+def attend(
+    cfg: TransformerConfig, query: jax.Array, key: jax.Array, value: jax.Array, around: Surroundings
+) -> jax.Array:
     """Mixture of values by a fused kernel: query [B, T, H, N], key and value [B, T, K, N] -> [B, T, H, N]."""
+    visible: dict[str, Any]
+    if around.mask is None:
+        window = None if cfg.window is None else (cfg.window - 1, 0)
+        visible = {"is_causal": True, "local_window_size": window}
+    else:
+        visible = {"mask": around.mask[None, None]}
+    bias = None if around.bias is None else jnp.broadcast_to(around.bias, (cfg.num_heads, query.shape[1], key.shape[1]))
+    kernel: Any = cfg.attention_kernel
     return jax.nn.dot_product_attention(
         query,
         key,
         value,
-        is_causal=True,
-        local_window_size=None if window is None else (window - 1, 0),
+        bias=None if bias is None else bias[None].astype(query.dtype),
+        scale=cfg.scale,
         implementation=kernel,
+        **visible,
     )
 
 
-def attend_with_probs(query: jax.Array, key: jax.Array, value: jax.Array, tap: Tap, *, window: int | None) -> jax.Array:
-    """`attend` with logits and probabilities [B, H, T, S] built in float32 and tapped."""
+def attend_with_probs(
+    cfg: TransformerConfig,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    around: Surroundings,
+    tap: Tap,
+    sinks: jax.Array | None = None,
+) -> jax.Array:
+    """`attend` with logits and probabilities [B, H, T, S] built in float32 and tapped, a softcap, and sinks [H]."""
     B, T, H, N = query.shape
-    grouped = query.reshape(B, T, key.shape[2], -1, N)
-    logits = jnp.einsum("BTKGN,BSKN->BKGTS", grouped, key, preferred_element_type=jnp.float32) / math.sqrt(N)
-    logits = tap("attn_logits", logits.reshape(B, H, T, T))
-    logits = jnp.where(causal_mask(T, window), logits, -jnp.inf)
-    probs = tap("attn_probs", jax.nn.softmax(logits, axis=-1))
-    probs = probs.reshape(B, key.shape[2], -1, T, T).astype(value.dtype)
+    S, K = key.shape[1:3]
+    grouped = query.reshape(B, T, K, H // K, N)
+    logits = jnp.einsum("BTKGN,BSKN->BKGTS", grouped, key, preferred_element_type=jnp.float32)
+    logits = logits.reshape(B, H, T, S) * cfg.scale
+    if cfg.attention_softcap is not None:
+        logits = cfg.attention_softcap * jnp.tanh(logits / cfg.attention_softcap)
+    if around.bias is not None:
+        logits = logits + around.bias
+    logits = tap("attn_logits", logits)
+    mask = causal_mask(T, cfg.window) if around.mask is None else around.mask
+    logits = jnp.where(mask, logits, -jnp.inf)
+    if sinks is None:
+        probs = jax.nn.softmax(logits, axis=-1)
+    else:
+        # The sink is one more logit in the denominator, with no value behind it.
+        extra = jnp.broadcast_to(sinks.astype(jnp.float32)[:, None, None], (B, H, T, 1))
+        probs = jax.nn.softmax(jnp.concatenate([logits, extra], axis=-1), axis=-1)[..., :S]
+    probs = tap("attn_probs", probs)
+    probs = probs.reshape(B, K, -1, T, S).astype(value.dtype)
     return jnp.einsum("BKGTS,BSKN->BTKGN", probs, value).reshape(B, T, H, N)

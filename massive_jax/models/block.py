@@ -5,23 +5,38 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from massive_jax.models.attention import Attention
+from massive_jax.models.attention import Attention, Surroundings
 from massive_jax.models.config import TransformerConfig
-from massive_jax.models.mlp import GatedMLP
-from massive_jax.models.norms import RMSNorm
+from massive_jax.models.experts import Experts
+from massive_jax.models.mlp import MLP
+from massive_jax.models.norms import Norm
 from massive_jax.probe import Tap
 
 
 class Block(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Attention and MLP around a residual stream; where the norms are and what the MLP reads, the config says."""
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], tap: Tap) -> jax.Array:
+    def __call__(self, x: jax.Array, around: Surroundings, tap: Tap) -> jax.Array:
         """[B, T, D] -> [B, T, D]; every site of the block goes through `tap`."""
         cfg = self.config
-        normed = tap("attn_norm", RMSNorm(cfg.norm_eps, name="attn_norm")(x))
-        x = tap("mid", x + tap("attn_out", Attention(cfg, name="attn")(normed, rope, tap)))
-        normed = tap("mlp_norm", RMSNorm(cfg.norm_eps, name="mlp_norm")(x))
-        return tap("block_out", x + tap("mlp_out", GatedMLP(cfg, name="mlp")(normed, tap)))
+        norm_before = cfg.norm_placement in ("pre", "pre_and_output")
+        norm_output = cfg.norm_placement in ("output", "pre_and_output")
+        norm_after = cfg.norm_placement == "after_residual"
+
+        def norm(name: str, x: jax.Array, wanted: bool) -> jax.Array:
+            return Norm(cfg.norm, name=name)(x) if wanted else x
+
+        normed = norm("attn_norm", x, norm_before)
+        mixed = Attention(cfg, name="attn")(tap("attn_norm", normed), around, tap)
+        mixed = tap("attn_out", norm("attn_out_norm", mixed, norm_output))
+        mid = tap("mid", norm("attn_norm", x + mixed, True) if norm_after else x + mixed)
+
+        if cfg.residual != "parallel_shared_norm":
+            normed = norm("mlp_norm", mid if cfg.residual == "serial" else x, norm_before)
+        normed = tap("mlp_norm", normed)
+        mlp = Experts(cfg, name="experts") if cfg.mlp == "experts" else MLP(cfg, name="mlp")
+        added = tap("mlp_out", norm("mlp_out_norm", mlp(normed, tap), norm_output))
+        return tap("block_out", norm("mlp_norm", mid + added, True) if norm_after else mid + added)

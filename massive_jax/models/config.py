@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
 
+from massive_jax.probe import EXPERT_SITES
+
 DTYPES = ("float32", "bfloat16", "float16")
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2")
 ATTENTION_KERNELS = ("xla", "cudnn")
+NORM_PLACEMENTS = ("pre", "after_residual", "output", "pre_and_output")
+RESIDUALS = ("serial", "parallel", "parallel_shared_norm")
+POSITIONS = ("rope", "learned", "alibi")
+QK_NORMS = (None, "head", "full")
+MLPS = ("gated", "plain", "experts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +41,9 @@ class RopeConfig:
       mscale: yarn: with `mscale_all_dim`, the attention factor is a ratio of two such logarithms.
       mscale_all_dim: see `mscale`.
       truncate: yarn: round the bounds of the ramp to whole frequencies.
-      factors: "factors": one divisor a frequency, head_dim / 2 of them.
+      factors: "factors": one divisor a frequency, rotary_dim / 2 of them.
+      rotary_dim: how many of a head's dims are turned, the first ones; None for all.
+      interleaved: pairs are neighbouring dims (GPT-J) instead of dims half the width apart.
     """
 
     theta: float = 10000.0
@@ -48,6 +59,8 @@ class RopeConfig:
     mscale_all_dim: float | None = None
     truncate: bool = True
     factors: tuple[float, ...] | None = None
+    rotary_dim: int | None = None
+    interleaved: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ROPE_KINDS:
@@ -56,6 +69,69 @@ class RopeConfig:
             raise ValueError(f"rope scaling {self.kind!r} needs original_max_position (got none).")
         if self.theta <= 0 or self.factor <= 0:
             raise ValueError(f"rope theta and factor must be positive; got {self.theta} and {self.factor}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class AlibiConfig:
+    """A bias of the attention logits that grows linearly with the key's position (ALiBi, arXiv 2108.12409).
+
+    Attributes:
+      max_exponent: the steepest head's slope is 2^-(max_exponent / heads), the shallowest's 2^-max_exponent.
+      round_up: for a number of heads that is no power of two, slopes are taken from the next larger power (MPT)
+        instead of filled up from it after the next smaller one's (Falcon, BLOOM).
+      from_last: positions count from the last key, which has bias 0 (MPT), instead of from the first.
+      before_scale: added to q·k before the scaling by 1/√N (Falcon).
+      bfloat16: slopes and biases are rounded to bfloat16, whatever the model's dtype (Falcon).
+    """
+
+    max_exponent: float = 8.0
+    round_up: bool = True
+    from_last: bool = True
+    before_scale: bool = False
+    bfloat16: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class NormConfig:
+    """A norm over the last axis.
+
+    Attributes:
+      kind: "rms" (arXiv 1910.07467) or "layer" (arXiv 1607.06450).
+      eps: added to the mean square, or to the variance.
+      bias: of a layer norm.
+      unit_offset: the stored scale is the scale minus one (Gemma).
+    """
+
+    kind: str = "rms"
+    eps: float = 1e-6
+    bias: bool = True
+    unit_offset: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("rms", "layer"):
+            raise ValueError(f"norm {self.kind!r} is not implemented; known: rms, layer.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts in place of the MLP.
+
+    Attributes:
+      num_experts: E.
+      num_chosen: experts that each token goes to.
+      kind: "mixtral" (SwiGLU experts) or "gpt_oss" (clamped SwiGLU with biases, and a bias in the router). In both, the
+        weights of the chosen experts are the softmax of their logits.
+    """
+
+    num_experts: int
+    num_chosen: int
+    kind: str = "mixtral"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("mixtral", "gpt_oss"):
+            raise ValueError(f"experts {self.kind!r} are not implemented; known: mixtral, gpt_oss.")
+        if not 1 <= self.num_chosen <= self.num_experts:
+            raise ValueError(f"{self.num_chosen} experts a token of {self.num_experts}: expected 1 to that many.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +147,36 @@ class TransformerConfig:
       head_dim: N; H·N need not equal D.
       intermediate_size: F, the MLP's width.
       max_position: longest sequence the model takes, in tokens.
-      norm_eps: added to the mean square in RMSNorm.
-      activation: of the gated MLP.
+      norm: every norm of the model.
+      norm_placement: "pre" (before attention and MLP), "after_residual" (post-norm: after each residual addition),
+        "output" (on what attention and MLP add to the stream, OLMo-2), "pre_and_output" (Gemma 2 and 3).
+      residual: "serial" (attention, then MLP), "parallel" (both read the block's input, each through its own norm) or
+        "parallel_shared_norm" (through one norm).
+      position: "rope" (rotary), "learned" (a table added to the embedding) or "alibi" (a linear bias of the logits).
       rope: rotary embedding.
+      local_rope: rotary embedding of the windowed layers, where it differs (Gemma 3).
+      alibi: the linear bias, for position "alibi".
+      position_offset: first row of the learned table that is used (OPT: 2).
       qkv_bias: biases in the query, key and value projections.
       out_bias: bias in the attention's output projection.
-      mlp_bias: biases in the MLP's three projections.
-      tie_embeddings: the output head is the token embedding.
+      qk_norm: norm of queries and keys: None, "head" (each head) or "full" (all heads together).
+      clip_qkv: queries, keys and values are clipped to ± this.
+      attention_scale: multiplies q·k; None for 1/√N.
+      attention_softcap: logits become softcap · tanh(logits / softcap).
+      sinks: a learned logit per head in the softmax's denominator (gpt-oss).
       window: sliding window: a token attends to itself and the window - 1 tokens before it; None for all.
+      window_layers: which layers have the window, L booleans; None for all of them.
+      mlp: "gated" (down(act(gate) · up)), "plain" (down(act(up))) or "experts".
+      activation: of the MLP.
+      mlp_bias: biases in the MLP's projections.
+      experts: mixture of experts, for mlp "experts".
+      embedding_size: width of the token embedding where it is not D (projected in and out).
+      embedding_scale: multiplies the embedding, in the activations' dtype.
+      final_norm: whether there is a norm after the last block.
+      tie_embeddings: the output head is the token embedding.
+      head_bias: bias in the output head.
+      logit_scale: multiplies the logits.
+      logit_softcap: as `attention_softcap`, for the logits of the output head.
       dtype: of the activations. Norms, softmax, logits and statistics are float32 whatever it is.
       attention_kernel: of `jax.nn.dot_product_attention`, where probabilities are not asked for. "cudnn" needs a GPU
         and a 16-bit dtype.
@@ -93,14 +191,34 @@ class TransformerConfig:
     head_dim: int
     intermediate_size: int
     max_position: int
-    norm_eps: float
-    activation: str = "silu"
+    norm: NormConfig = dataclasses.field(default_factory=NormConfig)
+    norm_placement: str = "pre"
+    residual: str = "serial"
+    position: str = "rope"
     rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
+    local_rope: RopeConfig | None = None
+    position_offset: int = 0
+    alibi: AlibiConfig | None = None
     qkv_bias: bool = False
     out_bias: bool = False
-    mlp_bias: bool = False
-    tie_embeddings: bool = False
+    qk_norm: str | None = None
+    clip_qkv: float | None = None
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    sinks: bool = False
     window: int | None = None
+    window_layers: tuple[bool, ...] | None = None
+    mlp: str = "gated"
+    activation: str = "silu"
+    mlp_bias: bool = False
+    experts: ExpertsConfig | None = None
+    embedding_size: int | None = None
+    embedding_scale: float | None = None
+    final_norm: bool = True
+    tie_embeddings: bool = False
+    head_bias: bool = False
+    logit_scale: float | None = None
+    logit_softcap: float | None = None
     dtype: str = "float32"
     attention_kernel: str = "xla"
     model_type: str = "llama"
@@ -116,23 +234,42 @@ class TransformerConfig:
         ]
         if self.window is not None and (not isinstance(self.window, int) or self.window < 1):
             problems.append(f"window is {self.window!r}, expected a positive integer or None")
-        if not problems and self.num_heads % self.num_kv_heads:
-            problems.append(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
-        if not problems and self.head_dim % 2:
-            problems.append(f"head_dim {self.head_dim} is odd; the rotary embedding turns pairs of dims")
-        if self.rope.factors is not None and len(self.rope.factors) != self.head_dim // 2:
-            problems.append(f"rope has {len(self.rope.factors)} factors, expected head_dim / 2 = {self.head_dim // 2}")
         for name, known in (
             ("dtype", DTYPES),
             ("activation", ACTIVATIONS),
             ("attention_kernel", ATTENTION_KERNELS),
+            ("norm_placement", NORM_PLACEMENTS),
+            ("residual", RESIDUALS),
+            ("position", POSITIONS),
+            ("qk_norm", QK_NORMS),
+            ("mlp", MLPS),
         ):
             if getattr(self, name) not in known:
-                problems.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
-        if self.attention_kernel == "cudnn" and self.dtype == "float32":
-            problems.append("attention_kernel 'cudnn' needs dtype bfloat16 or float16")
+                problems.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(map(str, known))}")
+        problems = problems or list(self._inconsistencies())
         if problems:
             raise ValueError("config: " + "; ".join(problems) + ".")
+
+    def _inconsistencies(self) -> Iterator[str]:
+        """Options that are fine each by itself and not together."""
+        if self.num_heads % self.num_kv_heads:
+            yield f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+        for rope in (self.rope, self.local_rope) if self.position == "rope" else ():
+            rotary = self.head_dim if rope is None else rope.rotary_dim or self.head_dim
+            if rotary % 2 or rotary > self.head_dim:
+                yield f"rotary_dim {rotary} must be even and at most head_dim {self.head_dim}"
+            if rope and rope.factors is not None and len(rope.factors) != rotary // 2:
+                yield f"rope has {len(rope.factors)} factors, expected rotary_dim / 2 = {rotary // 2}"
+        if self.window_layers is not None and len(self.window_layers) != self.num_layers:
+            yield f"window_layers has {len(self.window_layers)} entries for {self.num_layers} layers"
+        if (self.mlp == "experts") != (self.experts is not None):
+            yield "mlp 'experts' and the option experts go together"
+        if (self.position == "alibi") != (self.alibi is not None):
+            yield "position 'alibi' and the option alibi go together"
+        if self.residual != "serial" and self.norm_placement != "pre":
+            yield f"residual {self.residual!r} needs norm_placement 'pre', not {self.norm_placement!r}"
+        if self.attention_kernel == "cudnn" and self.dtype == "float32":
+            yield "attention_kernel 'cudnn' needs dtype bfloat16 or float16"
 
     @property
     def jnp_dtype(self) -> Any:
@@ -143,6 +280,16 @@ class TransformerConfig:
     def context_length(self) -> int:
         """Longest sequence accepted, in tokens: dynamic rope scaling stretches `max_position` by its factor."""
         return int(self.max_position * (self.rope.factor if self.rope.kind == "dynamic" else 1))
+
+    @property
+    def absent_sites(self) -> frozenset[str]:
+        """Sites that a model of this config does not have."""
+        return frozenset() if self.experts else frozenset(EXPERT_SITES)
+
+    @property
+    def scale(self) -> float:
+        """What q·k is multiplied by."""
+        return 1 / math.sqrt(self.head_dim) if self.attention_scale is None else self.attention_scale
 
     def sizes(self, B: int, T: int) -> dict[str, int]:
         """A size for every axis letter of `massive_jax.probe.sites`, for tokens [B, T]."""
@@ -156,5 +303,6 @@ class TransformerConfig:
             "N": self.head_dim,
             "F": self.intermediate_size,
             "V": self.vocab_size,
+            "E": self.experts.num_experts if self.experts else 0,
             "L": self.num_layers,
         }

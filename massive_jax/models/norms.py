@@ -6,16 +6,33 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from massive_jax.models.config import NormConfig
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) · scale over the last axis (arXiv 1910.07467). [..., D] -> [..., D], dtype kept."""
 
-    eps: float
+class Norm(nn.Module):
+    """A norm over the last axis (or axes), as its config says. [..., D] -> [..., D], dtype kept.
+
+    Attributes:
+      config: which norm.
+      num_axes: how many last axes are normalised together (2 for all heads of a query at once).
+    """
+
+    config: NormConfig
+    num_axes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises the last axis of `x`."""
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        """Normalises `x`."""
+        cfg = self.config
+        axes = tuple(range(-self.num_axes, 0))
+        shape = x.shape[-self.num_axes :]
+        init = nn.initializers.zeros_init() if cfg.unit_offset else nn.initializers.ones_init()
+        scale = self.param("scale", init, shape).astype(jnp.float32) + cfg.unit_offset
         x32 = x.astype(jnp.float32)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
+        if cfg.kind == "layer":
+            # Two passes: E[x²] - E[x]² loses all precision where the mean is large, as it is beside massive dims.
+            x32 = x32 - jnp.mean(x32, axis=axes, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axes, keepdims=True) + cfg.eps) * scale
+        if cfg.kind == "layer" and cfg.bias:
+            x32 = x32 + self.param("bias", nn.initializers.zeros_init(), shape).astype(jnp.float32)
+        return x32.astype(x.dtype)

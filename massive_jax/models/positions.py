@@ -1,4 +1,4 @@
-"""Rotary position embedding. Axis letters: see `massive_jax.probe.sites`."""
+"""Rotary position embedding and ALiBi. Axis letters: see `massive_jax.probe.sites`; P turned pairs of dims."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from massive_jax.models.config import RopeConfig
+from massive_jax.models.config import AlibiConfig, RopeConfig
 
 
-def rope_frequencies(rope: RopeConfig, head_dim: int, seq_len: int) -> tuple[np.ndarray, float]:
+def rope_frequencies(rope: RopeConfig, rotary_dim: int, seq_len: int) -> tuple[np.ndarray, float]:
     """Angular frequencies of the dim pairs, and the factor on cos and sin.
 
     Args:
       rope: which scaling, and its settings.
-      head_dim: N.
+      rotary_dim: N, or how many of a head's dims are turned.
       seq_len: number of positions of the sequence: dynamic scaling depends on it.
 
     Returns:
-      float32 [N / 2] in radians a token, and the attention factor (1 but for yarn).
+      float32 [rotary_dim / 2] in radians a token, and the attention factor (1 but for yarn).
     """
-    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    exponent = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
     theta = rope.theta
     if rope.kind == "dynamic":
         original = rope.original_max_position or 1
         stretch = rope.factor * max(seq_len, original) / original - (rope.factor - 1)
-        theta *= stretch ** (head_dim / (head_dim - 2))
+        theta *= stretch ** (rotary_dim / (rotary_dim - 2))
     frequencies = (1.0 / np.power(np.float32(theta), exponent, dtype=np.float32)).astype(np.float32)
     if rope.kind == "linear":
         return frequencies / np.float32(rope.factor), 1.0
@@ -36,26 +36,73 @@ def rope_frequencies(rope: RopeConfig, head_dim: int, seq_len: int) -> tuple[np.
     if rope.kind == "llama3":
         return _llama3(rope, frequencies), 1.0
     if rope.kind == "yarn":
-        return _yarn(rope, frequencies, head_dim), _yarn_attention_factor(rope)
+        return _yarn(rope, frequencies, rotary_dim), _yarn_attention_factor(rope)
     return frequencies, 1.0
 
 
 def rope_tables(rope: RopeConfig, head_dim: int, positions: jax.Array, seq_len: int) -> tuple[jax.Array, jax.Array]:
-    """Cos and sin of every position and dim pair: int [B, T] -> two float32 [B, T, N / 2]."""
-    frequencies, attention_factor = rope_frequencies(rope, head_dim, seq_len)
+    """Cos and sin of every position and pair of dims.
+
+    Args:
+      rope: settings.
+      head_dim: N.
+      positions: int [B, T].
+      seq_len: for dynamic scaling.
+
+    Returns:
+      Two float32 [B, T, rotary_dim / 2].
+    """
+    frequencies, attention_factor = rope_frequencies(rope, rope.rotary_dim or head_dim, seq_len)
     angles = positions.astype(jnp.float32)[..., None] * frequencies
     return jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
 
 
-def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns the pairs (dim i, dim i + N/2) of `x` [B, T, H, N] by the angles in `cos`, `sin` [B, T, N/2].
+def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array, *, interleaved: bool = False) -> jax.Array:
+    """Turns pairs of the first dims of `x` [B, T, H, N] by the angles in `cos`, `sin` [B, T, P].
 
-    Worked in float32 and returned in x's dtype. The halves are paired as in Hugging Face checkpoints, not neighbours as
-    in GGUF and the original LLaMA files: the loader un-permutes those.
+    Worked in float32 and returned in x's dtype. The first 2·P dims are turned: pair i is the dims i and i + P, as in
+    most Hugging Face checkpoints, or the neighbours 2i and 2i + 1 if `interleaved`.
     """
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    P = cos.shape[-1]
+    turned, rest = x[..., : 2 * P].astype(jnp.float32), x[..., 2 * P :]
+    if interleaved:
+        first, second = turned[..., ::2], turned[..., 1::2]
+    else:
+        first, second = jnp.split(turned, 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    first, second = first * cos - second * sin, second * cos + first * sin
+    if interleaved:
+        turned = jnp.stack([first, second], axis=-1).reshape(turned.shape)
+    else:
+        turned = jnp.concatenate([first, second], axis=-1)
+    turned = turned.astype(x.dtype)
+    return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
+
+
+def alibi_slopes(alibi: AlibiConfig, num_heads: int) -> np.ndarray:
+    """Slope of every head's bias: float32 [H]."""
+
+    def powers(count: int) -> np.ndarray:
+        return 2.0 ** (-np.arange(1, count + 1) * alibi.max_exponent / count)
+
+    exponent = math.log2(num_heads)
+    if exponent.is_integer():
+        slopes = powers(num_heads)
+    elif alibi.round_up:
+        more = powers(2 ** math.ceil(exponent))
+        slopes = np.concatenate([more[1::2], more[::2]])[:num_heads]
+    else:
+        fewer = 2 ** math.floor(exponent)
+        slopes = np.concatenate([powers(fewer), powers(2 * fewer)[::2][: num_heads - fewer]])
+    return slopes.astype(np.float32)
+
+
+def alibi_bias(alibi: AlibiConfig, num_heads: int, num_keys: int) -> jax.Array:
+    """The bias of the logits, float32 [H, 1, S]: the same for every query, for the softmax takes up the difference."""
+    dtype = jnp.bfloat16 if alibi.bfloat16 else jnp.float32
+    positions = jnp.arange(num_keys) - (num_keys - 1 if alibi.from_last else 0)
+    slopes = jnp.asarray(alibi_slopes(alibi, num_heads), dtype)
+    return (slopes[:, None, None] * positions.astype(dtype)).astype(jnp.float32)
 
 
 def _llama3(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
@@ -67,19 +114,19 @@ def _llama3(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
     return ((1 - smooth) * frequencies / rope.factor + smooth * frequencies).astype(np.float32)
 
 
-def _yarn(rope: RopeConfig, frequencies: np.ndarray, head_dim: int) -> np.ndarray:
+def _yarn(rope: RopeConfig, frequencies: np.ndarray, rotary_dim: int) -> np.ndarray:
     """YaRN (arXiv 2309.00071, section 3.2): interpolate by how often a pair turns over the original context."""
     original = rope.original_max_position or 1
 
     def pair_with_rotations(rotations: float) -> float:
-        return head_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+        return rotary_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     low, high = pair_with_rotations(rope.beta_fast), pair_with_rotations(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
+    low, high = max(low, 0), min(high, rotary_dim - 1)
     width = high - low if high != low else 0.001
-    ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / width, 0.0, 1.0)
+    ramp = np.clip((np.arange(rotary_dim // 2, dtype=np.float32) - low) / width, 0.0, 1.0)
     return (frequencies / rope.factor * ramp + frequencies * (1 - ramp)).astype(np.float32)
 
 

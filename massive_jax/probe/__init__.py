@@ -3,11 +3,13 @@
 from massive_jax.probe.capture import Capture, CapturePlan, compile_captures
 from massive_jax.probe.edit import OPS, RULES, Edit, EditCollection, EditRows, compile_edits, stack_edits
 from massive_jax.probe.reduce import Stats
-from massive_jax.probe.sites import ATTENTION_SITES, SITES, Site
+from massive_jax.probe.sites import ALL_SITES, ATTENTION_SITES, EXPERT_SITES, SITES, Site
 from massive_jax.probe.tap import Tap, empty_results, present
 
 __all__ = [
+    "ALL_SITES",
     "ATTENTION_SITES",
+    "EXPERT_SITES",
     "OPS",
     "RULES",
     "SITES",

@@ -8,7 +8,7 @@ Axis letters: see `massive_jax.probe.sites`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -74,11 +74,14 @@ class CapturePlan:
         return dict(self.specs).get(site)
 
 
-def compile_captures(captures: Capture | Sequence[Capture] | None, num_layers: int) -> CapturePlan:
-    """Checks `captures` for a model with `num_layers` blocks.
+def compile_captures(
+    captures: Capture | Sequence[Capture] | None, num_layers: int, absent: Collection[str] = ()
+) -> CapturePlan:
+    """Checks `captures` for a model with `num_layers` blocks that does not have the sites `absent`.
 
     Raises:
-      ValueError: unknown or repeated site, layer out of range or repeated, a negative k, `mass` of another site.
+      ValueError: unknown, absent or repeated site, layer out of range or repeated, a negative k, `mass` of another
+        site.
     """
     captures = () if captures is None else (captures,) if isinstance(captures, Capture) else tuple(captures)
     specs: dict[str, SiteSpec] = {}
@@ -94,6 +97,8 @@ def compile_captures(captures: Capture | Sequence[Capture] | None, num_layers: i
             raise ValueError(f"Capture: layers {list(layers)} must name at least one layer and each only once.")
         for name in names:
             site = find_site(name)
+            if name in absent:
+                raise ValueError(f"Capture: this model has no site {name}.")
             if name in specs:
                 raise ValueError(f"Capture: site {name} is asked for twice; merge the two captures.")
             if capture.mass and name != "attn_probs":

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from massive_jax.probe.sites import AXIS_NAMES, SITES, Site, check_layers, find_site, is_index
+from massive_jax.probe.sites import ALL_SITES, AXIS_NAMES, Site, check_layers, find_site, is_index
 
 OPS = ("set", "scale", "add", "noise", "shuffle")
 NO_LAYER = -1  # the layer of a padding row: matches none
@@ -38,7 +38,7 @@ class Edit:
     """One intervention. Edits apply in the order given; what a site captures is what is left after its edits.
 
     Attributes:
-      site: where (see `massive_jax.probe.sites.SITES`).
+      site: where (see `massive_jax.probe.sites.ALL_SITES`).
       layer: 1-based; None (or 0) for the sites that are not in a block: embed, final_norm, logits.
       position: token position(s) to edit: None for all, an int, an int array [B] (one a sequence, -1 for none), a
         rule's name ("first", "last"; language models also know "first_delimiter") or a function tokens [B, T] -> [B].
@@ -114,7 +114,7 @@ def compile_edits(
     if problems:
         raise ValueError("\n".join(problems))
     collection: dict[str, tuple[EditRows, ...]] = {}
-    for name in SITES:
+    for name in ALL_SITES:
         rows = [row for site, row in packed if site.name == name]
         # Runs of edits with the same axes share one array, so that edits keep their order.
         runs = [list(run) for _, run in itertools.groupby(rows, key=lambda row: tuple(row.index))]
@@ -197,6 +197,8 @@ def _pack(
 ) -> tuple[Site, EditRows]:
     """One checked edit as a row without the K axis."""
     site = find_site(edit.site)
+    if 0 in site.shape(sizes):
+        raise ValueError(f"this model has no site {site.name}.")
     if site.per_layer:
         if edit.layer is None:
             raise ValueError(f"{site.name} is in every block: give layer=1 to {sizes['L']}.")
@@ -225,7 +227,10 @@ def _pack(
     index = {axis: index[axis] for axis in site.axes if axis in index}
 
     last = site.axes[-1]
-    value = np.asarray(edit.value, np.float32)
+    value = np.asarray(edit.value)
+    if value.dtype.kind in "OSUc":  # None would become nan
+        raise ValueError(f"value is {edit.value!r}; give a number or an array of numbers.")
+    value = value.astype(np.float32)
     if last in index:
         if value.ndim:
             raise ValueError(f"value has shape {value.shape}; with a dim given it must be one number.")

@@ -2,12 +2,13 @@
 
 Axis letters, here and in every file that names them:
   B batch, T query position, S key position, D width, H heads, K key/value heads, N head width, F MLP width,
-  V vocabulary, L layers.
+  V vocabulary, E experts, L layers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterable, Mapping
 
 # What a person calls an index along each axis (fields of `Edit`, keys of `Stats.top_indices`).
@@ -20,6 +21,7 @@ AXIS_NAMES: Mapping[str, str] = {
     "N": "dim",
     "F": "dim",
     "V": "dim",
+    "E": "dim",
 }
 
 
@@ -49,7 +51,7 @@ SITES: Mapping[str, Site] = {
         Site("query", "BTHN", True, "queries, before the rotary embedding"),
         Site("key", "BTKN", True, "keys, before the rotary embedding"),
         Site("value", "BTKN", True, "values"),
-        Site("attn_logits", "BHTS", True, "q·k/√d in float32, before the mask"),
+        Site("attn_logits", "BHTS", True, "what enters the softmax, q·k/√d for most models, float32, before the mask"),
         Site("attn_probs", "BHTS", True, "attention probabilities in float32"),
         Site("head_out", "BTHN", True, "per-head mixture of values: what enters the output projection"),
         Site("attn_out", "BTD", True, "attention output, as added to the residual stream"),
@@ -63,15 +65,27 @@ SITES: Mapping[str, Site] = {
     )
 }
 
+# Sites of a mixture of experts; the other models do not have them.
+EXPERT_SITES: Mapping[str, Site] = {
+    site.name: site
+    for site in (
+        Site("router_probs", "BTE", True, "mixture of experts: the router's probabilities over all experts, float32"),
+        Site(
+            "expert_weights", "BTE", True, "weight of each expert in a token's output; 0 for those not chosen, float32"
+        ),
+    )
+}
+ALL_SITES: Mapping[str, Site] = {**SITES, **EXPERT_SITES}
+
 ATTENTION_SITES = ("attn_logits", "attn_probs")
-FLOAT32_SITES = frozenset({"attn_logits", "attn_probs", "logits"})
+FLOAT32_SITES = frozenset({*ATTENTION_SITES, *EXPERT_SITES, "logits"})
 
 
 def find_site(name: str) -> Site:
     """The site called `name`; ValueError with the whole list when there is none."""
-    if name not in SITES:
-        raise ValueError(f"unknown site {name!r}; the sites are {', '.join(SITES)}.")
-    return SITES[name]
+    if name not in ALL_SITES:
+        raise ValueError(f"unknown site {name!r}; the sites are {', '.join(ALL_SITES)}.")
+    return ALL_SITES[name]
 
 
 def check_layers(layers: Iterable[int], num_layers: int, what: str) -> tuple[int, ...]:
@@ -87,5 +101,11 @@ def check_layers(layers: Iterable[int], num_layers: int, what: str) -> tuple[int
 
 
 def is_index(value: object) -> bool:
-    """Whether `value` is a plain or numpy integer (bool is not)."""
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+    """Whether `value` is a plain, numpy or jax integer: not a bool, and not an array with axes."""
+    if isinstance(value, bool):
+        return False
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True

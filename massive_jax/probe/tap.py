@@ -13,7 +13,7 @@ from jax import lax
 from massive_jax.probe.capture import CapturePlan, SiteSpec
 from massive_jax.probe.edit import EditCollection, apply_edits
 from massive_jax.probe.reduce import Stats
-from massive_jax.probe.sites import FLOAT32_SITES, SITES, Site
+from massive_jax.probe.sites import ALL_SITES, FLOAT32_SITES, Site
 
 
 class Tap:
@@ -44,7 +44,7 @@ class Tap:
 
     def __call__(self, name: str, x: jax.Array) -> jax.Array:
         """Edits `x`, the tensor of site `name`, records it if it is asked for, and returns it."""
-        site = SITES[name]
+        site = ALL_SITES[name]
         for rows in self._edits.get(name, ()):
             x = apply_edits(x, rows, site, self._layer)
         spec = self._plan.spec(name)
@@ -71,12 +71,12 @@ def empty_results(plan: CapturePlan, sizes: Mapping[str, int], dtype: Any) -> di
     """Zeros for every per-layer site of `plan`, to be filled slot by slot."""
 
     def empty(name: str, spec: SiteSpec) -> Stats:
-        site = SITES[name]
+        site = ALL_SITES[name]
         x = jax.ShapeDtypeStruct(site.shape(sizes), jnp.float32 if name in FLOAT32_SITES else dtype)
         shapes = jax.eval_shape(lambda x: _record(spec, site, x), x)
         return jax.tree.map(lambda a: jnp.zeros((spec.num_slots, *a.shape), a.dtype), shapes)
 
-    return {name: empty(name, spec) for name, spec in plan.specs if SITES[name].per_layer}
+    return {name: empty(name, spec) for name, spec in plan.specs if ALL_SITES[name].per_layer}
 
 
 def present(plan: CapturePlan, results: Mapping[str, Stats]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from massive_jax.report.files import atomic_write, read_json, write_json
 from massive_jax.report.html import Section, Summary, Table, write_report
 from massive_jax.report.intervention import plot_intervention
 from massive_jax.report.layerwise import plot_layerwise
-from massive_jax.report.style import label
+from massive_jax.report.style import label, number
 
 __all__ = [
     "Section",
@@ -17,6 +17,7 @@ __all__ = [
     "Table",
     "atomic_write",
     "label",
+    "number",
     "plot_attention",
     "plot_feature_map",
     "plot_intervention",

@@ -152,7 +152,7 @@ def _words(result: Mapping[str, Any], values: Mapping[str, float]) -> tuple[str,
             finding = "changes it by less than 1 %"
         else:
             finding = f"changes it by {_change(zero, original)}"
-        title = f"Perplexity of {model}: zeroing massive activations {finding}"
+        title = f"Perplexity of {model}: zeroing {style.count(len(result['sites']), 'activation')} {finding}"
     places: dict[str, list[str]] = {}
     for site in result["sites"]:  # with few sites there is room for the values
         mean = f" (mean {style.number(style.as_float(site['value_mean']), 3)})" if len(result["sites"]) <= 6 else ""

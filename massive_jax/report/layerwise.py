@@ -172,7 +172,9 @@ def _peak(rows: list[Mapping[str, Any]], tops: np.ndarray) -> tuple[int, float, 
         return None
     i, k = np.unravel_index(np.nanargmax(tops), tops.shape)
     row, entry = rows[i], rows[i]["top"][k]
-    where = f"layer {row['layer']}, position {entry['position']} “{style.label(entry['token'], limit=24)}”"
+    where = f"layer {row['layer']}, position {entry['position']}"
+    if entry["token"] is not None:  # None: it differs between the windows
+        where += f" “{style.label(entry['token'], limit=24)}”"
     return (
         row["layer"],
         float(tops[i, k]),

@@ -146,11 +146,16 @@ def model_name(result: Mapping[str, Any]) -> str:
 
 
 def conditions(result: Mapping[str, Any]) -> str:
-    """What a result holds for: "float32 · no BOS · 4 windows of 512 tokens"."""
+    """What a result holds for: "float32 · no BOS · 4 windows of 512 tokens of book.txt"."""
     parts = [plain(str(result["dtype"])), "BOS in front" if result["bos"] else "no BOS"]
     if "windows" in result and "context" in result:
-        windows, context = int(result["windows"]), int(result["context"])
-        parts.append(f"{count(windows, 'window')} of {count(context, 'token')}")
+        windows, context = int(result["windows"]), count(int(result["context"]), "token")
+        if "text" in result and result["text"] is None:
+            parts.append(f"a prompt of {context}")
+        else:
+            parts.append(f"{count(windows, 'window')} of {context}")
+    if result.get("text") is not None:
+        parts.append(f"text: {shorten(plain(pathlib.PurePath(result['text']).name), 30)}")
     return " · ".join(parts)
 
 

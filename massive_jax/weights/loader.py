@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import flax.traverse_util
@@ -15,8 +16,10 @@ import numpy as np
 import tqdm
 
 from massive_jax.weights.source import Source
-from massive_jax.weights.table import Row, WeightTable, expand, move_axes
+from massive_jax.weights.table import Row, WeightTable, expand, move_axes, table_sizes
 
+_Entry: TypeAlias = tuple[str, Row, tuple[int, ...]]  # tensor name, row, place in the stacked parameter
+_Items: TypeAlias = tuple[tuple[str, int], ...]
 _SHOWN = 12  # offenders of one kind spelled out in an error
 
 
@@ -45,22 +48,25 @@ def load_params(
     Raises:
       ValueError: a parameter without a tensor, a tensor without a row, a wrong shape: all of them in one message.
     """
-    sizes = {**sizes, "R": 2, "P": sizes["N"] // 2}
+    sizes = table_sizes(sizes)
     expected = expected_shapes(module)
     plan = _match(source, table, expected, sizes)
     params: dict[str, jax.Array] = {}
-    total = sum(math.prod(source.tensors[name].shape) for name, _, _ in plan)
+    total = sum(math.prod(source.tensors[name].shape) for name in {name for name, _, _ in plan})
     with tqdm.tqdm(
         total=total, unit="param", unit_scale=True, desc="loading", delay=2.0, disable=None if progress else True
     ) as bar:
-        for name, row, layer in plan:
+        # Rows of one name are neighbours: a fused tensor is read once.
+        for name, entries in itertools.groupby(plan, key=lambda entry: entry[0]):
             raw = jax.device_put(source.read(name))
-            if layer is None:
-                params[row.path] = _place_whole(raw, row.axes, _items(sizes), dtype)
-            else:
+            for _, row, place in entries:
+                move = (row.axes, _items(sizes), row.take)
+                if not place:
+                    params[row.path] = _place_whole(raw, *move, dtype)
+                    continue
                 if row.path not in params:
                     params[row.path] = jnp.zeros(expected[row.path], dtype)
-                params[row.path] = _place_layer(params[row.path], raw, layer, row.axes, _items(sizes))
+                params[row.path] = _place_part(params[row.path], raw, place, *move)
             bar.update(raw.size)
     for name, path in table.tied.items():
         if name in source.tensors and path in params and not _has_row(plan, name):
@@ -81,9 +87,11 @@ def count_params(module: nn.Module) -> int:
 
 def _match(
     source: Source, table: WeightTable, expected: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]
-) -> list[tuple[str, Row, int | None]]:
-    """The tensors to read, in table order; raises with every disagreement between file, table and model."""
-    wanted = [entry for entry in expand(table.rows, sizes["L"]) if entry[1].path in expected]
+) -> list[_Entry]:
+    """The tensors to read, by name in table order; raises with every disagreement between file, table and model."""
+    wanted = [entry for entry in expand(table.rows, sizes["L"], sizes["E"]) if entry[1].path in expected]
+    order = {name: i for i, (name, _, _) in reversed(list(enumerate(wanted)))}
+    wanted.sort(key=lambda entry: order[entry[0]])
     names = {name for name, _, _ in wanted}
     missing = [f"{name} -> {row.path}" for name, row, _ in wanted if name not in source.tensors]
     uncovered = sorted(set(expected) - {row.path for _, row, _ in wanted})
@@ -93,13 +101,13 @@ def _match(
         if name not in names and not table.is_ignored(name) and name not in table.tied
     ]
     misshapen = []
-    for name, row, layer in wanted:
+    for name, row, place in wanted:
         if name not in source.tensors:
             continue
-        shape = expected[row.path] if layer is None else expected[row.path][1:]
+        shape = expected[row.path][len(place) :]
         try:
             x = jax.ShapeDtypeStruct(source.tensors[name].shape, jnp.float32)
-            got = jax.eval_shape(functools.partial(move_axes, axes=row.axes, sizes=sizes), x).shape
+            got = jax.eval_shape(functools.partial(move_axes, axes=row.axes, sizes=sizes, take=row.take), x).shape
             if got != shape:
                 misshapen.append(f"{name} has shape {list(got)}, expected {list(shape)}")
         except ValueError as error:
@@ -123,7 +131,7 @@ def _match(
     return wanted
 
 
-def _has_row(plan: list[tuple[str, Row, int | None]], name: str) -> bool:
+def _has_row(plan: list[_Entry], name: str) -> bool:
     return any(name == planned for planned, _, _ in plan)
 
 
@@ -136,17 +144,17 @@ def _check_tied(source: Source, name: str, param: jax.Array, path: str) -> None:
         )
 
 
-def _items(sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+def _items(sizes: Mapping[str, int]) -> _Items:
     return tuple(sorted(sizes.items()))
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "sizes", "dtype"))
-def _place_whole(raw: jax.Array, axes: str | None, sizes: tuple[tuple[str, int], ...], dtype: Any) -> jax.Array:
-    return move_axes(raw, axes, dict(sizes)).astype(dtype)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _place_whole(raw: jax.Array, axes: str | None, sizes: _Items, take: Any, dtype: Any) -> jax.Array:
+    return move_axes(raw, axes, dict(sizes), take).astype(dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "sizes"), donate_argnums=0)
-def _place_layer(
-    stacked: jax.Array, raw: jax.Array, layer: int, axes: str | None, sizes: tuple[tuple[str, int], ...]
+@functools.partial(jax.jit, static_argnums=(3, 4, 5), donate_argnums=0)
+def _place_part(
+    stacked: jax.Array, raw: jax.Array, place: tuple[int, ...], axes: str | None, sizes: _Items, take: Any
 ) -> jax.Array:
-    return stacked.at[layer].set(move_axes(raw, axes, dict(sizes)).astype(stacked.dtype))
+    return stacked.at[place].set(move_axes(raw, axes, dict(sizes), take).astype(stacked.dtype))

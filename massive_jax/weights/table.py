@@ -2,19 +2,25 @@
 
 A family's table has a row for every tensor its checkpoints hold: the name in the file, the parameter's path, and how
 the axes move, e.g. `Row("model.layers.{l}.self_attn.q_proj.weight", "layers/attn/query/kernel", "(HN)D->DHN")`.
-Axis letters: see `massive_jax.probe.sites`; P pairs of a head's dims (N / 2), R the two members of a pair.
+A row may take a part of a tensor: fused projections are three rows of one name,
+`Row("….c_attn.weight", "layers/attn/key/kernel", "D(QHN)->DHN", take=("Q", "1"))`.
+
+Axis letters: see `massive_jax.probe.sites`; P pairs of a head's dims (N / 2), R the two members of a pair, Q the three
+of query, key and value, G query heads of one key/value head (H / K), X the G query heads, the key and the value of one
+key/value head, Y all query, key and value heads (H + 2·K), U gate and up, W embedding width.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
 
 import jax
 
-LAYER = "{l}"
+LAYER, EXPERT = "{l}", "{e}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,15 +28,19 @@ class Row:
     """One line of a weight table.
 
     Attributes:
-      name: tensor name in the file; "{l}" stands for the 0-based layer.
-      path: parameter path, joined by "/"; per-layer parameters are stacked along a first axis of L layers.
+      name: tensor name in the file; "{l}" stands for the 0-based layer, "{e}" for the expert.
+      path: parameter path, joined by "/"; per-layer parameters are stacked along a first axis of L layers, those of
+        single experts along a second one.
       axes: how the axes move, "from->to"; a group in parentheses is one axis of the tensor, its letters row-major.
         None: as stored.
+      take: the part of one axis to take: (letter, index), which drops the letter, or (letter, start, stop), after which
+        the letter has that size. Bounds are sums of letters and numbers, such as "H+K".
     """
 
     name: str
     path: str
     axes: str | None = None
+    take: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,23 +62,26 @@ class WeightTable:
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
 
 
-def expand(rows: tuple[Row, ...], num_layers: int) -> Iterator[tuple[str, Row, int | None]]:
-    """(tensor name, row, layer) for every tensor of a model with `num_layers` blocks."""
+def expand(rows: tuple[Row, ...], num_layers: int, num_experts: int = 0) -> Iterator[tuple[str, Row, tuple[int, ...]]]:
+    """(tensor name, row, place in the stacked parameter) of every tensor of a model; () where it is not stacked."""
     for row in rows:
-        if LAYER in row.name:
-            for layer in range(num_layers):
-                yield row.name.replace(LAYER, str(layer)), row, layer
-        else:
-            yield row.name, row, None
+        layers = range(num_layers) if LAYER in row.name else [None]
+        experts = range(num_experts) if EXPERT in row.name else [None]
+        for layer, expert in itertools.product(layers, experts):
+            name = row.name.replace(LAYER, str(layer)).replace(EXPERT, str(expert))
+            yield name, row, tuple(i for i in (layer, expert) if i is not None)
 
 
-def move_axes(x: jax.Array, axes: str | None, sizes: Mapping[str, int]) -> jax.Array:
-    """Splits, permutes and merges the axes of `x` as `axes` says.
+def move_axes(
+    x: jax.Array, axes: str | None, sizes: Mapping[str, int], take: tuple[str, ...] | None = None
+) -> jax.Array:
+    """Splits, takes, permutes and merges the axes of `x` as `axes` and `take` say (see `Row`).
 
     Args:
       x: the tensor as stored.
       axes: e.g. "(HN)D->DHN"; None returns x.
       sizes: a size for every letter.
+      take: e.g. ("Q", "1").
 
     Raises:
       ValueError: x does not have the shape that the left side says.
@@ -81,6 +94,26 @@ def move_axes(x: jax.Array, axes: str | None, sizes: Mapping[str, int]) -> jax.A
     if x.shape != expected:
         raise ValueError(f"has shape {list(x.shape)}, expected {list(expected)} (axes {axes.split('->')[0]})")
     flat = "".join(before)
+    x = x.reshape([sizes[letter] for letter in flat])
+    sizes = dict(sizes)
+    if take is not None:
+        letter, start, *stop = take
+        first, axis = _evaluate(start, sizes), flat.index(letter)
+        if stop:
+            sizes[letter] = _evaluate(stop[0], sizes) - first
+            x = jax.lax.slice_in_dim(x, first, first + sizes[letter], axis=axis)
+        else:
+            x = jax.lax.index_in_dim(x, first, axis, keepdims=False)
+            flat = flat.replace(letter, "")
     order = [flat.index(letter) for letter in "".join(after)]
-    x = x.reshape([sizes[letter] for letter in flat]).transpose(order)
-    return x.reshape([math.prod(sizes[letter] for letter in group) for group in after])
+    return x.transpose(order).reshape([math.prod(sizes[letter] for letter in group) for group in after])
+
+
+def table_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    """`sizes` of a config with the letters that only tables use."""
+    H, K = sizes["H"], sizes["K"]
+    return {**sizes, "R": 2, "P": sizes["N"] // 2, "Q": 3, "G": H // K, "X": H // K + 2, "Y": H + 2 * K, "U": 2}
+
+
+def _evaluate(expression: str, sizes: Mapping[str, int]) -> int:
+    return sum(int(term) if term.isdecimal() else sizes[term] for term in expression.split("+"))

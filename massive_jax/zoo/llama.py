@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from massive_jax.models.config import TransformerConfig
+from massive_jax.models.config import NormConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable
 from massive_jax.zoo.family import Family, Preset, WheelFile
 from massive_jax.zoo.fields import Fields
@@ -26,7 +26,7 @@ def config(fields: Fields) -> TransformerConfig:
         head_dim=fields.get("head_dim", hidden_size // num_heads),
         intermediate_size=fields.require("intermediate_size"),
         max_position=max_position,
-        norm_eps=fields.get("rms_norm_eps", 1e-6),
+        norm=NormConfig("rms", fields.get("rms_norm_eps", 1e-6)),
         activation=fields.activation("silu"),
         rope=fields.rope(max_position),
         qkv_bias=bias,
