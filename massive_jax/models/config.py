@@ -99,12 +99,14 @@ class NormConfig:
       kind: "rms" (arXiv 1910.07467) or "layer" (arXiv 1607.06450).
       eps: added to the mean square, or to the variance.
       bias: of a layer norm.
+      scale: whether there is one; else it is 1.
       unit_offset: the stored scale is the scale minus one (Gemma).
     """
 
     kind: str = "rms"
     eps: float = 1e-6
     bias: bool = True
+    scale: bool = True
     unit_offset: bool = False
 
     def __post_init__(self) -> None:

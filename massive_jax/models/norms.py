@@ -27,7 +27,9 @@ class Norm(nn.Module):
         axes = tuple(range(-self.num_axes, 0))
         shape = x.shape[-self.num_axes :]
         init = nn.initializers.zeros_init() if cfg.unit_offset else nn.initializers.ones_init()
-        scale = self.param("scale", init, shape).astype(jnp.float32) + cfg.unit_offset
+        scale: jax.Array | float = 1.0
+        if cfg.scale:
+            scale = self.param("scale", init, shape).astype(jnp.float32) + cfg.unit_offset
         x32 = x.astype(jnp.float32)
         if cfg.kind == "layer":
             # Two passes: E[x²] - E[x]² loses all precision where the mean is large, as it is beside massive dims.

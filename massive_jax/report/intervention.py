@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
 WIDTH, BAR = 7.0, 0.36  # inches; BAR is a bar with its share of the gaps
 
-_NAMES = {
-    "original": "Original",
-    "zero": "Set to zero",
-    "mean": "Set to mean",
-    "random_zero": "Random entries set to zero",
-    "random_mean": "Random entries set to mean",
+_NAMES = {  # an operation, without its number, in words
+    "zero": "set to zero",
+    "mean": "set to mean",
+    "set": "set to {}",
+    "scale": "times {}",
+    "add": "plus {}",
+    "noise": "plus noise of {}",
+    "shuffle": "shuffled",
 }
 _COLOURS = {"original": style.GREY, "zero": style.MASSIVE, "mean": style.BLUE}
 
@@ -118,8 +120,12 @@ def draw(result: Mapping[str, Any]) -> "Figure":
 
 
 def _name(name: str) -> str:
-    words = name.replace("_", " ")
-    return _NAMES.get(name, words[:1].upper() + words[1:])
+    """An intervention in words: "random_set=5" is "Random entries set to 5"."""
+    operation, _, number = name.removeprefix("random_").partition("=")
+    words = _NAMES[operation].format(number) if operation in _NAMES else name.replace("_", " ")
+    if operation in _NAMES and name.startswith("random_"):
+        words = f"random entries {words}"
+    return words[:1].upper() + words[1:]
 
 
 def _times(ratio: float) -> str:
@@ -156,7 +162,7 @@ def _words(result: Mapping[str, Any], values: Mapping[str, float]) -> tuple[str,
     places: dict[str, list[str]] = {}
     for site in result["sites"]:  # with few sites there is room for the values
         mean = f" (mean {style.number(style.as_float(site['value_mean']), 3)})" if len(result["sites"]) <= 6 else ""
-        places.setdefault(str(site["position"]), []).append(f"{site['dim']}{mean}")
+        places.setdefault(str(site["position"]).replace("_", " "), []).append(f"{site['dim']}{mean}")
     sites = [
         f"position {style.plain(position)}: dim{'s' * (len(dims) > 1)} {', '.join(dims[:6])}"
         + (f" and {len(dims) - 6} more" if len(dims) > 6 else "")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import flax.linen as nn
@@ -14,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from jax.sharding import Mesh
 
+from massive_jax.parallel import param_sharding
 from massive_jax.weights.source import Source
 from massive_jax.weights.table import Row, WeightTable, expand, move_axes, table_sizes
 
 _Entry: TypeAlias = tuple[str, Row, tuple[int, ...]]  # tensor name, row, place in the stacked parameter
-_Items: TypeAlias = tuple[tuple[str, int], ...]
+_Move: TypeAlias = tuple[str | None, tuple[tuple[str, int], ...], Any]  # axes, sizes and take of `move_axes`
 _SHOWN = 12  # offenders of one kind spelled out in an error
 
 
@@ -30,9 +33,10 @@ def load_params(
     *,
     sizes: Mapping[str, int],
     dtype: Any,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Reads every parameter of `module` from `source`, one tensor at a time onto the default device.
+    """Reads every parameter of `module` from `source`, one tensor at a time onto its devices.
 
     Peak host memory is one tensor above the result: each tensor is put on the device as stored, and moved, cast and
     written to its layer's place there.
@@ -43,35 +47,69 @@ def load_params(
       table: how tensors become parameters.
       sizes: a size for every axis letter, and "L".
       dtype: of the parameters.
+      mesh: devices to split the parameters over (see `massive_jax.parallel`); None for the default device.
       progress: shows a bar when loading takes more than a moment.
 
     Raises:
       ValueError: a parameter without a tensor, a tensor without a row, a wrong shape: all of them in one message.
     """
-    sizes = table_sizes(sizes)
     expected = expected_shapes(module)
-    plan = _match(source, table, expected, sizes)
+    shardings = {path: param_sharding(path, shape, mesh) for path, shape in expected.items()}
     params: dict[str, jax.Array] = {}
+    for part in stream_params(source, expected, table, sizes=sizes, progress=progress):
+        path = part.path
+        if not part.place:
+            params[path] = _placer(None, shardings[path])(part.raw, part.move, dtype)
+            continue
+        if path not in params:
+            params[path] = jnp.zeros(expected[path], dtype, device=shardings[path])
+        params[path] = _placer(0, shardings[path])(params[path], part.raw, part.place, part.move)
+    _check_tied(source, table, params)
+    return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One parameter, or one layer's part of a stacked one, as it comes off the source.
+
+    Attributes:
+      path: of the parameter.
+      place: indices into its stacked axes (layer, expert); () where it is not stacked.
+      raw: the tensor as stored.
+      move: what turns it into the parameter: see `moved`.
+    """
+
+    path: str
+    place: tuple[int, ...]
+    raw: np.ndarray
+    move: _Move
+
+    def moved(self, dtype: Any) -> jax.Array:
+        """The part itself, on the default device."""
+        return _placer(None, None)(self.raw, self.move, dtype)
+
+
+def stream_params(
+    source: Source,
+    expected: Mapping[str, tuple[int, ...]],
+    table: WeightTable,
+    *,
+    sizes: Mapping[str, int],
+    progress: bool = True,
+) -> Iterator[Part]:
+    """The parts of all parameters, layer by layer, one tensor in memory at a time; see `load_params` for the errors."""
+    sizes = table_sizes(sizes)
+    plan = _match(source, table, expected, sizes)
+    items = tuple(sorted(sizes.items()))
     total = sum(math.prod(source.tensors[name].shape) for name in {name for name, _, _ in plan})
-    with tqdm.tqdm(
-        total=total, unit="param", unit_scale=True, desc="loading", delay=2.0, disable=None if progress else True
-    ) as bar:
+    shown = None if progress else True  # None: not where there is no terminal
+    with tqdm.tqdm(total=total, unit="param", unit_scale=True, desc="loading", delay=2.0, disable=shown) as bar:
         # Rows of one name are neighbours: a fused tensor is read once.
         for name, entries in itertools.groupby(plan, key=lambda entry: entry[0]):
-            raw = jax.device_put(source.read(name))
+            raw = source.read(name)
             for _, row, place in entries:
-                move = (row.axes, _items(sizes), row.take)
-                if not place:
-                    params[row.path] = _place_whole(raw, *move, dtype)
-                    continue
-                if row.path not in params:
-                    params[row.path] = jnp.zeros(expected[row.path], dtype)
-                params[row.path] = _place_part(params[row.path], raw, place, *move)
+                yield Part(row.path, place, raw, (row.axes, items, row.take))
             bar.update(raw.size)
-    for name, path in table.tied.items():
-        if name in source.tensors and path in params and not _has_row(plan, name):
-            _check_tied(source, name, params[path], path)
-    return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
 def expected_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -88,10 +126,10 @@ def count_params(module: nn.Module) -> int:
 def _match(
     source: Source, table: WeightTable, expected: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]
 ) -> list[_Entry]:
-    """The tensors to read, by name in table order; raises with every disagreement between file, table and model."""
+    """The tensors to read, by name and layer; raises with every disagreement between file, table and model."""
     wanted = [entry for entry in expand(table.rows, sizes["L"], sizes["E"]) if entry[1].path in expected]
-    order = {name: i for i, (name, _, _) in reversed(list(enumerate(wanted)))}
-    wanted.sort(key=lambda entry: order[entry[0]])
+    first = {name: i for i, (name, _, _) in reversed(list(enumerate(wanted)))}
+    wanted.sort(key=lambda entry: (entry[2][:1], first[entry[0]]))
     names = {name for name, _, _ in wanted}
     missing = [f"{name} -> {row.path}" for name, row, _ in wanted if name not in source.tensors]
     uncovered = sorted(set(expected) - {row.path for _, row, _ in wanted})
@@ -131,30 +169,31 @@ def _match(
     return wanted
 
 
-def _has_row(plan: list[_Entry], name: str) -> bool:
-    return any(name == planned for planned, _, _ in plan)
+def _check_tied(source: Source, table: WeightTable, params: Mapping[str, jax.Array]) -> None:
+    """A tensor that repeats a tied parameter must be equal to it."""
+    rows = {row.name: row.path for row in table.rows}
+    for name, path in table.tied.items():
+        if name not in source.tensors or path not in params or rows.get(name) in params:
+            continue
+        stored, param = source.read(name), params[path]
+        if stored.shape != param.shape or not np.array_equal(stored.astype(param.dtype), np.asarray(param)):
+            raise ValueError(
+                f"{source.location}: the config ties the output head to the embedding, but {name} differs from {path}; "
+                "set tie_word_embeddings to false in its config if the head is the model's own."
+            )
 
 
-def _check_tied(source: Source, name: str, param: jax.Array, path: str) -> None:
-    stored = source.read(name)
-    if stored.shape != param.shape or not np.array_equal(np.asarray(stored.astype(param.dtype)), np.asarray(param)):
-        raise ValueError(
-            f"{source.location}: the config ties the output head to the embedding, but {name} differs from {path}; "
-            "set tie_word_embeddings to false in its config if the head is the model's own."
-        )
+@functools.cache
+def _placer(donated: int | None, sharding: Any) -> Any:
+    """The compiled placing of a whole parameter, or (donated=0) of a part of a stacked one."""
 
+    def whole(raw: jax.Array, move: _Move, dtype: Any) -> jax.Array:
+        axes, sizes, take = move
+        return move_axes(raw, axes, dict(sizes), take).astype(dtype)
 
-def _items(sizes: Mapping[str, int]) -> _Items:
-    return tuple(sorted(sizes.items()))
+    def part(stacked: jax.Array, raw: jax.Array, place: tuple[int, ...], move: _Move) -> jax.Array:
+        return stacked.at[place].set(whole(raw, move, stacked.dtype))
 
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _place_whole(raw: jax.Array, axes: str | None, sizes: _Items, take: Any, dtype: Any) -> jax.Array:
-    return move_axes(raw, axes, dict(sizes), take).astype(dtype)
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4, 5), donate_argnums=0)
-def _place_part(
-    stacked: jax.Array, raw: jax.Array, place: tuple[int, ...], axes: str | None, sizes: _Items, take: Any
-) -> jax.Array:
-    return stacked.at[place].set(move_axes(raw, axes, dict(sizes), take).astype(stacked.dtype))
+    if donated is None:
+        return jax.jit(whole, static_argnums=(1, 2), out_shardings=sharding)
+    return jax.jit(part, static_argnums=3, donate_argnums=donated, out_shardings=sharding)

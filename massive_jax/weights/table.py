@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import jax
 
@@ -51,15 +51,32 @@ class WeightTable:
       rows: a row a tensor.
       ignored: patterns of tensor names that hold no parameter (buffers that are recomputed).
       tied: tensor name -> parameter path it repeats: accepted in a checkpoint only if equal to that parameter.
+      spellings: (prefix, other prefix) of names that not all writers of this format spell alike: see `spelled`.
     """
 
     rows: tuple[Row, ...]
     ignored: tuple[str, ...] = ()
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    spellings: tuple[tuple[str, str], ...] = ()
 
     def is_ignored(self, name: str) -> bool:
         """Whether the tensor `name` holds no parameter."""
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+
+    def spelled(self, names: Collection[str]) -> WeightTable:
+        """This table as the file that holds `names` spells it: a prefix of `spellings` it never uses is the other."""
+        table = self
+        for prefix, other in self.spellings:
+            if any(name.startswith(prefix) for name in names):
+                continue
+
+            def spell(name: str, prefix: str = prefix, other: str = other) -> str:
+                return other + name.removeprefix(prefix) if name.startswith(prefix) else name
+
+            rows = tuple(dataclasses.replace(row, name=spell(row.name)) for row in table.rows)
+            tied = {spell(name): path for name, path in table.tied.items()}
+            table = dataclasses.replace(table, rows=rows, tied=tied)
+        return table
 
 
 def expand(rows: tuple[Row, ...], num_layers: int, num_experts: int = 0) -> Iterator[tuple[str, Row, tuple[int, ...]]]:
