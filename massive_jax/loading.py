@@ -1,29 +1,45 @@
-"""`load`: from a name, a directory, a file or a hub id to a `Model`."""
+"""`load`: from a name, a directory, a file or a hub id to a `Model`; `convert`: the same to a checkpoint on disk."""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import hashlib
 import pathlib
 import re
+from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
+import massive_jax
 from massive_jax import zoo
 from massive_jax.model import Model
 from massive_jax.models import LanguageModel
 from massive_jax.models.config import DTYPES
-from massive_jax.weights import hub, wheel
+from massive_jax.weights import checkpoint, hub, wheel
 from massive_jax.weights.gguf_source import GGUFSource
-from massive_jax.weights.loader import load_params
+from massive_jax.weights.loader import expected_shapes, load_params, stream_params
 from massive_jax.weights.safetensors_source import HuggingFaceSource
 from massive_jax.weights.source import Source
 
 
-def load(model: str, *, dtype: str = "float32", revision: str | None = None, progress: bool = True) -> Model:
+def load(
+    model: str,
+    *,
+    dtype: str = "float32",
+    revision: str | None = None,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> Model:
     """Loads a model.
 
     Args:
-      model: a zoo name ("smollm2_135m"), a Hugging Face directory, a `.gguf` file, or a hub id ("org/name").
+      model: a zoo name ("smollm2_135m"), a Hugging Face directory, a `.gguf` file, a hub id ("org/name"), or a
+        directory (or gs://…) that `convert` wrote.
       dtype: of parameters and activations: float32, bfloat16 or float16. Statistics are float32 in any case.
       revision: of a hub id: branch, tag or commit.
+      mesh: devices to split the parameters over (see `massive_jax.parallel`); None for the default device.
       progress: shows progress bars for what takes more than a moment.
 
     Returns:
@@ -33,20 +49,63 @@ def load(model: str, *, dtype: str = "float32", revision: str | None = None, pro
       ValueError: nothing of that name, an unsupported model type or config, weights that do not fit it, a corrupt
         file, no network on a first fetch. The message says what to do.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}.")
-    source = open_source(model, revision=revision, progress=progress)
-    try:
+    _check_dtype(dtype)
+    if _is_checkpoint(model):
+        found = checkpoint.read_metadata(model)
+        config = dataclasses.replace(found.config, dtype=dtype)
+        module = LanguageModel(config)
+        params = checkpoint.load_checkpoint(model, expected_shapes(module), dtype=config.jnp_dtype, mesh=mesh)
+        return Model(module, params, config, found.tokenizer, name=model)
+    with open_source(model, revision=revision) as source:
         config, table = zoo.describe(source)
         config = dataclasses.replace(config, dtype=dtype)
         module = LanguageModel(config)
-        params = load_params(source, module, table, sizes=config.sizes(1, 1), dtype=config.jnp_dtype, progress=progress)
+        params = load_params(
+            source,
+            module,
+            table,
+            sizes=config.sizes(1, 1),
+            dtype=config.jnp_dtype,
+            mesh=mesh,
+            progress=progress,
+        )
         return Model(module, params, config, source.tokenizer(), name=model)
-    finally:
-        source.close()
 
 
-def open_source(model: str, *, revision: str | None = None, progress: bool = True) -> Source:
+def convert(
+    model: str, out: str, *, dtype: str = "float32", revision: str | None = None, progress: bool = True
+) -> None:
+    """Writes `model` as a checkpoint of this project at `out`, one layer in memory at a time; `load(out)` reads it.
+
+    Args:
+      model: as for `load`.
+      out: directory or gs://…; nothing may be there yet.
+      dtype: of the stored parameters.
+      revision: of a hub id.
+      progress: shows a progress bar.
+
+    Raises:
+      ValueError: as for `load`; something is at `out`, or it cannot be written.
+    """
+    _check_dtype(dtype)
+    if _is_checkpoint(model):
+        raise ValueError(f"{model} is a converted checkpoint already.")
+    with open_source(model, revision=revision) as source:
+        config, table = zoo.describe(source)
+        config = dataclasses.replace(config, dtype=dtype)
+        expected = expected_shapes(LanguageModel(config))
+        checkpoint.save_checkpoint(
+            out,
+            config,
+            stream_params(source, expected, table, sizes=config.sizes(1, 1), progress=progress),
+            expected,
+            dtype=config.jnp_dtype,
+            tokenizer=source.tokenizer(),
+            provenance=_provenance(model, revision, source, dtype),
+        )
+
+
+def open_source(model: str, *, revision: str | None = None) -> Source:
     """Finds the checkpoint that `model` names (see `load`), fetching it if need be, and opens it."""
     preset = zoo.PRESETS.get(model)
     if preset is not None:
@@ -65,3 +124,33 @@ def open_source(model: str, *, revision: str | None = None, progress: bool = Tru
         f"no model {model!r}: it is no file or directory here, no hub id (org/name) and no zoo name. "
         f"Zoo names: {', '.join(zoo.PRESETS)}."
     )
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}.")
+
+
+def _is_checkpoint(model: str) -> bool:
+    if "://" in model:
+        return True
+    path = pathlib.Path(model).expanduser()
+    return path.is_dir() and not (path / "config.json").is_file() and checkpoint.is_checkpoint(path)
+
+
+def _provenance(model: str, revision: str | None, source: Source, dtype: str) -> dict[str, Any]:
+    """Where a converted model came from."""
+    files = []
+    for path in source.files:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files.append({"name": path.name, "size": path.stat().st_size, "sha256": digest})
+    return {
+        "model": model,
+        "revision": revision,
+        "format": source.format,
+        "files": files,
+        "dtype": dtype,
+        "versions": {"massive_jax": massive_jax.__version__, "jax": jax.__version__},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }

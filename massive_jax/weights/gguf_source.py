@@ -180,6 +180,7 @@ class GGUFSource(source.Source):
             with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 self.config, self._records, self._start = _read_header(data, self.location)
             self.tensors = self._describe()
+            self.files = [self._path]
         except BaseException:
             self._file.close()
             raise

@@ -76,10 +76,13 @@ class HuggingFaceSource(source.Source):
             for name in self._handles[shard].keys():  # noqa: SIM118  (not a mapping)
                 holders[name].append(shard)
         self._shard_of = _settle(self.location, holders, index)
-        self.tensors = self._describe()
+        self.tensors = MappingProxyType(mxfp4.unpacked(self._describe()))
+        self.files = [self._directory / name for name in ("config.json", *shards)]
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in its stored dtype. See `Source.read`."""
+        if name in self.tensors and name not in self._shard_of:
+            return mxfp4.dequantise(*(self.read(part) for part in mxfp4.parts(name)))
         if name not in self._shard_of:
             raise source.no_such_tensor(name, self)
         if not self._handles:
@@ -141,13 +144,13 @@ class HuggingFaceSource(source.Source):
             " be converted first (transformers' save_pretrained writes safetensors)."
         )
 
-    def _describe(self) -> Mapping[str, source.TensorInfo]:
+    def _describe(self) -> dict[str, source.TensorInfo]:
         found = {}
         for name, shard in self._shard_of.items():
             view = self._handles[shard].get_slice(name)
             dtype = str(view.get_dtype())
             found[name] = source.TensorInfo(tuple(view.get_shape()), _DTYPES.get(dtype, dtype))
-        return MappingProxyType(found)
+        return found
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

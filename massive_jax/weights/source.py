@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,12 +40,14 @@ class Source(abc.ABC):
       format: "huggingface" or "gguf"; it decides which table of weight names applies.
       config: the file's own description of the model: `config.json`, or the GGUF metadata.
       tensors: every tensor of the checkpoint by its name in the file.
+      files: the files that hold them, for a record of where a model came from.
     """
 
     location: str
     format: str
     config: dict[str, Any]
     tensors: Mapping[str, TensorInfo]
+    files: Sequence[Path]
 
     @abc.abstractmethod
     def read(self, name: str) -> np.ndarray:

@@ -140,6 +140,21 @@ class Tokenizer:
         """One more than the largest id. A model's embedding may have more rows than this, as padding."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything about it as plain JSON, for `from_json`."""
+        return {"tokenizer": self._backend.to_str(), "bos_id": self.bos_id, "eos_id": self.eos_id}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Tokenizer:
+        """The tokenizer that `to_json` wrote; ValueError where it is damaged."""
+        import tokenizers
+
+        try:
+            backend = tokenizers.Tokenizer.from_str(stored["tokenizer"])
+            return cls(backend, stored["bos_id"], stored["eos_id"])
+        except Exception as error:  # the tokenizers package raises bare Exception
+            raise ValueError(f"the stored tokenizer cannot be read: {error}.") from None
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a `tokenizer.json`; it does not hold `bos_id` and `eos_id`.
 

@@ -1,0 +1,1 @@
+"""Converting checkpoints once, to load them fast: see checkpoints/README.md."""

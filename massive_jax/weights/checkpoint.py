@@ -1,0 +1,249 @@
+"""This project's own checkpoints: Orbax (v1 API), with config, tokenizer and provenance in the metadata.
+
+On disk, consecutive layers are stacked in groups of at most half a gigabyte (`layers/012/attn/query/kernel` starts with
+layer 13), so that a model of any size is written in little memory and a small one is read in few pieces. A checkpoint
+is written under another name and renamed when it is whole: what is at its path is complete. Paths may be `gs://…`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+import os
+import typing
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from massive_jax.models.config import TransformerConfig
+from massive_jax.parallel import param_sharding
+from massive_jax.weights.loader import Part
+from massive_jax.weights.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from etils import epath
+
+FORMAT = 1
+_KEY = "massive_jax"
+_LAYERS = "layers"
+_CHUNK_BYTES = 16 << 20  # pieces that are read and written side by side
+_GROUP_BYTES = 512 << 20  # of layers that are stacked on disk; a larger layer is a group by itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint's metadata says.
+
+    Attributes:
+      config: of the model.
+      tokenizer: None where it has none.
+      provenance: source, revision, files with sizes and checksums, dtype, versions, date.
+    """
+
+    config: TransformerConfig
+    tokenizer: Tokenizer | None
+    provenance: Mapping[str, Any]
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether a finished checkpoint is at `path`."""
+    from orbax.checkpoint import v1 as ocp
+
+    try:
+        return ocp.is_orbax_checkpoint(str(path))
+    except (OSError, ValueError):
+        return False
+
+
+def save_checkpoint(
+    path: str,
+    config: TransformerConfig,
+    parts: Iterable[Part],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    dtype: Any,
+    tokenizer: Tokenizer | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a checkpoint, one group of layers in memory at a time.
+
+    Args:
+      path: where; nothing may be there. A half-written one that an earlier run left is replaced.
+      config: of the model.
+      parts: as `stream_params` gives them: layer by layer.
+      expected: path -> shape of every parameter.
+      dtype: of the stored parameters.
+      tokenizer: goes into the metadata.
+      provenance: goes into the metadata.
+
+    Raises:
+      ValueError: something is at `path`; it cannot be written.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    target = _epath(path)
+    if target.exists():
+        raise ValueError(f"{path} exists already; name another directory, or remove it.")
+    metadata = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(config),
+        "tokenizer": None if tokenizer is None else tokenizer.to_json(),
+        "provenance": dict(provenance or {}),
+    }
+    group_size = _group_size(expected, dtype)
+    # Uncompressed: trained weights hardly shrink, and reading is what happens often.
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    try:
+        _remove_unfinished(target)
+        with context:
+            for first, group in itertools.groupby(parts, key=lambda part: part.place and part.place[0] // group_size):
+                arrays = _assemble(group, dtype)
+                if first != ():
+                    arrays = {_on_disk(path, first * group_size): array for path, array in arrays.items()}
+                tree = flax.traverse_util.unflatten_dict(arrays, sep="/")
+                ocp.partial.save(str(target), tree, custom_metadata={_KEY: metadata})
+            ocp.partial.finalize(str(target))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error}.") from None
+
+
+def read_metadata(path: str) -> Checkpoint:
+    """The metadata of the checkpoint at `path`.
+
+    Raises:
+      ValueError: no finished checkpoint is there, or it is not one of this project.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    if not is_checkpoint(path):
+        raise ValueError(f"{path} holds no finished checkpoint; convert the model again (checkpoints/README.md).")
+    # Only this file: the sizes of the arrays are not needed yet.
+    stored = (ocp.checkpointables_metadata(path).custom_metadata or {}).get(_KEY)
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} is an Orbax checkpoint, but not of this project: it has no config.")
+    if stored.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {stored.get('format')}, this version reads {FORMAT}; convert it again.")
+    tokenizer = stored["tokenizer"]
+    return Checkpoint(
+        _from_dict(TransformerConfig, stored["config"]),
+        None if tokenizer is None else Tokenizer.from_json(tokenizer),
+        stored["provenance"],
+    )
+
+
+def load_checkpoint(
+    path: str, expected: Mapping[str, tuple[int, ...]], *, dtype: Any, mesh: Mesh | None = None
+) -> dict[str, Any]:
+    """Restores the parameters of the checkpoint at `path` onto the default device, or split over `mesh`.
+
+    Args:
+      path: a directory or `gs://…`.
+      expected: parameter path -> shape, of the model its config describes.
+      dtype: of the parameters; cast while reading where it differs from the stored one.
+      mesh: see `massive_jax.parallel`.
+
+    Raises:
+      ValueError: the arrays are not those of the model.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    if mesh is None:
+        mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1])
+    # The groups are those of the stored dtype, not of the one asked for.
+    starts = sorted(int(first) for first in _stored_tree(path).get(_LAYERS, {}))
+    wanted: dict[str, jax.ShapeDtypeStruct] = {}
+    groups: dict[str, list[str]] = {}
+    for name, shape in expected.items():
+        sharding = param_sharding(name, shape, mesh)
+        if not name.startswith(_LAYERS + "/"):
+            wanted[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+            continue
+        groups[name] = [_on_disk(name, first) for first in starts]
+        for part, (first, stop) in zip(groups[name], itertools.pairwise([*starts, shape[0]]), strict=True):
+            wanted[part] = jax.ShapeDtypeStruct((stop - first, *shape[1:]), dtype, sharding=sharding)
+    try:
+        tree = ocp.load(path, flax.traverse_util.unflatten_dict(wanted, sep="/"))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path}: the arrays are not those of the model its metadata describes: {error}") from None
+    flat: dict[str, jax.Array] = flax.traverse_util.flatten_dict(tree, sep="/")
+    for name, parts in groups.items():
+        arrays = [flat.pop(part) for part in parts]
+        flat[name] = arrays[0] if len(arrays) == 1 else _join(param_sharding(name, expected[name], mesh))(*arrays)
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+@functools.cache
+def _join(sharding: Any) -> Any:
+    return jax.jit(lambda *arrays: jnp.concatenate(arrays), out_shardings=sharding)
+
+
+def _on_disk(path: str, first: int) -> str:
+    """Where a group of layers of the parameter at `path` is stored; `first` is the group's first layer, from 0."""
+    return f"{_LAYERS}/{first:03d}/{path.removeprefix(_LAYERS + '/')}"
+
+
+def _group_size(expected: Mapping[str, tuple[int, ...]], dtype: Any) -> int:
+    """How many layers are stacked on disk."""
+    stacked = [shape for path, shape in expected.items() if path.startswith(_LAYERS + "/")]
+    layer_bytes = sum(math.prod(shape[1:]) for shape in stacked) * jnp.dtype(dtype).itemsize
+    return max(1, _GROUP_BYTES // max(1, layer_bytes))
+
+
+def _stored_tree(path: str) -> Mapping[str, Any]:
+    from orbax.checkpoint import v1 as ocp
+
+    tree: Any = ocp.metadata(path).metadata
+    return tree
+
+
+def _assemble(parts: Iterable[Part], dtype: Any) -> dict[str, Any]:
+    """Path -> array of the parts of one group of layers (or of none), stacked over layers, and over experts."""
+    found: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
+    for part in parts:
+        found.setdefault(part.path, {})[part.place] = np.asarray(part.moved(dtype))
+    return {path: found[path].pop(()) if () in found[path] else _stack(found[path]) for path in found}
+
+
+def _stack(parts: dict[tuple[int, ...], np.ndarray]) -> np.ndarray:
+    """Arrays by place (layer) or (layer, expert) as one; `parts` is emptied, so that each is in memory once."""
+    first = min(parts)
+    extent = tuple(high - low + 1 for low, high in zip(first, max(parts), strict=True))
+    some = parts[first]
+    stacked = np.empty((*extent, *some.shape), some.dtype)
+    for place in list(parts):
+        stacked[tuple(i - low for i, low in zip(place, first, strict=True))] = parts.pop(place)
+    return stacked
+
+
+def _epath(path: str) -> epath.Path:
+    from etils import epath
+
+    return epath.Path(path)
+
+
+def _remove_unfinished(target: epath.Path) -> None:
+    for left in target.parent.glob(target.name + ".partial_save*") if target.parent.exists() else ():
+        left.rmtree()
+
+
+def _from_dict(kind: type, fields: Mapping[str, Any]) -> Any:
+    """A config dataclass from its `asdict`, tuples and nested configs restored."""
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for name, value in fields.items():
+        nested = [t for t in typing.get_args(hints[name]) or (hints[name],) if dataclasses.is_dataclass(t)]
+        if isinstance(value, dict) and nested:
+            value = _from_dict(nested[0], value)  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[name] = value
+    return kind(**values)

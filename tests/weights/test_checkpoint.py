@@ -1,0 +1,188 @@
+"""This project's own checkpoints: written in pieces, whole or not there at all, read back bit for bit."""
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import massive_jax as mj
+from massive_jax import loading
+from massive_jax.models import AlibiConfig, ExpertsConfig, RopeConfig
+from massive_jax.weights import checkpoint
+from massive_jax.weights.loader import Part, expected_shapes
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+
+
+def parts_of(model):
+    """The parts of a model's parameters, layer by layer, as the loader streams them."""
+    flat = {"/".join(k.key for k in path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(model.params)}
+    move = (None, (), None)
+    yield from (Part(path, (), x, move) for path, x in flat.items() if not path.startswith("layers/"))
+    for layer in range(model.config.num_layers):
+        for path, x in flat.items():
+            if path.startswith("layers/experts/") and x.ndim > 3:
+                yield from (Part(path, (layer, e), x[layer, e], move) for e in range(x.shape[1]))
+            elif path.startswith("layers/"):
+                yield Part(path, (layer,), x[layer], move)
+
+
+def save(model, path, **options):
+    expected = expected_shapes(model.module)
+    checkpoint.save_checkpoint(
+        str(path),
+        model.config,
+        parts_of(model),
+        expected,
+        dtype=model.config.jnp_dtype,
+        tokenizer=model.tokenizer,
+        **options,
+    )
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype, path
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=str(path))
+
+
+@pytest.mark.parametrize("layers_a_group", [1, 3, 100])
+def test_round_trip_is_bit_identical(tiny_model, tmp_path, monkeypatch, layers_a_group):
+    layer = sum(x[0].nbytes for x in jax.tree.leaves(tiny_model.params["layers"]))
+    monkeypatch.setattr(checkpoint, "_GROUP_BYTES", layer * layers_a_group)
+    save(tiny_model, tmp_path / "it", provenance={"source": "test"})
+    back = mj.load(str(tmp_path / "it"))
+    assert_same(tiny_model.params, back.params)
+    assert back.config == tiny_model.config
+    assert back.tokenize("a b").tolist() == tiny_model.tokenize("a b").tolist()
+    assert back.bos_id() == tiny_model.bos_id()
+    assert checkpoint.read_metadata(str(tmp_path / "it")).provenance == {"source": "test"}
+
+
+def test_every_option_of_a_config_survives(tiny_model):
+    config = dataclasses.replace(
+        tiny_model.config,
+        rope=RopeConfig(kind="factors", factors=(1.0, 2.0, 3.0, 4.0)),
+        local_rope=RopeConfig(theta=5.0),
+        window=3,
+        window_layers=(True, False, True, False),
+    )
+    other = dataclasses.replace(
+        tiny_model.config, position="alibi", alibi=AlibiConfig(4.0), mlp="experts", experts=ExpertsConfig(4, 2)
+    )
+    for it in (config, other):
+        stored = json.loads(json.dumps(dataclasses.asdict(it)))
+        assert checkpoint._from_dict(type(it), stored) == it
+
+
+def test_experts(make_model, tmp_path):
+    model = make_model(mlp="experts", experts=ExpertsConfig(3, 2), num_layers=2)
+    save(model, tmp_path / "it")
+    assert_same(model.params, mj.load(str(tmp_path / "it")).params)
+
+
+def test_other_dtype(tiny_model, tmp_path):
+    save(tiny_model, tmp_path / "it")
+    half = mj.load(str(tmp_path / "it"), dtype="bfloat16")
+    assert half.config.dtype == "bfloat16"
+    assert_same(jax.tree.map(lambda x: x.astype("bfloat16"), tiny_model.params), half.params)
+
+
+def test_what_is_there_is_not_overwritten(tiny_model, tmp_path):
+    save(tiny_model, tmp_path / "it")
+    with pytest.raises(ValueError, match="exists already"):
+        save(tiny_model, tmp_path / "it")
+
+
+def test_interrupted_leaves_nothing_that_loads_and_a_rerun_completes(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_GROUP_BYTES", 1)
+    whole = list(parts_of(tiny_model))
+
+    def broken():
+        yield from itertools.islice(whole, 14)
+        raise KeyboardInterrupt
+
+    path = str(tmp_path / "it")
+    expected = expected_shapes(tiny_model.module)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save_checkpoint(path, tiny_model.config, broken(), expected, dtype="float32")
+    left = list(tmp_path.iterdir())
+    assert left, "the test interrupted before anything was written"
+    for there in (path, *map(str, left)):
+        with pytest.raises(ValueError, match=r"no model|holds no finished|config\.json"):
+            mj.load(there)
+    save(tiny_model, tmp_path / "it")
+    assert_same(tiny_model.params, mj.load(path).params)
+    assert [p.name for p in tmp_path.iterdir()] == ["it"]
+
+
+def test_killed_process(tmp_path):
+    """SIGKILL in the middle of a real conversion."""
+    out = tmp_path / "it"
+    command = [sys.executable, "-m", "checkpoints.convert", f"--out={out}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert any(tmp_path.iterdir())
+    assert not out.exists()
+    for left in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=r"holds no finished|config\.json"):
+            mj.load(str(left))
+
+
+def test_default_model_is_bit_identical(default_model, tmp_path):
+    loading.convert("smollm2_135m", str(tmp_path / "it"), progress=False)
+    back = mj.load(str(tmp_path / "it"))
+    assert_same(default_model.params, back.params)
+    text = "Summer is warm. Winter is cold.\n"
+    np.testing.assert_array_equal(back.tokenize(text), default_model.tokenize(text))
+    provenance = checkpoint.read_metadata(str(tmp_path / "it")).provenance
+    assert provenance["files"][0]["sha256"].startswith("b179c952")
+    assert provenance["model"] == "smollm2_135m"
+    with pytest.raises(ValueError, match="converted checkpoint already"):
+        loading.convert(str(tmp_path / "it"), str(tmp_path / "other"))
+
+
+def test_onto_a_mesh():
+    """Parameters split over eight devices are those of one device, from either kind of source."""
+    program = """
+import jax, numpy as np, sys
+import massive_jax as mj
+from massive_jax.parallel import make_mesh
+from massive_jax.loading import convert
+convert("smollm2_135m", sys.argv[1], progress=False)
+mesh = make_mesh(2, 3)
+one = mj.load("smollm2_135m")
+tokens = one.tokenize("Summer is warm.")
+for source in ("smollm2_135m", sys.argv[1]):
+    split = mj.load(source, mesh=mesh)
+    kernel = split.params["layers"]["attn"]["query"]["kernel"]
+    assert len(kernel.sharding.device_set) == 6 and not kernel.is_fully_replicated, kernel.sharding
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one.params, split.params)
+    np.testing.assert_allclose(one(tokens).logits, split(tokens).logits, atol=2e-3)
+print("same")
+"""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+        done = subprocess.run(
+            [sys.executable, "-c", program, os.path.join(directory, "it")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.stdout.strip() == "same", done.stderr[-2000:]
