@@ -28,7 +28,8 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["massive_jax", "massive_jax.*", "experiments", "experiments.*"]),
+    packages=setuptools.find_packages(include=["massive_jax*", "experiments*", "checkpoints"]),
+    package_data={"massive_jax.zoo.atlas": ["atlas.json"]},
     install_requires=[
         "absl-py>=2.1",
         "chex>=0.1.89",
