@@ -20,8 +20,8 @@ from massive_jax.loading import convert
 _OUT = flags.DEFINE_string("out", None, "Where to write: a directory or gs://…; nothing may be there.", required=True)
 
 if __name__ == "__main__":
-    for name in ("model", "revision", "dtype"):
-        flags.FLAGS.register_key_flag_for_module(__name__, flags.FLAGS[name])
+    for name in ("model", "revision", "dtype", "traceback"):
+        flags.declare_key_flag(name)
 
 
 def main() -> None:

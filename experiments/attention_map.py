@@ -3,7 +3,11 @@
   python -m experiments.attention_map --layer=13 --head=mean --workdir=results
 
 Writes attention_map.json, attention_map.npz (logits and probs, [T, S], masked entries NaN) and attention_map.png.
-On the default model about 12 s; expect most of the attention on position 0 after layer 12 (paper, section 4).
+On the default model about 6 s; expect most of the attention on position 0 after layer 12 (paper, section 4).
+
+attention_map.json: model, dtype, bos, text (null), tokens, windows, context, layer, head, massive_positions (where
+any layer has a massive activation), shares: per layer the share of attention on those, averaged over heads and queries;
+emergence_layer: the first layer with one, or null.
 """
 
 from __future__ import annotations
@@ -20,12 +24,13 @@ from experiments.flags import definition, layer, model, prompt
 from massive_jax.analysis import attention_shares, find_massive
 from massive_jax.evaluate import LayerTable, measure_layers
 from massive_jax.models.attention import causal_mask
-from massive_jax.report import atomic_write, plot_attention, write_json
+from massive_jax.report import atomic_write, label, plot_attention, write_json
 
 _HEAD = flags.DEFINE_string("head", "mean", "Head to draw, from 0; 'mean' averages over the heads.")
+flags.register_validator(_HEAD, lambda text: text == "mean" or text.isdecimal(), "give 'mean' or a head, from 0 on.")
 
 if __name__ == "__main__":
-    for module in (model, prompt, layer, definition):
+    for module in (common, model, prompt, layer, definition):
         flags.adopt_module_key_flags(module)
 
 
@@ -34,7 +39,7 @@ def parse_head(num_heads: int) -> int | None:
     text = _HEAD.value
     if text == "mean":
         return None
-    if not text.isdecimal() or int(text) >= num_heads:
+    if int(text) >= num_heads:
         raise ValueError(f"--head={text}: give 'mean' or a head of this model, 0 to {num_heads - 1}.")
     return int(text)
 
@@ -53,7 +58,8 @@ def run(
     share = mj.Capture("attn_probs", mass=True)
     mass = model(tokens, capture=share, logits=False).intermediates["attn_probs"].mass
     both = model(tokens, capture=mj.Capture(("attn_logits", "attn_probs"), layers=(number,)), logits=False)
-    visible = np.asarray(causal_mask(tokens.shape[1], model.config.window))
+    windowed = model.config.window_layers is None or model.config.window_layers[number - 1]
+    visible = np.asarray(causal_mask(tokens.shape[1], model.config.window if windowed else None))
     logits, probs = (
         np.where(visible, _over_heads(np.asarray(both.intermediates[site][0, 0]), head), np.nan)
         for site in ("attn_logits", "attn_probs")
@@ -84,11 +90,15 @@ def main() -> None:
     """Runs the binary."""
     out, lm = common.workdir(), common.load_model()
     number, head = layer.parse_layer(lm.config.num_layers), parse_head(lm.config.num_heads)
-    tokens = lm.check_tokens(lm.tokenize(prompt.PROMPT.value, bos=model.BOS.value))
+    tokens = common.prompt_tokens(lm)
     table = measure_layers(lm, tokens, thresholds=definition.thresholds())
     result = run(lm, tokens, table, number, head, out)
-    print(f"massive tokens at positions {result['massive_positions']}, from layer {result['emergence_layer']} on")
-    common.print_table(("layer", "attention on them"), list(enumerate(result["shares"], 1)))
+    if result["massive_positions"]:
+        where = ", ".join(f"{p} {label(result['tokens'][p])}" for p in result["massive_positions"])
+        print(f"massive tokens at position {where}; from layer {result['emergence_layer']} on")
+        common.print_table(("layer", "attention on them"), list(enumerate(result["shares"], 1)))
+    else:
+        print("no token has a massive activation at any layer.")
     print(f"wrote {out / 'attention_map.json'}, .npz and .png")
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import os
 import pathlib
+import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,10 +17,14 @@ import jax
 import numpy as np
 import tqdm
 from absl import app, flags
+from absl import logging as absl_logging
 
 import massive_jax as mj
 from experiments.flags import model as model_flags
-from massive_jax.report import label
+from experiments.flags import prompt as prompt_flags
+from experiments.flags import text as text_flags
+from massive_jax.data import Windows, cut_windows
+from massive_jax.report import label, number
 from massive_jax.weights.wheel import cache_dir
 
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "On an error, shows where in the code it was raised.")
@@ -24,23 +32,60 @@ _TRACEBACK = flags.DEFINE_bool("traceback", False, "On an error, shows where in 
 
 def run_experiment(main: Callable[[], Any]) -> None:
     """Parses flags and runs `main`. Bad input ends in one clear line on stderr and exit status 1."""
+    # Programs compiled before are read back: the second run of an experiment starts in seconds.
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a token that the terminal cannot show is no error
+    app.run(lambda argv: guarded(main, argv), flags_parser=parse_flags)
 
-    def guarded(argv: Sequence[str]) -> None:
-        # Programs compiled before are read back: the second run of an experiment starts in seconds.
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        logging.getLogger("jax").setLevel(logging.WARNING)  # which accelerators are absent is no news
-        try:
-            if len(argv) > 1:
-                raise ValueError(f"unexpected arguments {' '.join(argv[1:])!r}; flags look like --name=value.")
-            main()
-        except (ValueError, OSError) as error:
-            if _TRACEBACK.value:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
 
-    app.run(guarded)
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags; gives what is no flag."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(str(error))
+    except SystemExit:  # after --help; absl's status is 1
+        sys.exit(0)
+    return []
+
+
+def guarded(main: Callable[[], Any], argv: Sequence[str]) -> None:
+    """Runs `main` with what `parse_flags` gave; an error becomes a line and an exit status."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.WARNING)  # which accelerators are absent is no news
+    for chatty in ("datasets", "huggingface_hub"):  # what goes wrong there ends in one line of ours
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected arguments {' '.join(argv[1:])!r}; flags look like --name=value.")
+        main()
+    except BrokenPipeError:  # whoever read our output has seen enough; the files are written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        _fail("interrupted.", 130)
+    except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        if _TRACEBACK.value:
+            raise
+        _fail(_in_words(error))
+
+
+def _fail(message: str, status: int = 1) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+        first = str(error).partition("\n")[0]
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in first:
+            return f"out of memory; try a shorter --context or --prompt, or --dtype=bfloat16. ({first})"
+        return first
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    return str(error)
 
 
 def load_model() -> mj.Model:
@@ -49,13 +94,33 @@ def load_model() -> mj.Model:
 
 
 def workdir() -> pathlib.Path:
-    """The directory for results, made if need be; ValueError where it cannot be."""
+    """The directory for results; ValueError where files cannot be made in it. It is made with its first file."""
     path = pathlib.Path(model_flags.WORKDIR.value).expanduser()
+    if not model_flags.WORKDIR.value:
+        raise ValueError("--workdir is empty; give a directory, or . for this one.")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        there = next(p for p in (path, *path.absolute().parents) if p.exists())
+        with tempfile.TemporaryDirectory(prefix=".", dir=there):
+            return path
     except OSError as error:
-        raise ValueError(f"--workdir={path}: cannot make this directory: {error.strerror}.") from None
-    return path
+        raise ValueError(f"--workdir={path}: cannot write there: {error.strerror}.") from None
+
+
+def prompt_tokens(model: mj.Model) -> np.ndarray:
+    """The prompt as int32 [1, T]; ValueError where the model cannot take it."""
+    return model.check_tokens(model.tokenize(prompt_flags.PROMPT.value, bos=model_flags.BOS.value))
+
+
+def windows(model: mj.Model, text: str, least: int = 1) -> Windows:
+    """The windows of `text` that the flags ask for, of at least `least` tokens each."""
+    return cut_windows(
+        model,
+        text,
+        context=text_flags.context(model.config.context_length - model_flags.BOS.value),
+        windows=text_flags.windows(),
+        bos=model_flags.BOS.value,
+        tokens=least,
+    )
 
 
 @contextlib.contextmanager
@@ -65,15 +130,22 @@ def progress(total: int, what: str) -> Iterator[Callable[[int], Any]]:
         yield bar.update
 
 
-def header(model: mj.Model, tokens: np.ndarray, context: int | None = None) -> dict[str, Any]:
-    """The fields every result starts with: what was run, on what. `tokens` int [W, T]; texts are the first row's."""
+def header(model: mj.Model, tokens: np.ndarray, text: str | None = None) -> dict[str, Any]:
+    """The fields every result starts with: what was run, on what.
+
+    Args:
+      model: the model.
+      tokens: int [W, T]; the texts in the header are the first row's.
+      text: the name of the text they are windows of; None for a prompt.
+    """
     return {
         "model": model.name,
         "dtype": model.config.dtype,
         "bos": model_flags.BOS.value,
+        "text": text,
         "tokens": model.token_texts(tokens[0]),
         "windows": len(tokens),
-        "context": tokens.shape[1] if context is None else context,
+        "context": tokens.shape[1] - model_flags.BOS.value,
     }
 
 
@@ -88,11 +160,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def place(found: dict[str, Any]) -> str:
-    """A found activation's place in words: (position "token", dim)."""
-    return f"({found['position']} {label(found['token'])}, {found['dim']})"
+    """A found activation's place in words: (position token, dim)."""
+    token = "" if found["token"] is None else f" {label(found['token'])}"
+    return f"({found['position']}{token}, {found['dim']})"
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+        return number(value)
     return "–" if value is None else str(value)

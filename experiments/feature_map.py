@@ -2,7 +2,11 @@
 
   python -m experiments.feature_map --layer=12 --workdir=results
 
-Writes feature_map.json and feature_map.png. On the default model about 10 s; expect one spike at position 0, dim 507.
+Writes feature_map.json and feature_map.png. On the default model about 5 s; expect one spike at position 0, dim 507.
+
+feature_map.json: model, dtype, bos, text (null), tokens, windows, context, thresholds, layer, median (magnitude),
+massive: [{position, dim, token, value, ratio}], those of the 16 largest that meet the definition, values signed; dims:
+the labelled ones, where a magnitude or its ratio to the median meets its criterion.
 """
 
 from __future__ import annotations
@@ -18,31 +22,39 @@ from experiments import common
 from experiments.flags import definition, layer, model, prompt
 from massive_jax.analysis import Thresholds, find_massive
 from massive_jax.evaluate import LayerTable, hidden_state, measure_layers
-from massive_jax.report import plot_feature_map, write_json
+from massive_jax.report import label, plot_feature_map, write_json
+
+_DIMS = 6  # labelled, besides the massive ones
 
 if __name__ == "__main__":
-    for module in (model, prompt, layer, definition):
+    for module in (common, model, prompt, layer, definition):
         flags.adopt_module_key_flags(module)
 
 
 def run(
-    model: mj.Model, tokens: np.ndarray, table: LayerTable, number: int | None, workdir: pathlib.Path
+    model: mj.Model,
+    tokens: np.ndarray,
+    table: LayerTable,
+    number: int | None,
+    workdir: pathlib.Path,
+    thresholds: Thresholds,
 ) -> dict[str, Any]:
     """Draws layer `number` (None: where activations reach full size) for `tokens` [1, T]; returns the record."""
     number = number or table.full_size_layer
     hidden = hidden_state(model, tokens, number)[0]
     summary = table.layers[number - 1]
-    found = find_massive(summary.locations, either=True, limit=6)
-    massive = [f for f in found if f.massive]
+    massive = find_massive(summary.locations)
     texts = model.token_texts(tokens[0])
     result = {
         **common.header(model, tokens),
+        "thresholds": {"magnitude": thresholds.magnitude, "ratio": thresholds.ratio},
         "layer": number,
         "median": summary.median,
         "massive": [
-            {"position": f.position, "dim": f.dim, "token": texts[int(f.position)], "value": f.value} for f in massive
+            {"position": f.position, "dim": f.dim, "token": texts[int(f.position)], "value": f.value, "ratio": f.ratio}
+            for f in massive
         ],
-        "dims": sorted({f.dim for f in found}),
+        "dims": sorted({f.dim for f in [*massive, *find_massive(summary.locations, either=True, limit=_DIMS)]}),
     }
     write_json(workdir / "feature_map.json", result)
     plot_feature_map(result, np.abs(hidden), workdir / "feature_map.png")
@@ -52,18 +64,17 @@ def run(
 def main() -> None:
     """Runs the binary."""
     out, lm = common.workdir(), common.load_model()
-    number = layer.parse_layer(lm.config.num_layers)
-    tokens = lm.check_tokens(lm.tokenize(prompt.PROMPT.value, bos=model.BOS.value))
-    thresholds: Thresholds = definition.thresholds()
-    result = run(lm, tokens, measure_layers(lm, tokens, thresholds=thresholds), number, out)
-    rows = [
-        (m["position"], m["token"], m["dim"], m["value"], abs(m["value"]) / result["median"]) for m in result["massive"]
-    ]
+    number, tokens, thresholds = (
+        layer.parse_layer(lm.config.num_layers),
+        common.prompt_tokens(lm),
+        definition.thresholds(),
+    )
+    table = measure_layers(lm, tokens, thresholds=thresholds)
+    result = run(lm, tokens, table, number, out, thresholds)
+    rows = [(m["position"], label(m["token"]), m["dim"], m["value"], m["ratio"]) for m in result["massive"]]
     print(f"layer {result['layer']}, median magnitude {result['median']:.4g}:")
     if rows:
-        common.print_table(
-            ("position", "token", "dim", "value", "times the median"), [(r[0], repr(r[1]), *r[2:]) for r in rows]
-        )
+        common.print_table(("position", "token", "dim", "value", "times the median"), rows)
     else:
         print("no massive activation.")
     print(f"wrote {out / 'feature_map.json'} and {out / 'feature_map.png'}")

@@ -2,19 +2,26 @@
 
   python -m experiments.intervene --layer=12 --sites=0:507,0:247,0:14 --ops=zero,mean --workdir=results
 
-Writes intervene.json and intervene.png. On the default model with four windows of 512 tokens about 40 s; expect a
+Writes intervene.json and intervene.png. On the default model with four windows of 512 tokens about 30 s; expect a
 perplexity above 100,000 for zero and the original's within 1 % for mean and the controls (paper, section 3.1).
 
-intervene.json: model, dtype, bos, layer, context, windows, sites, mean_values, controls, perplexity: {original, zero,
-mean, random_zero, …}. Windows are consecutive, non-overlapping runs of --context tokens from the start of the text,
-tokenised whole and without special tokens (--bos puts one in front of each). mean is each site's own mean over those
-windows, unedited. Perplexity is exp(total negative log-likelihood / predicted tokens).
+Every operation is made at all sites at once, of the output of block --layer: zero; mean: each site's own mean over the
+windows, unedited; set=X; scale=X: times X; add=X; noise=X: plus X · N(0, 1); shuffle: the same dim of another position.
+
+Windows are consecutive, non-overlapping runs of --context tokens from the start of the text, tokenised whole and
+without special tokens (--bos puts one in front of each: its position is 0). Perplexity is exp(total negative
+log-likelihood / predicted tokens).
+
+intervene.json: model, dtype, bos, text, windows, context, layer, sites: [{position, dim, value_mean}], mean_values,
+controls: [{position, dim}], seed, predicted_tokens, perplexity: {original, zero, mean, random_zero, …}. JSON has no
+infinity: such a number is null, and the key non_finite says what it was.
 """
 
 from __future__ import annotations
 
+import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
@@ -23,10 +30,11 @@ import massive_jax as mj
 from experiments import common
 from experiments.flags import definition, layer, model, text
 from massive_jax.analysis import Thresholds, find_massive, median_sites
-from massive_jax.data import Windows, cut_windows, load_text
+from massive_jax.data import Windows, load_text
 from massive_jax.evaluate import (
     Operation,
     PlaceInStream,
+    check_sites,
     hidden_state,
     intervene,
     measure_layers,
@@ -34,6 +42,7 @@ from massive_jax.evaluate import (
     perplexity,
     site_means,
 )
+from massive_jax.report import number as in_words
 from massive_jax.report import plot_intervention, write_json
 
 _SITES = flags.DEFINE_string(
@@ -42,30 +51,54 @@ _SITES = flags.DEFINE_string(
     "POS:DIM,…: places in the residual stream; POS a token position or 'delim', each window's first delimiter. 'auto': "
     "those that meet the definition at the layer.",
 )
-_OPS = flags.DEFINE_list("ops", ["zero", "mean"], "zero, mean, shuffle, set=X, scale=X, add=X, noise=X.")
+_OPS = flags.DEFINE_list("ops", ["zero", "mean"], "Any of zero, mean, shuffle, set=X, scale=X, add=X, noise=X.")
 _CONTROLS = flags.DEFINE_bool(
     "controls", True, "Does the same to as many random places whose magnitude is close to the median."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the choice of random controls.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the choice of random controls, of noise and of shuffle.", lower_bound=0)
 
-_DEFAULT_WINDOWS = 4
+
+def _reads(parse: Callable[[Any], Any]) -> Callable[[Any], bool]:
+    """A flag's validator: `parse` takes its value."""
+
+    def validate(value: Any) -> bool:
+        try:
+            parse(value)
+        except ValueError as error:
+            raise flags.ValidationError(str(error)) from None
+        return True
+
+    return validate
+
+
+def _parse_operations(names: Sequence[str]) -> list[Operation]:
+    operations = list(dict.fromkeys(Operation.parse(name.strip()) for name in names))
+    if not operations:
+        raise ValueError("name at least one operation: zero, say.")
+    return operations
+
+
+flags.register_validator(_OPS, _reads(_parse_operations))
+flags.register_validator(_SITES, _reads(lambda text: text == "auto" or parse_sites(text)))
 
 if __name__ == "__main__":
-    for module in (model, text, layer, definition):
+    for module in (common, model, text, layer, definition):
         flags.adopt_module_key_flags(module)
 
 
 def find_sites(
-    model: mj.Model, windows: Windows, number: int | None, sites: str, thresholds: Thresholds
+    model: mj.Model, windows: Windows, number: int | None, sites: str, thresholds: Thresholds, required: bool = True
 ) -> tuple[int, list[PlaceInStream]]:
     """The layer and the places to edit: as given, or found in `windows`.
 
     Raises:
-      ValueError: nothing at that layer meets the definition.
+      ValueError: a given site is out of range; nothing at that layer meets the definition and it is `required`.
     """
     given = None if sites == "auto" else parse_sites(sites)
-    if given is not None and number is not None:
-        return number, given
+    if given is not None:
+        check_sites(model, windows, given)
+        if number is not None:
+            return number, given
     with common.progress(windows.tokens.size, "finding sites") as progress:
         table = measure_layers(model, windows.tokens, thresholds=thresholds, progress=progress)
     number = number or table.full_size_layer
@@ -73,7 +106,7 @@ def find_sites(
         return number, given
     summary = table.layers[number - 1]
     found = find_massive(summary.locations)
-    if not found:
+    if not found and required:
         largest = summary.locations[0]
         raise ValueError(
             f"nothing at layer {number} meets the definition (magnitude above {thresholds.magnitude:g} and "
@@ -101,19 +134,19 @@ def run(
     with common.progress(windows.tokens.size * passes, "perplexity") as progress:
         means = site_means(model, windows, number, sites, progress)
         found = {"original": perplexity(model, windows, progress=progress)}
-        found |= intervene(model, windows, number, sites, operations, means, progress)
+        if not math.isfinite(found["original"]):
+            raise ValueError(f"{model.name}: the perplexity of the unedited model is {found['original']} on this text.")
+        found |= intervene(model, windows, number, sites, operations, means, progress, seed)
         control: list[PlaceInStream] = []
         if controls:
             hidden = hidden_state(model, windows.tokens[:1], number)[0]
             taken = [(site.position, site.dim) for site in sites if isinstance(site.position, int)]
             control = [PlaceInStream(*c) for c in median_sites(hidden, len(sites), exclude=taken, seed=seed)]
-            changed = intervene(
-                model, windows, number, control, operations, site_means(model, windows, number, control), progress
-            )
+            control_means = site_means(model, windows, number, control)
+            changed = intervene(model, windows, number, control, operations, control_means, progress, seed)
             found |= {f"random_{name}": value for name, value in changed.items()}
     result = {
-        **common.header(model, windows.tokens, windows.context),
-        "text": text,
+        **common.header(model, windows.tokens, text),
         "layer": number,
         "sites": [
             {"position": site.position, "dim": site.dim, "value_mean": mean}
@@ -121,6 +154,7 @@ def run(
         ],
         "mean_values": means,
         "controls": [{"position": site.position, "dim": site.dim} for site in control],
+        "seed": seed,
         "predicted_tokens": windows.num_predicted,
         "perplexity": found,
     }
@@ -132,47 +166,45 @@ def run(
 
 def show(result: dict[str, Any]) -> None:
     """Prints the sites and the perplexities."""
-    sites = ", ".join(f"{s['position']}:{s['dim']} (mean {s['value_mean']:,.1f})" for s in result["sites"])
-    print(f"layer {result['layer']}, sites {sites}")
+    sites = ", ".join(f"{s['position']}:{s['dim']} (mean {in_words(s['value_mean'])})" for s in result["sites"])
+    print(f"layer {result['layer']}, sites position:dim {sites}")
     common.print_table(("intervention", "perplexity"), list(result["perplexity"].items()))
 
 
-def from_flags(model: mj.Model, windows: Windows, workdir: pathlib.Path) -> dict[str, Any]:
-    """`run` with what the flags say."""
-    number = layer.parse_layer(model.config.num_layers)
-    operations = [Operation.parse(op) for op in _OPS.value]
-    if not operations:
-        raise ValueError("--ops is empty: name at least one operation.")
-    number, sites = find_sites(model, windows, number, _SITES.value, definition.thresholds())
+def check_flags(model: mj.Model, windows: Windows) -> None:
+    """ValueError where --sites names a place that the model or the windows do not have."""
+    if _SITES.value != "auto":
+        check_sites(model, windows, parse_sites(_SITES.value))
+
+
+def from_flags(model: mj.Model, windows: Windows, workdir: pathlib.Path, sites_required: bool = True) -> dict[str, Any]:
+    """`run` with what the flags say; where no site is found and none is required, the original perplexity only."""
+    number, sites = find_sites(
+        model,
+        windows,
+        layer.parse_layer(model.config.num_layers),
+        _SITES.value,
+        definition.thresholds(),
+        required=sites_required,
+    )
     return run(
         model,
         windows,
         number,
         sites,
-        operations,
+        _parse_operations(_OPS.value) if sites else [],
         workdir,
-        text=text.TEXT.value,
-        controls=_CONTROLS.value,
+        text=text.name(),
+        controls=_CONTROLS.value and bool(sites),
         seed=_SEED.value,
-    )
-
-
-def windows_from_flags(lm: mj.Model) -> Windows:
-    """The windows that the flags ask for."""
-    return cut_windows(
-        lm,
-        load_text(text.TEXT.value),
-        context=text.CONTEXT.value,
-        windows=text.WINDOWS.value or _DEFAULT_WINDOWS,
-        bos=model.BOS.value,
-        tokens=2,
     )
 
 
 def main() -> None:
     """Runs the binary."""
-    out, lm = common.workdir(), common.load_model()
-    result = from_flags(lm, windows_from_flags(lm), out)
+    out, content = common.workdir(), load_text(text.name())
+    lm = common.load_model()
+    result = from_flags(lm, common.windows(lm, content, least=2), out)
     show(result)
     print(f"wrote {out / 'intervene.json'} and {out / 'intervene.png'}")
 

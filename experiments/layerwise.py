@@ -3,14 +3,17 @@
   python -m experiments.layerwise --workdir=results
   python -m experiments.layerwise --text=FILE --windows=8 --context=512
 
-Writes layerwise.json and layerwise.png. On the default model about 10 s; expect 23,147 at layer 12, position 0, dim
-507, some 13,000 times the median (paper, sections 2 and 2.1).
+Runs the prompt, or windows of a text where --text, --windows or --context is given. Writes layerwise.json and
+layerwise.png. On the default model about 5 s; expect 23,147 at layer 12, position 0, dim 507, some 13,000 times the
+median (paper, sections 2 and 2.1).
 
-layerwise.json: model, dtype, bos, tokens, windows, context, thresholds,
-layers: [{layer, top: [{value, position, dim, token, share}], median}], the output of block `layer`, 1-based, values
-signed; final_norm: the same after the final norm; massive: [{layer, value, position, dim, token, ratio,
-meets_magnitude, meets_ratio}], the locations that meet one criterion or both. Over several windows a value is the mean
-over the windows that have the location among their 16 largest, and share is the fraction of those.
+layerwise.json: model, dtype, bos, text (null for the prompt), tokens (of the first window), windows, context,
+thresholds, layers: [{layer, top: [{value, position, dim, token, share}], median}], the output of block `layer`,
+1-based, values signed; final_norm: the same after the final norm; massive: [{layer, value, position, dim, token, ratio,
+meets_magnitude, meets_ratio}], those of a layer's 16 largest locations that meet one criterion or both. Over several
+windows a value is the mean over the windows that have the location among their 16 largest, and share is the fraction of
+those; massive are locations with a share of at least one half; position is "first_delimiter" where they follow that
+token; token is null where it differs between the windows.
 """
 
 from __future__ import annotations
@@ -24,32 +27,33 @@ from absl import flags
 import massive_jax as mj
 from experiments import common
 from experiments.flags import definition, model, prompt, text
-from massive_jax.analysis import Location, Thresholds, find_massive
-from massive_jax.data import cut_windows, load_text
+from massive_jax.analysis import FIRST_DELIMITER, Location, Thresholds, find_massive
+from massive_jax.data import load_text
 from massive_jax.evaluate import LayerTable, measure_layers
 from massive_jax.report import plot_layerwise, write_json
 
 _TOP = 3
 
 if __name__ == "__main__":
-    for module in (model, prompt, text, definition):
+    for module in (common, model, prompt, text, definition):
         flags.adopt_module_key_flags(module)
 
 
 def run(
-    model: mj.Model, tokens: np.ndarray, workdir: pathlib.Path, thresholds: Thresholds, context: int | None = None
+    model: mj.Model, tokens: np.ndarray, workdir: pathlib.Path, thresholds: Thresholds, text: str | None = None
 ) -> tuple[dict[str, Any], LayerTable]:
-    """Measures `tokens` [W, T], writes layerwise.json and layerwise.png, and returns what was written."""
+    """Measures `tokens` [W, T] (of `text`), writes layerwise.json and .png, and returns what was written."""
     with common.progress(tokens.size, "layers") as progress:
         table = measure_layers(model, tokens, thresholds=thresholds, progress=progress)
 
     def record(location: Location) -> dict[str, Any]:
         w, position = location.example
+        same = location.position == FIRST_DELIMITER or (tokens[:, position] == tokens[w, position]).all()
         return {
             "value": location.value,
             "position": location.position,
             "dim": location.dim,
-            "token": model.token_texts(tokens[w, [position]])[0],
+            "token": model.token_texts(tokens[w, [position]])[0] if same else None,
         }
 
     def layer(summary: Any) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def run(
         return {"layer": summary.layer, "top": top, "median": summary.median}
 
     result = {
-        **common.header(model, tokens, context),
+        **common.header(model, tokens, text),
         "thresholds": {"magnitude": thresholds.magnitude, "ratio": thresholds.ratio},
         "layers": [layer(summary) for summary in table.layers],
         "final_norm": layer(table.final_norm),
@@ -92,16 +96,12 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Runs the binary."""
-    out, lm = common.workdir(), common.load_model()
-    context = None
-    if text.WINDOWS.value:
-        windows = cut_windows(
-            lm, load_text(text.TEXT.value), context=text.CONTEXT.value, windows=text.WINDOWS.value, bos=model.BOS.value
-        )
-        tokens, context = windows.tokens, windows.context
-    else:
-        tokens = lm.check_tokens(lm.tokenize(prompt.PROMPT.value, bos=model.BOS.value))
-    result, _ = run(lm, tokens, out, definition.thresholds(), context)
+    out = common.workdir()
+    name = text.name() if text.given() else None
+    content = None if name is None else load_text(name)
+    lm = common.load_model()
+    tokens = common.prompt_tokens(lm) if content is None else common.windows(lm, content).tokens
+    result, _ = run(lm, tokens, out, definition.thresholds(), name)
     show(result)
     print(f"wrote {out / 'layerwise.json'} and {out / 'layerwise.png'}")
 

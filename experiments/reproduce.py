@@ -2,154 +2,187 @@
 
   python -m experiments.reproduce --model=smollm2_135m --workdir=results
 
-Runs layerwise, feature_map, attention_map and intervene (see each for its files) and writes report.html, which opens
-from disk, and summary.json. On the default model about two minutes on two cores.
+Runs layerwise, feature_map and attention_map on the prompt, and intervene on windows of the text (see each for its
+files), and writes report.html, which opens from disk, and summary.json. A model without massive activations gets a
+report that says so. On the default model about 30 s on two cores.
 """
 
 from __future__ import annotations
 
+import pathlib
 import time
 from typing import Any
 
+import jax
 from absl import flags
 
+import massive_jax as mj
 from experiments import attention_map, common, feature_map, intervene, layerwise
 from experiments.flags import definition, layer, model, prompt, text
-from massive_jax.report import Section, Summary, Table, label, write_json, write_report
+from massive_jax.data import load_text
+from massive_jax.report import Section, Summary, Table, label, number, write_json, write_report
 
 if __name__ == "__main__":
-    for module in (model, prompt, text, layer, definition, intervene, attention_map):
+    for module in (common, model, prompt, text, layer, definition, intervene, attention_map):
         flags.adopt_module_key_flags(module)
 
 
-def summarise(
-    layers: dict[str, Any], attention: dict[str, Any], changed: dict[str, Any], number: int
-) -> dict[str, Any]:
-    """The findings in numbers: the largest activation at layer `number`, what else stands out there, the collapse."""
-    at_layer = [m for m in layers["massive"] if m["layer"] == number]
+def summarise(layers: dict[str, Any], attention: dict[str, Any], changed: dict[str, Any], at: int) -> dict[str, Any]:
+    """The findings in numbers: the largest activation at layer `at`, what else stands out there, the collapse."""
+    at_layer = [m for m in layers["massive"] if m["layer"] == at]
     massive = [m for m in at_layer if m["meets_magnitude"] and m["meets_ratio"]]
     one = [m for m in at_layer if m not in massive]
-    ratio_of = (
-        changed["perplexity"]["zero"] / changed["perplexity"]["original"] if "zero" in changed["perplexity"] else None
-    )
+    perplexity, share = changed["perplexity"], max(attention["shares"])
     return {
         "model": layers["model"],
-        "layer": number,
+        "layer": at,
         "massive": massive,
         "one_criterion": sorted(one, key=lambda m: -abs(m["value"]))[:6],
-        "attention_share": max(attention["shares"]),
-        "attention_layer": attention["shares"].index(max(attention["shares"])) + 1,
-        "perplexity": changed["perplexity"],
-        "times_worse": ratio_of,
+        "attention_share": share if attention["massive_positions"] else None,
+        "attention_layer": attention["shares"].index(share) + 1 if attention["massive_positions"] else None,
+        "intervention": {"layer": changed["layer"], "sites": changed["sites"]},
+        "perplexity": perplexity,
+        "times_worse": perplexity["zero"] / perplexity["original"] if "zero" in perplexity else None,
     }
 
 
 def rows_of(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """The summary as (what, value) rows, for the terminal and the report."""
-    rows = []
-    for m in summary["massive"]:
-        what = f"massive activation, layer {m['layer']}"
-        rows.append((what, f"{m['value']:,.1f} at {_place(m)}, {m['ratio']:,.0f} × the median"))
-    if not summary["massive"]:
+    rows = [(f"massive activation, layer {m['layer']}", _activation(m)) for m in summary["massive"]]
+    if not rows:
         rows.append((f"massive activation, layer {summary['layer']}", "none meets the definition"))
     for m in summary["one_criterion"]:
-        met = "magnitude only" if m["meets_magnitude"] else "ratio only"
-        rows.append(
-            (f"meets one criterion ({met})", f"{m['value']:,.1f} at {_place(m)}, {m['ratio']:,.0f} × the median")
-        )
-    rows.append(
-        (
-            "attention on the massive tokens",
-            f"up to {summary['attention_share']:.0%} (layer {summary['attention_layer']}, mean over heads and queries)",
-        )
-    )
-    rows += [(f"perplexity, {name.replace('_', ' ')}", f"{v:,.2f}") for name, v in summary["perplexity"].items()]
+        rows.append((f"meets {'the magnitude' if m['meets_magnitude'] else 'the ratio'} only", _activation(m)))
+    if summary["attention_share"] is not None:
+        where = f"layer {summary['attention_layer']}, mean over heads and queries"
+        rows.append(("attention on the massive tokens", f"up to {summary['attention_share']:.0%} ({where})"))
+    rows += [(f"perplexity, {name.replace('_', ' ')}", number(v)) for name, v in summary["perplexity"].items()]
     return rows
 
 
-def _place(found: dict[str, Any]) -> str:
-    return f"position {found['position']} {label(found['token'], font=False)}, dim {found['dim']}"
+def _activation(m: dict[str, Any]) -> str:
+    token = label(m["token"], font=False)
+    return f"{number(m['value'])} at position {m['position']} “{token}”, dim {m['dim']}: {m['ratio']:,.0f} × the median"
 
 
 def headline(summary: dict[str, Any], changed: dict[str, Any]) -> str:
     """One sentence."""
     sites, perplexities = changed["sites"], changed["perplexity"]
     if "zero" not in perplexities:
-        return f"{summary['model']}: {len(summary['massive'])} massive activations at layer {summary['layer']}."
-    many = "one number" if len(sites) == 1 else f"{len(sites)} numbers"
+        many = len(summary["massive"])
+        found = f"{many or 'no'} massive activation{'' if many == 1 else 's'}"
+        return f"{summary['model']} has {found} at layer {summary['layer']} on this prompt."
+    many_sites = "one number" if len(sites) == 1 else f"{len(sites)} numbers"
     return (
-        f"Setting {many} to zero in {summary['model']}, after block {changed['layer']}, takes its perplexity from "
-        f"{perplexities['original']:,.2f} to {perplexities['zero']:,.2f}"
-        + (f"; setting the same to the mean gives {perplexities['mean']:,.2f}." if "mean" in perplexities else ".")
+        f"Setting {many_sites} to zero in {summary['model']}, after block {changed['layer']}, takes its perplexity "
+        f"from {number(perplexities['original'])} to {number(perplexities['zero'])}"
+        + (f"; setting the same to the mean gives {number(perplexities['mean'])}." if "mean" in perplexities else ".")
     )
+
+
+def sections(
+    workdir: pathlib.Path,
+    layers: dict[str, Any],
+    mapped: dict[str, Any],
+    attention: dict[str, Any],
+    changed: dict[str, Any],
+    found: str,
+) -> list[Section]:
+    """The report's sections, from what the experiments wrote into `workdir`; `found` is the headline."""
+    tops = [(row["layer"], row["top"][0], row["median"]) for row in layers["layers"]]
+    share = max(attention["shares"])
+    return [
+        Section(
+            "Layer by layer",
+            "The three largest magnitudes and the median magnitude of the output of every block, on the prompt.",
+            workdir / "layerwise.png",
+            f"Largest magnitudes by layer; {number(abs(tops[mapped['layer'] - 1][1]['value']))} at layer "
+            f"{mapped['layer']}.",
+            Table(
+                ("Layer", "Largest", "Position", "Token", "Dim", "Median", "Times the median"),
+                [
+                    (
+                        *(at, top["value"], top["position"], label(top["token"], font=False), top["dim"], median),
+                        abs(top["value"]) / median,
+                    )
+                    for at, top, median in tops
+                ],
+            ),
+        ),
+        Section(
+            "Where they sit",
+            f"Magnitudes of the output of block {mapped['layer']}, for every token and dim of the prompt.",
+            workdir / "feature_map.png",
+            f"A flat floor with {len(mapped['massive'])} massive spikes.",
+        ),
+        Section(
+            "What attends to them",
+            f"Attention of layer {attention['layer']} before and after the softmax, and the share of attention on the "
+            "massive tokens at every layer."
+            + ("" if attention["massive_positions"] else " On this prompt no token has a massive activation."),
+            workdir / "attention_map.png",
+            f"Up to {share:.0%} of the attention lands on the massive tokens.",
+        ),
+        Section(
+            "What happens without them",
+            (
+                f"Perplexity with the activations changed after block {changed['layer']}; random controls are as many "
+                "places of median magnitude."
+                if changed["sites"]
+                else "Nothing in these windows meets the definition, so nothing was changed (--sites names places)."
+            ),
+            workdir / "intervene.png",
+            found,
+            Table(("Intervention", "Perplexity"), list(changed["perplexity"].items())),
+        ),
+    ]
+
+
+def conditions(lm: mj.Model, layers: dict[str, Any], changed: dict[str, Any]) -> Section:
+    """Under what all this holds."""
+    limits = layers["thresholds"]
+    rows = [
+        ("Model", f"{lm.name}, {lm.config.num_layers} blocks, width {lm.config.hidden_size}"),
+        ("Numbers", f"{lm.config.dtype} (statistics float32), jax {jax.__version__} on {jax.default_backend()}"),
+        ("BOS", "in front of the prompt and every window" if layers["bos"] else "none"),
+        ("Prompt", repr(prompt.PROMPT.value)),
+        ("Text", f"{changed['text']}: {changed['windows']} windows of {changed['context']} tokens, from its start"),
+        (
+            "Massive",
+            f"magnitude above {limits['magnitude']:g} and above {limits['ratio']:g} times the layer's median",
+        ),
+        ("Layers", "from 1: layer l is the output of block l, before the final norm"),
+    ]
+    return Section("Conditions", "What these numbers hold for.", table=Table(("What", "Which"), rows))
 
 
 def main() -> None:
     """Runs the binary."""
     started = time.monotonic()
-    out, lm = common.workdir(), common.load_model()
-    number, head = layer.parse_layer(lm.config.num_layers), attention_map.parse_head(lm.config.num_heads)
-    windows = intervene.windows_from_flags(lm)
-    tokens = lm.check_tokens(lm.tokenize(prompt.PROMPT.value, bos=model.BOS.value))
+    out, content = common.workdir(), load_text(text.name())
+    lm = common.load_model()
+    at, head = layer.parse_layer(lm.config.num_layers), attention_map.parse_head(lm.config.num_heads)
+    windows, tokens = common.windows(lm, content, least=2), common.prompt_tokens(lm)
+    intervene.check_flags(lm, windows)
+    thresholds = definition.thresholds()
 
-    layers, table = layerwise.run(lm, tokens, out, definition.thresholds())
+    layers, table = layerwise.run(lm, tokens, out, thresholds)
     layerwise.show(layers)
-    mapped = feature_map.run(lm, tokens, table, number, out)
-    attention = attention_map.run(lm, tokens, table, number, head, out)
-    changed = intervene.from_flags(lm, windows, out)
+    mapped = feature_map.run(lm, tokens, table, at, out, thresholds)
+    attention = attention_map.run(lm, tokens, table, at, head, out)
+    changed = intervene.from_flags(lm, windows, out, sites_required=False)
     summary = summarise(layers, attention, changed, mapped["layer"])
-    rows = rows_of(summary)
+    found, rows = headline(summary, changed), rows_of(summary)
     write_json(out / "summary.json", summary)
     write_report(
         out / "report.html",
         f"Massive activations in {lm.name}",
-        Summary(headline(summary, changed), Table(("Finding", "Value"), rows)),
-        [
-            Section(
-                "Layer by layer",
-                "The three largest magnitudes and the median magnitude of the output of every block.",
-                out / "layerwise.png",
-                f"Largest magnitudes by layer; {table.layers[mapped['layer'] - 1].largest:,.0f} at layer "
-                f"{mapped['layer']}.",
-                Table(
-                    ("Layer", "Largest", "Position", "Token", "Dim", "Median", "Times the median"),
-                    [
-                        (
-                            *(row["layer"], row["top"][0]["value"], row["top"][0]["position"]),
-                            *(label(row["top"][0]["token"], font=False), row["top"][0]["dim"], row["median"]),
-                            abs(row["top"][0]["value"]) / row["median"],
-                        )
-                        for row in layers["layers"]
-                    ],
-                ),
-            ),
-            Section(
-                "Where they sit",
-                f"Magnitudes of the output of block {mapped['layer']}, for every token and dim.",
-                out / "feature_map.png",
-                f"A flat floor with {len(mapped['massive'])} massive spikes.",
-            ),
-            Section(
-                "What attends to them",
-                f"Attention of layer {attention['layer']} before and after the softmax, and the share of attention on "
-                "the massive tokens at every layer.",
-                out / "attention_map.png",
-                f"Up to {summary['attention_share']:.0%} of the attention lands on the massive tokens.",
-            ),
-            Section(
-                "What happens without them",
-                f"Perplexity on {changed['windows']} windows of {changed['context']} tokens ({changed['text']}) with "
-                f"the activations changed after block {changed['layer']}; random controls are as many places of median "
-                "magnitude.",
-                out / "intervene.png",
-                headline(summary, changed),
-                Table(("Intervention", "Perplexity"), list(changed["perplexity"].items())),
-            ),
-        ],
+        Summary(found, Table(("Finding", "Value"), rows)),
+        [*sections(out, layers, mapped, attention, changed, found), conditions(lm, layers, changed)],
     )
     print()
     common.print_table(("finding", "value"), rows)
-    print(f"\n{headline(summary, changed)}")
+    print(f"\n{found}")
     print(f"wrote {out / 'report.html'} in {time.monotonic() - started:.0f} s; open it in a browser.")
 
 

@@ -22,7 +22,7 @@ from massive_jax.report import write_json
 from massive_jax.zoo import atlas
 
 if __name__ == "__main__":
-    for module in (model, prompt, definition):
+    for module in (common, model, prompt, definition):
         flags.adopt_module_key_flags(module)
 
 

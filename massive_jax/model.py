@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -25,6 +25,9 @@ from massive_jax.probe import (
     compile_edits,
 )
 from massive_jax.weights.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from massive_jax.generate import Generation
 
 DELIMITERS = (".", "\n")  # the tokens that carry massive activations besides the first one (paper, section 2.2)
 
@@ -104,6 +107,12 @@ class Model:
             self.module, self.params, self.compile_edits(edits, tokens), self.compile_captures(capture), tokens, logits
         )
 
+    def generate(self, tokens: Any, **options: Any) -> Generation:
+        """Continues prompts, int [B, T]: see `massive_jax.generate.generate` for the options."""
+        from massive_jax.generate import generate
+
+        return generate(self, tokens, **options)
+
     def tokenize(self, text: str | Sequence[str], bos: bool = False) -> np.ndarray:
         """Token ids of one text or several of equal length: int32 [B, T]. No special token unless `bos`.
 
@@ -165,7 +174,8 @@ class Model:
         if isinstance(edits, Mapping):
             return edits
         concrete = None if isinstance(tokens, jax.core.Tracer) else tokens
-        return compile_edits(edits or (), self.config.sizes(*tokens.shape), concrete, self._rules())
+        sizes, absent = self.config.sizes(*tokens.shape), self.config.absent_sites
+        return compile_edits(edits or (), sizes, concrete, self.rules(), absent)
 
     def compile_captures(self, capture: Capture | Sequence[Capture] | CapturePlan | None) -> CapturePlan:
         """`capture` as a plan for this model (see `massive_jax.probe.compile_captures`)."""
@@ -175,7 +185,8 @@ class Model:
             else compile_captures(capture, self.config.num_layers, self.config.absent_sites)
         )
 
-    def _rules(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+    def rules(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        """The position rules that an `Edit` may name."""
         return {**RULES, "first_delimiter": self.first_delimiter}
 
     def first_delimiter(self, tokens: np.ndarray) -> np.ndarray:

@@ -1,15 +1,19 @@
 """The definition of a massive activation."""
 
+import math
+
 from absl import flags
 
 from massive_jax.analysis import DEFINITION, Thresholds
 
 MAGNITUDE = flags.DEFINE_float(
-    "massive_magnitude", DEFINITION.magnitude, "Massive: a magnitude above this …", lower_bound=0.0
+    "massive_magnitude", DEFINITION.magnitude, "Massive: a magnitude above this and …", lower_bound=0.0
 )
 RATIO = flags.DEFINE_float(
-    "massive_ratio", DEFINITION.ratio, "… and at least this many times the layer's median.", lower_bound=0.0
+    "massive_ratio", DEFINITION.ratio, "… above this many times the median magnitude of its layer.", lower_bound=0.0
 )
+for flag in (MAGNITUDE, RATIO):
+    flags.register_validator(flag, lambda value: not math.isnan(value), "give a number.")
 
 
 def thresholds() -> Thresholds:

@@ -7,15 +7,18 @@ from absl import flags
 LAYER = flags.DEFINE_string(
     "layer",
     "auto",
-    "1-based layer: layer l is the output of block l. 'auto': where the largest activations first appear at full size.",
+    "1-based: layer l is the output of block l. 'auto': where the largest activations first appear at full size "
+    "(attention_map: the layer after, the first to attend to them).",
+)
+flags.register_validator(
+    LAYER, lambda text: text == "auto" or (text.isdecimal() and int(text) > 0), "give 'auto' or a layer, from 1 on."
 )
 
 
 def parse_layer(num_layers: int) -> int | None:
     """The layer asked for; None for auto. ValueError where it is not a layer of the model."""
-    text = LAYER.value
-    if text == "auto":
+    if LAYER.value == "auto":
         return None
-    if not text.lstrip("-").isdecimal() or not 1 <= int(text) <= num_layers:
-        raise ValueError(f"--layer={text}: give 'auto' or a layer of this model, 1 to {num_layers}.")
-    return int(text)
+    if int(LAYER.value) > num_layers:
+        raise ValueError(f"--layer={LAYER.value}: give 'auto' or a layer of this model, 1 to {num_layers}.")
+    return int(LAYER.value)

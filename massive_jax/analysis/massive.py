@@ -140,12 +140,19 @@ def median_sites(
       count: how many.
       exclude: places not to choose.
       seed: of the choice.
+
+    Raises:
+      ValueError: fewer places than that.
     """
     magnitude = np.abs(hidden.astype(np.float32))
     distance = np.abs(magnitude - np.median(magnitude))
     distance[tuple(np.asarray(exclude, int).reshape(-1, 2).T)] = np.inf
+    available = int(np.isfinite(distance).sum())
+    if count > available:
+        raise ValueError(f"{count} places near the median: there are only {available} to choose from.")
     # The pool is the tenth of the elements nearest the median, but large enough to choose from.
-    pool = np.argsort(distance, axis=None, kind="stable")[: max(4 * count, magnitude.size // 10)]
+    size = min(max(4 * count, magnitude.size // 10), available)
+    pool = np.argsort(distance, axis=None, kind="stable")[:size]
     chosen = np.random.default_rng(seed).choice(pool, size=count, replace=False)
     return [(int(t), int(d)) for t, d in zip(*np.unravel_index(chosen, hidden.shape), strict=True)]
 

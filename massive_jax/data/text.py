@@ -35,10 +35,11 @@ class Dataset:
 
 
 # The paper's three texts (section 3.1): the whole WikiText-2 test set, and beginnings of the two large ones.
+# PG-19 from its Parquet mirror: deepmind/pg19 is a loading script, which `datasets` 4 and later do not run.
 DATASETS: Mapping[str, Dataset] = {
     "wikitext2": Dataset("Salesforce/wikitext", "wikitext-2-raw-v1", "test", "text", "\n\n"),
     "c4": Dataset("allenai/c4", None, "train", "text", " ", files="en/c4-validation.00000-of-00008.json.gz", rows=1100),
-    "pg19": Dataset("deepmind/pg19", None, "validation", "text", "\n\n", rows=10),
+    "pg19": Dataset("emozilla/pg19", None, "validation", "text", "\n\n", rows=10),
 }
 
 

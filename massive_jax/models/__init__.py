@@ -2,7 +2,7 @@
 
 from massive_jax.models.block import Block
 from massive_jax.models.config import AlibiConfig, ExpertsConfig, NormConfig, RopeConfig, TransformerConfig
-from massive_jax.models.language_model import Head, LanguageModel, head_logits, head_of
+from massive_jax.models.language_model import Head, LanguageModel, empty_cache, head_logits, head_of
 
 __all__ = [
     "AlibiConfig",
@@ -13,6 +13,7 @@ __all__ = [
     "NormConfig",
     "RopeConfig",
     "TransformerConfig",
+    "empty_cache",
     "head_logits",
     "head_of",
 ]

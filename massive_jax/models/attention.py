@@ -22,14 +22,19 @@ class Surroundings:
     """What attention needs to know about positions.
 
     Attributes:
-      rope: cos and sin, each float32 [B, T, P]; None without rotary embedding.
-      bias: float32 [H, 1 or T, S], added to the logits; None for none.
-      mask: bool [T, S], who sees whom; None for causal with the config's window in every layer.
+      rope: cos and sin of the queries, each float32 [B, T, P]; None without rotary embedding.
+      key_rope: of the keys, each [B, S, P].
+      bias: float32 [B or 1, H, 1 or T, S], added to the logits; None for none.
+      mask: bool [B or 1, T, S], who sees whom; None for causal with the config's window in every layer.
+      slots: int [B, T], where in the cache the keys and values of these tokens go (out of range: nowhere); None for
+        no cache.
     """
 
     rope: tuple[jax.Array, jax.Array] | None
+    key_rope: tuple[jax.Array, jax.Array] | None
     bias: jax.Array | None
     mask: jax.Array | None
+    slots: jax.Array | None = None
 
 
 class Attention(nn.Module):
@@ -52,8 +57,11 @@ class Attention(nn.Module):
             query = Norm(cfg.norm, axes, name="query_norm")(query)
             key = Norm(cfg.norm, axes, name="key_norm")(key)
         query, key, value = tap("query", query), tap("key", key), tap("value", value)
-        if around.rope is not None:
-            query, key = (apply_rope(y, *around.rope, interleaved=cfg.rope.interleaved) for y in (query, key))
+        if around.slots is not None:
+            key, value = self._cached("key", key, around.slots), self._cached("value", value, around.slots)
+        if around.rope is not None and around.key_rope is not None:
+            query = apply_rope(query, *around.rope, interleaved=cfg.rope.interleaved)
+            key = apply_rope(key, *around.key_rope, interleaved=cfg.rope.interleaved)
         sinks = self.param("sinks", nn.initializers.normal(0.02), (H,)) if cfg.sinks else None
         if tap.wants(*ATTENTION_SITES) or cfg.attention_softcap is not None or sinks is not None:
             mixed = attend_with_probs(cfg, query, key, value, around, tap, sinks)
@@ -61,6 +69,17 @@ class Attention(nn.Module):
             mixed = attend(cfg, query, key, value, around)
         mixed = tap("head_out", mixed)
         return Projection((H, N, D), "BTHN,HND->BTD", cfg.out_bias, name="out")(mixed)
+
+    def _cached(self, name: str, new: jax.Array, slots: jax.Array) -> jax.Array:
+        """All cached keys (or values) [B, S, K, N], those of the new tokens [B, T, K, N] written to their slots.
+
+        Keys are kept as they are before the rotary embedding, so that a token's position may change: it is its place
+        among the tokens that are still in the cache.
+        """
+        cache = self.variable("cache", f"cached_{name}", lambda: jnp.zeros_like(new))
+        rows = jnp.arange(new.shape[0])[:, None]
+        cache.value = cache.value.at[rows, slots].set(new.astype(cache.value.dtype), mode="drop")
+        return cache.value
 
 
 def causal_mask(T: int, window: int | None = None) -> jax.Array:
@@ -79,14 +98,16 @@ def attend(
         window = None if cfg.window is None else (cfg.window - 1, 0)
         visible = {"is_causal": True, "local_window_size": window}
     else:
-        visible = {"mask": around.mask[None, None]}
-    bias = None if around.bias is None else jnp.broadcast_to(around.bias, (cfg.num_heads, query.shape[1], key.shape[1]))
+        visible = {"mask": around.mask[:, None]}
+    bias = around.bias  # float32: far positions' biases are too large for bfloat16
+    if bias is not None:
+        bias = jnp.broadcast_to(bias, (*bias.shape[:2], query.shape[1], key.shape[1]))
     kernel: Any = cfg.attention_kernel
     return jax.nn.dot_product_attention(
         query,
         key,
         value,
-        bias=None if bias is None else bias[None].astype(query.dtype),
+        bias=bias,
         scale=cfg.scale,
         implementation=kernel,
         **visible,
@@ -113,8 +134,9 @@ def attend_with_probs(
     if around.bias is not None:
         logits = logits + around.bias
     logits = tap("attn_logits", logits)
-    mask = causal_mask(T, cfg.window) if around.mask is None else around.mask
-    logits = jnp.where(mask, logits, -jnp.inf)
+    mask = causal_mask(T, cfg.window)[None] if around.mask is None else around.mask
+    # Finite, so that a query that sees nothing (padding) gives no nan, which would spread through its value.
+    logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
     if sinks is None:
         probs = jax.nn.softmax(logits, axis=-1)
     else:

@@ -123,11 +123,15 @@ class ExpertsConfig:
       num_chosen: experts that each token goes to.
       kind: "mixtral" (SwiGLU experts) or "gpt_oss" (clamped SwiGLU with biases, and a bias in the router). In both, the
         weights of the chosen experts are the softmax of their logits.
+      swiglu_limit: gpt_oss: gates are clipped to at most this, the linear half to ± this.
+      swiglu_alpha: gpt_oss: gates are multiplied by sigmoid(this · gate).
     """
 
     num_experts: int
     num_chosen: int
     kind: str = "mixtral"
+    swiglu_limit: float = 7.0
+    swiglu_alpha: float = 1.702
 
     def __post_init__(self) -> None:
         if self.kind not in ("mixtral", "gpt_oss"):
@@ -272,6 +276,8 @@ class TransformerConfig:
             yield f"residual {self.residual!r} needs norm_placement 'pre', not {self.norm_placement!r}"
         if self.attention_kernel == "cudnn" and self.dtype == "float32":
             yield "attention_kernel 'cudnn' needs dtype bfloat16 or float16"
+        if self.attention_kernel == "cudnn" and self.alibi is not None:
+            yield "attention_kernel 'cudnn' would round alibi's bias to 16 bits"
 
     @property
     def jnp_dtype(self) -> Any:
@@ -286,19 +292,19 @@ class TransformerConfig:
     @property
     def absent_sites(self) -> frozenset[str]:
         """Sites that a model of this config does not have."""
-        return frozenset() if self.experts else frozenset(EXPERT_SITES)
+        return frozenset({"mlp_hidden"} if self.experts else EXPERT_SITES)
 
     @property
     def scale(self) -> float:
         """What q·k is multiplied by."""
         return 1 / math.sqrt(self.head_dim) if self.attention_scale is None else self.attention_scale
 
-    def sizes(self, B: int, T: int) -> dict[str, int]:
-        """A size for every axis letter of `massive_jax.probe.sites`, for tokens [B, T]."""
+    def sizes(self, B: int, T: int, S: int | None = None) -> dict[str, int]:
+        """A size for every axis letter of `massive_jax.probe.sites`, for tokens [B, T] and S keys (None: T)."""
         return {
             "B": B,
             "T": T,
-            "S": T,
+            "S": T if S is None else S,
             "D": self.hidden_size,
             "H": self.num_heads,
             "K": self.num_kv_heads,
@@ -306,5 +312,6 @@ class TransformerConfig:
             "F": self.intermediate_size,
             "V": self.vocab_size,
             "E": self.experts.num_experts if self.experts else 0,
+            "W": self.embedding_size or self.hidden_size,
             "L": self.num_layers,
         }

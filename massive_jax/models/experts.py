@@ -1,6 +1,8 @@
-"""Mixture of experts. Axis letters: see `massive_jax.probe.sites`; X experts a token, R = B·T·X rows."""
+"""Mixture of experts. Axis letters: see `massive_jax.probe.sites`; X experts a token, M = B·T·X rows, C rows a tile."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -11,14 +13,15 @@ from massive_jax.models.linear import Projection
 from massive_jax.models.mlp import ACTIVATION_FUNCTIONS
 from massive_jax.probe import Tap
 
-_GPT_OSS_LIMIT, _GPT_OSS_ALPHA = 7.0, 1.702
+_SMALLEST_TILE, _LARGEST_TILE = 8, 128
 
 
 class Experts(nn.Module):
     """Every token goes to a few of E gated MLPs, and takes the sum of their outputs by the router's weights.
 
-    The rows (token, chosen expert) are sorted by expert and multiplied in one ragged matrix product, so the work is
-    that of the chosen experts only.
+    The work is that of the chosen experts only (see `apply_experts`). An edit of `router_probs` changes which experts
+    are chosen, and their weights; an edit of `expert_weights` changes the sum and may name any expert: where that site
+    is edited all experts are run, so that the weight of one that was not chosen counts too.
     """
 
     config: TransformerConfig
@@ -39,33 +42,75 @@ class Experts(nn.Module):
         weights = chosen_probs / jnp.sum(chosen_probs, axis=-1, keepdims=True)
         dense = jnp.sum(jax.nn.one_hot(chosen, E, dtype=jnp.float32) * weights[..., None], axis=-2)
         dense = tap("expert_weights", dense)
+        if tap.edits("expert_weights"):
+            X, chosen = E, jnp.broadcast_to(jnp.arange(E), (B, T, E))
         weights = jnp.take_along_axis(dense, chosen, axis=-1)
 
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0)
-        zeros = nn.initializers.zeros_init()
-        gate, up = (self.param(name, init, (E, D, F)).astype(x.dtype) for name in ("gate", "up"))
-        down = self.param("down", init, (E, F, D)).astype(x.dtype)
-
-        # Rows (token, expert) in the order of the experts.
-        expert_of_row = chosen.reshape(-1)
-        order = jnp.argsort(expert_of_row, stable=True)
-        sizes = jnp.bincount(expert_of_row, length=E)
-        sorted_expert = expert_of_row[order]
-        rows = x.reshape(B * T, D)[order // X]
-
-        def product(rows: jax.Array, kernel: jax.Array, bias: str) -> jax.Array:
-            y = jax.lax.ragged_dot(rows, kernel, sizes)
-            if gpt_oss:
-                y = y + self.param(bias, zeros, (E, kernel.shape[-1])).astype(x.dtype)[sorted_expert]
-            return y
-
-        gated, linear = product(rows, gate, "gate_bias"), product(rows, up, "up_bias")
+        shapes = {"gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
+        params = {name: self.param(name, init, shape) for name, shape in shapes.items()}
         if gpt_oss:
-            gated = jnp.minimum(gated, _GPT_OSS_LIMIT)
-            linear = jnp.clip(linear, -_GPT_OSS_LIMIT, _GPT_OSS_LIMIT)
-            hidden = (linear + 1) * gated * jax.nn.sigmoid(_GPT_OSS_ALPHA * gated)
-        else:
-            hidden = ACTIVATION_FUNCTIONS[cfg.activation](gated) * linear
-        out = product(hidden, down, "down_bias")
-        out = jnp.zeros_like(out).at[order].set(out).reshape(B, T, X, D)
+            zeros = nn.initializers.zeros_init()
+            params |= {
+                f"{name}_bias": self.param(f"{name}_bias", zeros, (E, shape[-1])) for name, shape in shapes.items()
+            }
+
+        def one_expert(expert: jax.Array, rows: jax.Array) -> jax.Array:
+            def product(name: str, rows: jax.Array) -> jax.Array:
+                y = rows @ params[name][expert].astype(rows.dtype)
+                return y + params[f"{name}_bias"][expert].astype(rows.dtype) if gpt_oss else y
+
+            gate, up = product("gate", rows), product("up", rows)
+            if not gpt_oss:
+                return product("down", ACTIVATION_FUNCTIONS[cfg.activation](gate) * up)
+            gate = jnp.minimum(gate, experts.swiglu_limit)
+            up = jnp.clip(up, -experts.swiglu_limit, experts.swiglu_limit)
+            return product("down", (up + 1) * gate * jax.nn.sigmoid(experts.swiglu_alpha * gate))
+
+        out = apply_experts(one_expert, x.reshape(B * T, D), chosen.reshape(B * T, X), E).reshape(B, T, X, D)
         return jnp.einsum("BTXD,BTX->BTD", out, weights.astype(x.dtype))
+
+
+def apply_experts(
+    one_expert: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, chosen: jax.Array, num_experts: int
+) -> jax.Array:
+    """Every token's output of each of its experts.
+
+    The rows (token, chosen expert) are sorted by expert into tiles of C rows that belong to one expert each, the last
+    of an expert's being filled up, and an expert is applied to one tile at a time: no more than M / C + E tiles, and
+    never more than M. (`jax.lax.ragged_dot` multiplies every row by every expert's kernel where the platform has no
+    instruction for it, and has no rule for `vmap`.)
+
+    Args:
+      one_expert: expert's index and rows [C, D] -> [C, D].
+      x: [tokens, D].
+      chosen: int [tokens, X].
+      num_experts: E.
+
+    Returns:
+      [tokens, X, D].
+    """
+    M, D = chosen.size, x.shape[-1]
+    # A quarter of the mean load: filling up costs an eighth more rows or so.
+    C = min(max(M // (4 * num_experts), _SMALLEST_TILE), _LARGEST_TILE)
+    num_tiles = min(M, -(-M // C) + num_experts)
+
+    expert_of_row = chosen.reshape(-1)
+    order = jnp.argsort(expert_of_row, stable=True)
+    load = jnp.zeros(num_experts, jnp.int32).at[expert_of_row].add(1)
+    tiles_until = jnp.cumsum(-(-load // C))  # of this expert and those before it
+    expert_of_tile = jnp.searchsorted(tiles_until, jnp.arange(num_tiles), side="right", method="compare_all")
+
+    expert = expert_of_row[order]
+    rank = jnp.arange(M) - (jnp.cumsum(load) - load)[expert]
+    place = (tiles_until - -(-load // C))[expert] * C + rank
+    # Places that no row fills hold token 0; what is computed there is read by nobody.
+    token_of_place = jnp.zeros(num_tiles * C, order.dtype).at[place].set(order // chosen.shape[-1])
+
+    def one_tile(tile: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return one_expert(tile[0], x[tile[1]])
+
+    expert_of_tile = jnp.minimum(expert_of_tile, num_experts - 1)
+    out = jax.lax.map(one_tile, (expert_of_tile, token_of_place.reshape(num_tiles, C)))
+    place_of_row = jnp.zeros_like(place).at[order].set(place)
+    return out.reshape(num_tiles * C, D)[place_of_row].reshape(*chosen.shape, D)

@@ -36,24 +36,41 @@ class LanguageModel(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, *, capture: CapturePlan | None = None, logits: bool = True
+        self,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        slots: jax.Array | None = None,
+        capture: CapturePlan | None = None,
+        logits: bool = True,
+        last_only: bool = False,
     ) -> tuple[jax.Array | None, jax.Array]:
         """Runs the model.
 
         Args:
           tokens: int [B, T].
+          positions: int [B, T], with a cache: the place of each token in its sequence, ascending; -1 for padding.
+          slots: int [B, T]: where in the cache each token goes, out of range for nowhere. The cache is the collection
+            `cache`, which must be mutable; `massive_jax.models.empty_cache` makes one.
           capture: what to sow, when `intermediates` is mutable; None for top-3 and median of every `block_out`.
           logits: whether to compute the logits (static).
+          last_only: computes the logits of the last token only (static); a capture or edit of them needs all.
 
         Returns:
           logits [B, T, V] float32 (None unless asked for) and the output of the final norm [B, T, D].
         """
         # Float32 means float32 on every device: GPUs and TPUs would otherwise multiply in TF32 or bfloat16.
         with jax.default_matmul_precision("highest" if self.config.dtype == "float32" else "default"):
-            return self._run(tokens, capture, logits)
+            return self._run(tokens, positions, slots, capture, logits, last_only)
 
     def _run(
-        self, tokens: jax.Array, plan: CapturePlan | None, want_logits: bool
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None,
+        slots: jax.Array | None,
+        plan: CapturePlan | None,
+        want_logits: bool,
+        last_only: bool,
     ) -> tuple[jax.Array | None, jax.Array]:
         cfg = self.config
         B, T = tokens.shape
@@ -64,26 +81,27 @@ class LanguageModel(nn.Module):
         edits: dict[str, Any] = {
             site: self.get_variable("edits", site) for site in ALL_SITES if self.has_variable("edits", site)
         }
-        tap = Tap(edits, plan)
+        places = self._places(B, T, positions, slots)
+        tap = Tap(edits, plan, shift=places.shift)
 
-        embedding, x = self._embed(tokens)
+        embedding, x = self._embed(tokens, places.queries)
         x = tap("embed", x)
-        around, local = self._surroundings(B, T)
+        around, local = self._surroundings(places)
         layers = (jnp.arange(1, cfg.num_layers + 1), jnp.asarray(self._windowed()), dict(plan.slots))
-        carry = (x, empty_results(plan, cfg.sizes(B, T), cfg.jnp_dtype))
+        carry = (x, empty_results(plan, cfg.sizes(B, T, places.keys.shape[1]), cfg.jnp_dtype))
 
         def step(block: Block, carry: Any, layer: Any, around: Any, local: Any, edits: Any) -> tuple[Any, None]:
             x, results = carry
             number, windowed, slots = layer
             if local is not None:
                 around = jax.tree.map(lambda here, there: jnp.where(windowed, there, here), around, local)
-            tap = Tap(edits, plan, number, slots, results)
+            tap = Tap(edits, plan, number, slots, results, shift=places.shift)
             x = block(x, around, tap)
             return (x, tap.results), None
 
         scan = nn.scan(
             step,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "cache": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
@@ -96,12 +114,13 @@ class LanguageModel(nn.Module):
         head = self._head(embedding)
         out = None
         if want_logits or tap.wants("logits"):
-            out = tap("logits", head_logits(cfg, x, head))
+            seen = x[:, -1:] if last_only and not tap.wants("logits") else x
+            out = tap("logits", head_logits(cfg, seen, head))
         for site, value in present(plan, results | tap.results).items():
             self.sow("intermediates", site, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
         return out, x
 
-    def _embed(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _embed(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The token embedding [V, W] and the input of the first block [B, T, D]; W = D for most models."""
         cfg = self.config
         init, width = nn.initializers.normal(0.02), cfg.embedding_size or cfg.hidden_size
@@ -114,28 +133,52 @@ class LanguageModel(nn.Module):
         if cfg.position == "learned":
             rows = cfg.max_position + cfg.position_offset
             table = self.param("position_embedding", init, (rows, cfg.hidden_size), jnp.float32)
-            x = x + table[cfg.position_offset :][: tokens.shape[1]].astype(x.dtype)
+            x = x + jnp.take(table, positions + cfg.position_offset, axis=0).astype(x.dtype)
         return embedding, x
 
     def _windowed(self) -> tuple[bool, ...]:
         cfg = self.config
         return cfg.window_layers or (cfg.window is not None,) * cfg.num_layers
 
-    def _surroundings(self, B: int, T: int) -> tuple[Surroundings, Surroundings | None]:
+    def _places(self, B: int, T: int, positions: jax.Array | None, slots: jax.Array | None) -> _Places:
+        """Where the tokens of this call and those of the cache stand in their sequences."""
+        if slots is None or positions is None:
+            here = jnp.broadcast_to(jnp.arange(T), (B, T))
+            return _Places(here, here, None, None, 0)
+        stored = self.variable("cache", "positions", lambda: jnp.full((B, T), -1, jnp.int32))
+        rows = jnp.arange(B)[:, None]
+        stored.value = stored.value.at[rows, slots].set(positions, mode="drop")
+        taken = stored.value >= 0
+        # A token's position is its place among the tokens that are still in the cache; it is the one it came with until
+        # something is evicted.
+        order = jnp.argsort(jnp.where(taken, stored.value, jnp.iinfo(jnp.int32).max), axis=1, stable=True)
+        keys = jnp.argsort(order, axis=1)
+        queries = jnp.take_along_axis(keys, slots, axis=1, mode="clip")
+        # Sequences end in the same column, so an edit's position is that many columns further right.
+        shift = T - 1 - positions[:, -1]
+        return _Places(queries, jnp.where(taken, keys, 0), taken, slots, shift)
+
+    def _surroundings(self, places: _Places) -> tuple[Surroundings, Surroundings | None]:
         """What attention sees in a layer, and in a windowed one where only some are (None where all are alike)."""
         cfg = self.config
-        positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+        S = places.keys.shape[1]
 
-        def tables(rope: RopeConfig) -> tuple[jax.Array, jax.Array] | None:
-            return rope_tables(rope, cfg.head_dim, positions, T) if cfg.position == "rope" else None
+        def around(rope: RopeConfig, mask: jax.Array | None) -> Surroundings:
+            tables = key_tables = None
+            if cfg.position == "rope":
+                tables = key_tables = rope_tables(rope, cfg.head_dim, places.queries, S)
+                if places.slots is not None:
+                    key_tables = rope_tables(rope, cfg.head_dim, places.keys, S)
+            return Surroundings(tables, key_tables, bias, mask, places.slots)
 
         bias = None
         if cfg.alibi is not None:
-            bias = alibi_bias(cfg.alibi, cfg.num_heads, T) * (cfg.scale if cfg.alibi.before_scale else 1.0)
+            bias = alibi_bias(cfg.alibi, cfg.num_heads, places.keys) * (cfg.scale if cfg.alibi.before_scale else 1.0)
+        local_rope = cfg.local_rope or cfg.rope
         if cfg.window_layers is None:
-            return Surroundings(tables(cfg.rope), bias, None), None
-        everywhere = Surroundings(tables(cfg.rope), bias, causal_mask(T))
-        return everywhere, Surroundings(tables(cfg.local_rope or cfg.rope), bias, causal_mask(T, cfg.window))
+            mask = None if places.slots is None else places.mask(cfg.window)
+            return around(cfg.rope if cfg.window is None else local_rope, mask), None
+        return around(cfg.rope, places.mask(None)), around(local_rope, places.mask(cfg.window))
 
     def _head(self, embedding: jax.Array) -> Head:
         cfg = self.config
@@ -146,6 +189,44 @@ class LanguageModel(nn.Module):
         if cfg.head_bias:
             bias = self.param("head_bias", nn.initializers.zeros_init(), (cfg.vocab_size,), jnp.float32)
         return Head(kernel, bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """Where tokens stand in their sequences.
+
+    Attributes:
+      queries: int [B, T], positions of the tokens of this call.
+      keys: int [B, S], of the tokens that are attended to: those of the cache, or of this call.
+      taken: bool [B, S], which places of the cache hold a token; None without one.
+      slots: int [B, T], see `LanguageModel.__call__`; None without a cache.
+      shift: what to add to a position to get its column in this call.
+    """
+
+    queries: jax.Array
+    keys: jax.Array
+    taken: jax.Array | None
+    slots: jax.Array | None
+    shift: jax.Array | int
+
+    def mask(self, window: int | None) -> jax.Array:
+        """Bool [B or 1, T, S]: which query sees which key."""
+        if self.taken is None:
+            return causal_mask(self.queries.shape[1], window)[None]
+        distance = self.queries[:, :, None] - self.keys[:, None, :]
+        seen = (distance >= 0) & self.taken[:, None, :]
+        return seen if window is None else seen & (distance < window)
+
+
+def empty_cache(config: TransformerConfig, batch: int, size: int) -> dict[str, Any]:
+    """A `cache` collection for `batch` sequences with room for `size` tokens each: keys and values of every layer."""
+    shape = (config.num_layers, batch, size, config.num_kv_heads, config.head_dim)
+    return {
+        "positions": jnp.full((batch, size), -1, jnp.int32),
+        "layers": {
+            "attn": {name: jnp.zeros(shape, config.jnp_dtype) for name in ("cached_key", "cached_value")},
+        },
+    }
 
 
 @jax.tree_util.register_dataclass

@@ -97,12 +97,19 @@ def alibi_slopes(alibi: AlibiConfig, num_heads: int) -> np.ndarray:
     return slopes.astype(np.float32)
 
 
-def alibi_bias(alibi: AlibiConfig, num_heads: int, num_keys: int) -> jax.Array:
-    """The bias of the logits, float32 [H, 1, S]: the same for every query, for the softmax takes up the difference."""
-    dtype = jnp.bfloat16 if alibi.bfloat16 else jnp.float32
-    positions = jnp.arange(num_keys) - (num_keys - 1 if alibi.from_last else 0)
-    slopes = jnp.asarray(alibi_slopes(alibi, num_heads), dtype)
-    return (slopes[:, None, None] * positions.astype(dtype)).astype(jnp.float32)
+def alibi_bias(alibi: AlibiConfig, num_heads: int, positions: jax.Array) -> jax.Array:
+    """The bias of the logits by the keys' positions, int [B, S] -> float32 [B, H, 1, S].
+
+    It is the same for every query, for the softmax takes up the difference.
+    """
+
+    def rounded(x: jax.Array) -> jax.Array:
+        # Not a cast there and back, which XLA is free to leave out.
+        return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7) if alibi.bfloat16 else x
+
+    positions = positions - (jnp.max(positions, axis=1, keepdims=True) if alibi.from_last else 0)
+    slopes = jnp.asarray(alibi_slopes(alibi, num_heads))
+    return rounded(rounded(slopes)[:, None, None] * rounded(positions.astype(jnp.float32))[:, None, None, :])
 
 
 def _llama3(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:

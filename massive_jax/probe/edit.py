@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -91,6 +91,7 @@ def compile_edits(
     sizes: Mapping[str, int],
     tokens: np.ndarray | None = None,
     rules: Mapping[str, PositionRule] = RULES,
+    absent: Collection[str] = (),
 ) -> dict[str, tuple[EditRows, ...]]:
     """Checks `edits` and packs them into the `edits` collection.
 
@@ -99,15 +100,18 @@ def compile_edits(
       sizes: a size for every axis letter ("B", "T", "S", "D", …) and "L", the number of layers.
       tokens: int [B, T] on the host, needed by position rules only.
       rules: named position rules.
+      absent: sites that the model does not have.
 
     Raises:
-      ValueError: unknown site, op or rule; layer, position, head, key or dim out of range; an index the site has no
-        axis for; a value of the wrong shape. Everything wrong with every edit is in the one message.
+      ValueError: unknown or absent site, unknown op or rule; layer, position, head, key or dim out of range; an index
+        the site has no axis for; a value of the wrong shape. Everything wrong with every edit is in the one message.
     """
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
     problems, packed = [], []
     for number, edit in enumerate(edits):
         try:
+            if edit.site in absent:
+                raise ValueError(f"this model has no site {edit.site}")
             packed.append(_pack(edit, sizes, tokens, rules))
         except ValueError as error:
             problems.append(f"edit {number} ({_describe(edit)}): {error}")
@@ -139,11 +143,14 @@ def stack_edits(collections: Sequence[EditCollection]) -> EditCollection:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *collections)
 
 
-def apply_edits(x: jax.Array, rows: EditRows, site: Site, layer: jax.Array | int) -> jax.Array:
+def apply_edits(
+    x: jax.Array, rows: EditRows, site: Site, layer: jax.Array | int, shift: jax.Array | int = 0
+) -> jax.Array:
     """Applies to `x`, the tensor of `site` at `layer`, those of the K edits in `rows` that are meant for it.
 
     A row is a gather of the elements it names and a scatter back, so its cost does not grow with the tensor. Rows of
-    other layers, padding and out-of-range positions are dropped by the scatter.
+    other layers, padding and out-of-range positions are dropped by the scatter. `shift`, an int or [B], is added to
+    positions (see `Tap`).
     """
     B = x.shape[0]
 
@@ -154,6 +161,8 @@ def apply_edits(x: jax.Array, rows: EditRows, site: Site, layer: jax.Array | int
         for axis, size in zip(site.axes[1:], x.shape[1:], strict=True):
             if axis in row.index:
                 i = jnp.broadcast_to(row.index[axis], (B,))
+                if axis == "T":
+                    i = jnp.where(i >= 0, i + shift, -1)
                 active &= (i >= 0) & (i < size)  # a negative index would wrap round
                 index.append(i)
             else:

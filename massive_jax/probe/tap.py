@@ -30,23 +30,33 @@ class Tap:
         layer: jax.Array | int = 0,
         slots: Mapping[str, jax.Array] | None = None,
         results: Mapping[str, Any] | None = None,
+        shift: jax.Array | int = 0,
     ):
-        """Taps layer `layer` (1-based; 0 around the blocks); `slots` are that layer's slots in `results`."""
+        """Taps layer `layer` (1-based; 0 around the blocks).
+
+        `slots` are that layer's slots in `results`. `shift` (an int, or [B]) turns a position of a sequence into a
+        column of this call, where the two differ: while generating, and with padding.
+        """
         self._edits = edits
         self._plan = plan
         self._layer = layer
+        self._shift = shift
         self._slots = slots or {}
         self.results: dict[str, Any] = dict(results or {})
 
     def wants(self, *sites: str) -> bool:
         """Whether any of `sites` is read or edited, and so has to be built."""
-        return any(site in self._edits or self._plan.spec(site) for site in sites)
+        return any(self.edits(site) or self._plan.spec(site) for site in sites)
+
+    def edits(self, site: str) -> bool:
+        """Whether `site` is edited, in this layer or another."""
+        return site in self._edits
 
     def __call__(self, name: str, x: jax.Array) -> jax.Array:
         """Edits `x`, the tensor of site `name`, records it if it is asked for, and returns it."""
         site = ALL_SITES[name]
         for rows in self._edits.get(name, ()):
-            x = apply_edits(x, rows, site, self._layer)
+            x = apply_edits(x, rows, site, self._layer, self._shift)
         spec = self._plan.spec(name)
         if spec is None:
             return x

@@ -57,7 +57,8 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     from orbax.checkpoint import v1 as ocp
 
     try:
-        return ocp.is_orbax_checkpoint(str(path))
+        # Orbax takes any directory for a checkpoint, even an empty one: its metadata file tells.
+        return (_epath(str(path)) / "_CHECKPOINT_METADATA").exists() and ocp.is_orbax_checkpoint(str(path))
     except (OSError, ValueError):
         return False
 

@@ -17,7 +17,7 @@ import ml_dtypes  # noqa: F401  (safetensors asks numpy for bfloat16, which this
 import numpy as np
 import safetensors
 
-from massive_jax.weights import source
+from massive_jax.weights import mxfp4, source
 
 if TYPE_CHECKING:
     from massive_jax.weights.tokenizer import Tokenizer

@@ -48,7 +48,7 @@ class WeightTable:
     """The table of one family in one file format.
 
     Attributes:
-      rows: a row a tensor.
+      rows: a row a tensor. Where files differ, a path has several, each of which fills it whole.
       ignored: patterns of tensor names that hold no parameter (buffers that are recomputed).
       tied: tensor name -> parameter path it repeats: accepted in a checkpoint only if equal to that parameter.
       spellings: (prefix, other prefix) of names that not all writers of this format spell alike: see `spelled`.
@@ -64,19 +64,23 @@ class WeightTable:
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
 
     def spelled(self, names: Collection[str]) -> WeightTable:
-        """This table as the file that holds `names` spells it: a prefix of `spellings` it never uses is the other."""
-        table = self
-        for prefix, other in self.spellings:
-            if any(name.startswith(prefix) for name in names):
-                continue
+        """This table as the file that holds `names` spells it.
 
-            def spell(name: str, prefix: str = prefix, other: str = other) -> str:
-                return other + name.removeprefix(prefix) if name.startswith(prefix) else name
+        A prefix of `spellings` that the file never uses is the other, and of the rows that fill one path only the first
+        whose tensor the file has is kept (the first of all, to be reported missing, where it has none).
+        """
+        unused = [pair for pair in self.spellings if not any(name.startswith(pair[0]) for name in names)]
 
-            rows = tuple(dataclasses.replace(row, name=spell(row.name)) for row in table.rows)
-            tied = {spell(name): path for name, path in table.tied.items()}
-            table = dataclasses.replace(table, rows=rows, tied=tied)
-        return table
+        def spell(name: str) -> str:
+            return next((other + name[len(prefix) :] for prefix, other in unused if name.startswith(prefix)), name)
+
+        rows: dict[str, Row] = {}
+        for row in (dataclasses.replace(row, name=spell(row.name)) for row in self.rows):
+            if row.path not in rows or (_first(row.name) in names and _first(rows[row.path].name) not in names):
+                rows[row.path] = row
+        return dataclasses.replace(
+            self, rows=tuple(rows.values()), tied={spell(name): path for name, path in self.tied.items()}
+        )
 
 
 def expand(rows: tuple[Row, ...], num_layers: int, num_experts: int = 0) -> Iterator[tuple[str, Row, tuple[int, ...]]]:
@@ -87,6 +91,24 @@ def expand(rows: tuple[Row, ...], num_layers: int, num_experts: int = 0) -> Iter
         for layer, expert in itertools.product(layers, experts):
             name = row.name.replace(LAYER, str(layer)).replace(EXPERT, str(expert))
             yield name, row, tuple(i for i in (layer, expert) if i is not None)
+
+
+# What a fused projection holds of queries, keys and values along its axis Q, X or Y.
+_PARTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "Q": (("0",), ("1",), ("2",)),
+    "X": (("0", "G"), ("G", "G+1"), ("G+1", "X")),
+    "Y": (("0", "H"), ("H", "H+K"), ("H+K", "Y")),
+}
+
+
+def fused_rows(name: str, kernel: str, bias: str | None = None) -> Iterator[Row]:
+    """Rows of a projection to queries, keys and values in one, whose axes are given with Q, X or Y for them."""
+    for suffix, leaf, axes in (("weight", "kernel", kernel), ("bias", "bias", bias)):
+        if axes is None:
+            continue
+        letter = next(letter for letter in _PARTS if letter in axes)
+        for part, bounds in zip(("query", "key", "value"), _PARTS[letter], strict=True):
+            yield Row(f"{name}.{suffix}", f"layers/attn/{part}/{leaf}", axes, take=(letter, *bounds))
 
 
 def move_axes(
@@ -130,6 +152,11 @@ def table_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
     """`sizes` of a config with the letters that only tables use."""
     H, K = sizes["H"], sizes["K"]
     return {**sizes, "R": 2, "P": sizes["N"] // 2, "Q": 3, "G": H // K, "X": H // K + 2, "Y": H + 2 * K, "U": 2}
+
+
+def _first(name: str) -> str:
+    """The tensor of the first layer and expert."""
+    return name.replace(LAYER, "0").replace(EXPERT, "0")
 
 
 def _evaluate(expression: str, sizes: Mapping[str, int]) -> int:

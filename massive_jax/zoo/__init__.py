@@ -8,11 +8,53 @@ from typing import Any
 from massive_jax.models.config import TransformerConfig
 from massive_jax.weights.source import Source
 from massive_jax.weights.table import WeightTable
-from massive_jax.zoo import llama, mistral
+from massive_jax.zoo import (
+    falcon,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    gpt_oss,
+    gptj,
+    llama,
+    mistral,
+    mixtral,
+    mpt,
+    nanogpt,
+    olmo2,
+    opt,
+    phi,
+    qwen2,
+    qwen3,
+)
 from massive_jax.zoo.family import Family, Preset, WheelFile
 from massive_jax.zoo.fields import Fields
 
-FAMILIES: Mapping[str, Family] = {f.model_type: f for f in (llama.FAMILY, mistral.FAMILY)}
+FAMILIES: Mapping[str, Family] = {
+    family.model_type: family
+    for family in (
+        falcon.FAMILY,
+        gemma.FAMILY,
+        gemma2.FAMILY,
+        gemma3.FAMILY,
+        gemma3.MULTIMODAL,
+        gpt2.FAMILY,
+        gpt_neox.FAMILY,
+        gpt_oss.FAMILY,
+        gptj.FAMILY,
+        llama.FAMILY,
+        mistral.FAMILY,
+        mixtral.FAMILY,
+        mpt.FAMILY,
+        nanogpt.FAMILY,
+        olmo2.FAMILY,
+        opt.FAMILY,
+        phi.FAMILY,
+        qwen2.FAMILY,
+        qwen3.FAMILY,
+    )
+}
 PRESETS: Mapping[str, Preset] = {name: p for family in FAMILIES.values() for name, p in family.presets.items()}
 DEFAULT_MODEL = "smollm2_135m"
 
@@ -51,8 +93,8 @@ def describe(source: Source) -> tuple[TransformerConfig, WeightTable]:
                 f"{source.location}: model_type {model_type!r} is not supported; supported: "
                 f"{', '.join(sorted(FAMILIES))}."
             )
-        family, table = FAMILIES[model_type], FAMILIES[model_type].table
+        table = FAMILIES[model_type].table
     fields = Fields(config, source.location)
-    mapped = family.config(fields)
+    mapped = FAMILIES[str(config["model_type"])].config(fields)
     fields.finish()
-    return mapped, table
+    return mapped, table.spelled(source.tensors.keys())

@@ -49,7 +49,8 @@ class Family:
       table: weight table of Hugging Face checkpoints.
       presets: zoo name -> Preset.
       gguf_architecture: `general.architecture` of its GGUF files; None where there are none.
-      gguf_config: GGUF metadata and tensor names -> a config in Hugging Face's field names.
+      gguf_config: GGUF metadata and tensor names -> a config in Hugging Face's field names; its `model_type` says which
+        family's `config` reads it (files of one architecture may be models of several).
       gguf_table: weight table of GGUF files.
     """
 

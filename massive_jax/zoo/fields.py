@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from massive_jax.models.config import RopeConfig
@@ -22,8 +22,19 @@ _NO_EFFECT = frozenset(
         *("num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id"),
         *("forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens"),
         *("begin_suppress_tokens", "cross_attention_hidden_size", "add_cross_attention", "is_decoder"),
-        *("tie_encoder_decoder", "pruned_heads", "tf_legacy_loss", "use_bfloat16", "attn_implementation"),
-        *("_attn_implementation", "_attn_implementation_autoset", "transformers.js_config"),
+        *("dropout", "activation_dropout", "layerdrop", "attention_probs_dropout_prob", "hidden_dropout_prob"),
+        *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+        *(
+            "init_std",
+            "gradient_checkpointing",
+            "output_past",
+            "tie_encoder_decoder",
+            "pruned_heads",
+            "tf_legacy_loss",
+            "use_bfloat16",
+            "attn_implementation",
+        ),
+        *("_attn_implementation", "_attn_implementation_autoset", "transformers.js_config", "cache_implementation"),
     }
 )
 
@@ -44,8 +55,19 @@ class Fields:
     def __init__(self, config: Mapping[str, Any], location: str):
         """Wraps `config`; `location` names its file in messages."""
         self._config = config
-        self._location = location
+        self.location = location
         self._read: set[str] = set()
+        self._parts: list[Fields] = []
+
+    def assume(self, **defaults: Any) -> None:
+        """Fills in fields that the config does not have: the defaults of the Hugging Face class."""
+        self._config = {**defaults, **self._config}
+
+    def part(self, name: str) -> Fields:
+        """The fields of a config inside this one, such as `text_config`; `finish` looks at them too."""
+        part = Fields(self.require(name), f"{self.location}, {name}")
+        self._parts.append(part)
+        return part
 
     def get(self, name: str, default: Any = None) -> Any:
         """The field, or `default` where it is absent or null."""
@@ -62,29 +84,69 @@ class Fields:
         """The field; ValueError where it is absent."""
         value = self.get(name)
         if value is None:
-            raise ValueError(f"{self._location}: the config has no {name!r}, which this model needs.")
+            raise ValueError(f"{self.location}: the config has no {name!r}, which this model needs.")
         return value
 
-    def activation(self, default: str) -> str:
+    def activation(self, default: str, field: str = "hidden_act") -> str:
         """The MLP's activation, in this project's names."""
-        name = self.get("hidden_act", default)
+        name = self.get(field, default)
         if name not in ACTIVATIONS:
             raise ValueError(
-                f"{self._location}: activation {name!r} is not implemented; known: {', '.join(ACTIVATIONS)}."
+                f"{self.location}: activation {name!r} is not implemented; known: {', '.join(ACTIVATIONS)}."
             )
         return ACTIVATIONS[name]
 
-    def rope(self, max_position: int) -> RopeConfig:
-        """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
-        given = dict(self.get("rope_parameters") or self.get("rope_scaling") or {})
-        self.get("rope_scaling")
-        theta = self.get("rope_theta", 10000.0)
+    def windows(self, num_layers: int, window: int | None, windowed: Sequence[bool]) -> dict[str, Any]:
+        """`window` and `window_layers` of a TransformerConfig.
+
+        Args:
+          num_layers: L.
+          window: the sliding window, None for none.
+          windowed: which layers have it where the config does not list them in `layer_types`.
+        """
+        types = self.get("layer_types")
+        if types is not None:
+            if len(types) != num_layers or not {"sliding_attention", "full_attention"}.issuperset(types):
+                raise ValueError(
+                    f"{self.location}: layer_types is {types!r}; expected {num_layers} times 'full_attention' or "
+                    "'sliding_attention'."
+                )
+            windowed = [kind == "sliding_attention" for kind in types]
+        if not any(windowed):
+            return {"window": None}
+        if window is None:
+            raise ValueError(f"{self.location}: layers have sliding attention, and there is no sliding window.")
+        return {"window": window, "window_layers": None if all(windowed) else tuple(windowed)}
+
+    def rope(
+        self,
+        max_position: int,
+        *,
+        head_dim: int | None = None,
+        theta: float = 10000.0,
+        partial: float = 1.0,
+        settings: Mapping[str, Any] | None = None,
+    ) -> RopeConfig:
+        """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
+
+        Args:
+          max_position: longest sequence of the model, in tokens.
+          head_dim: N, for families that can turn only the first dims of a head; None for the others.
+          theta: where the config has none.
+          partial: how much of a head is turned, where the config does not say.
+          settings: `rope_parameters` themselves, where the config has several (one a layer type).
+        """
+        if settings is None:
+            settings = self.get("rope_parameters") or self.get("rope_scaling") or {}
+            self.get("rope_scaling")
+        given = dict(settings)
+        theta = self.get("rope_theta", theta)
         theta = given.pop("rope_theta", theta)
         kind = given.pop("rope_type", given.pop("type", "default"))
         given.pop("type", None)
-        partial = given.pop("partial_rotary_factor", self.get("partial_rotary_factor", 1.0))
-        if partial != 1.0:
-            raise ValueError(f"{self._location}: partial_rotary_factor {partial} is not implemented for this family.")
+        partial = given.pop("partial_rotary_factor", self.get("partial_rotary_factor", partial))
+        if partial != 1.0 and head_dim is None:
+            raise ValueError(f"{self.location}: partial_rotary_factor {partial} is not implemented for this family.")
         original = given.pop("original_max_position_embeddings", None)
         original = self.get("original_max_position_embeddings", original)
         if kind == "dynamic" or original is None:
@@ -100,29 +162,43 @@ class Fields:
             "factors": ("factors",),
         }
         if kind not in names:
-            raise ValueError(f"{self._location}: rope scaling {kind!r} is not implemented; known: {', '.join(names)}.")
+            raise ValueError(f"{self.location}: rope scaling {kind!r} is not implemented; known: {', '.join(names)}.")
         settings = {name: given.pop(name) for name in names[kind] if given.get(name) is not None}
-        unknown = {name: value for name, value in given.items() if value is not None and kind != "default"}
+        # Settings that the kind does not have do nothing; but those of other layer types, inside these, would.
+        unknown = {
+            name: value
+            for name, value in given.items()
+            if value is not None and (kind != "default" or isinstance(value, Mapping))
+        }
         if unknown:
-            raise ValueError(f"{self._location}: unknown settings of rope scaling {kind!r}: {unknown}.")
+            raise ValueError(f"{self.location}: unknown settings of rope scaling {kind!r}: {unknown}.")
         if kind == "yarn":
             settings.setdefault("factor", max_position / original)
         elif kind != "factors" and kind != "default" and "factor" not in settings:
-            raise ValueError(f"{self._location}: rope scaling {kind!r} has no factor.")
-        return RopeConfig(theta=float(theta), kind=kind, original_max_position=int(original), **settings)
+            raise ValueError(f"{self.location}: rope scaling {kind!r} has no factor.")
+        rotary_dim = None if head_dim is None or partial == 1.0 else int(head_dim * partial)
+        return RopeConfig(
+            theta=float(theta), kind=kind, original_max_position=int(original), rotary_dim=rotary_dim, **settings
+        )
 
     def only(self, name: str, *allowed: Any) -> None:
         """Accepts the field when absent or one of `allowed`; refuses any other value by name."""
         value = self.get(name, allowed[0])
         if value not in allowed:
-            raise ValueError(f"{self._location}: {name} = {value!r} is not implemented (only {allowed[0]!r}).")
+            raise ValueError(f"{self.location}: {name} = {value!r} is not implemented (only {allowed[0]!r}).")
+
+    def ignore(self, *names: str) -> None:
+        """Fields of this family that do not change what a forward pass computes."""
+        self._read.update(names)
 
     def finish(self) -> None:
         """Refuses fields that nothing read, unless they are known to have no effect or are switched off."""
-        if self.get("quantization_config"):
-            method = self._config["quantization_config"].get("quant_method", "unknown")
+        for part in self._parts:
+            part.finish()
+        method = (self.get("quantization_config") or {}).get("quant_method", "unknown")
+        if self.get("quantization_config") and method != "mxfp4":  # which the source unpacks
             raise ValueError(
-                f"{self._location}: the weights are quantised ({method}), which is not supported; use the original "
+                f"{self.location}: the weights are quantised ({method}), which is not supported; use the original "
                 "checkpoint, or a GGUF file."
             )
         unknown = {
@@ -133,6 +209,6 @@ class Fields:
         if unknown:
             listed = ", ".join(f"{name} = {value!r}" for name, value in sorted(unknown.items()))
             raise ValueError(
-                f"{self._location}: config fields that are not implemented and could change the result: {listed}. "
+                f"{self.location}: config fields that are not implemented and could change the result: {listed}. "
                 "Remove them from config.json if you know that they have no effect."
             )

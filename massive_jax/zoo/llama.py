@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from massive_jax.models.config import NormConfig, TransformerConfig
+from massive_jax.models.config import NormConfig, RopeConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable
+from massive_jax.zoo import gguf
 from massive_jax.zoo.family import Family, Preset, WheelFile
 from massive_jax.zoo.fields import Fields
 
 
-def config(fields: Fields) -> TransformerConfig:
-    """`LlamaConfig` -> TransformerConfig. Defaults are those of the Hugging Face class."""
+def config(fields: Fields, rope: RopeConfig | None = None) -> TransformerConfig:
+    """`LlamaConfig` -> TransformerConfig. Defaults are those of the Hugging Face class.
+
+    The configs of Llama's relatives are this one with a few options replaced; `rope` is for those that write it
+    differently.
+    """
     hidden_size, num_heads = fields.require("hidden_size"), fields.require("num_attention_heads")
     max_position = fields.get("max_position_embeddings", 2048)
     bias = fields.get("attention_bias", False)
@@ -28,7 +33,7 @@ def config(fields: Fields) -> TransformerConfig:
         max_position=max_position,
         norm=NormConfig("rms", fields.get("rms_norm_eps", 1e-6)),
         activation=fields.activation("silu"),
-        rope=fields.rope(max_position),
+        rope=rope or fields.rope(max_position),
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=fields.get("mlp_bias", False),
@@ -37,111 +42,107 @@ def config(fields: Fields) -> TransformerConfig:
     )
 
 
-_LAYER = "model.layers.{l}."
+def decoder_table(*, output_norms: bool = False, full_qk_norm: bool = False, prefix: str = "model.") -> WeightTable:
+    """The table of Llama and its relatives.
 
-TABLE = WeightTable(
-    rows=(
-        Row("model.embed_tokens.weight", "embedding", "VD->VD"),
-        Row("model.norm.weight", "norm/scale"),
+    Args:
+      output_norms: there are norms on what attention and MLP add to the stream, and `post_attention_layernorm` is one.
+      full_qk_norm: the norms of queries and keys are over all heads together.
+      prefix: of all names but the head's.
+    """
+    layer = prefix + "layers.{l}."
+    mlp_norm = "pre_feedforward_layernorm" if output_norms else "post_attention_layernorm"
+    rows = [
+        Row(prefix + "embed_tokens.weight", "embedding", "VD->VD"),
+        Row(prefix + "norm.weight", "norm/scale"),
         Row("lm_head.weight", "head", "VD->VD"),
-        Row(_LAYER + "input_layernorm.weight", "layers/attn_norm/scale"),
-        Row(_LAYER + "self_attn.q_proj.weight", "layers/attn/query/kernel", "(HN)D->DHN"),
-        Row(_LAYER + "self_attn.k_proj.weight", "layers/attn/key/kernel", "(KN)D->DKN"),
-        Row(_LAYER + "self_attn.v_proj.weight", "layers/attn/value/kernel", "(KN)D->DKN"),
-        Row(_LAYER + "self_attn.o_proj.weight", "layers/attn/out/kernel", "D(HN)->HND"),
-        Row(_LAYER + "self_attn.q_proj.bias", "layers/attn/query/bias", "(HN)->HN"),
-        Row(_LAYER + "self_attn.k_proj.bias", "layers/attn/key/bias", "(KN)->KN"),
-        Row(_LAYER + "self_attn.v_proj.bias", "layers/attn/value/bias", "(KN)->KN"),
-        Row(_LAYER + "self_attn.o_proj.bias", "layers/attn/out/bias"),
-        Row(_LAYER + "post_attention_layernorm.weight", "layers/mlp_norm/scale"),
-        Row(_LAYER + "mlp.gate_proj.weight", "layers/mlp/gate/kernel", "FD->DF"),
-        Row(_LAYER + "mlp.up_proj.weight", "layers/mlp/up/kernel", "FD->DF"),
-        Row(_LAYER + "mlp.down_proj.weight", "layers/mlp/down/kernel", "DF->FD"),
-        Row(_LAYER + "mlp.gate_proj.bias", "layers/mlp/gate/bias"),
-        Row(_LAYER + "mlp.up_proj.bias", "layers/mlp/up/bias"),
-        Row(_LAYER + "mlp.down_proj.bias", "layers/mlp/down/bias"),
-    ),
-    ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
-    tied={"lm_head.weight": "embedding"},
-)
+        Row(layer + "input_layernorm.weight", "layers/attn_norm/scale"),
+        Row(layer + "self_attn.q_proj.weight", "layers/attn/query/kernel", "(HN)D->DHN"),
+        Row(layer + "self_attn.k_proj.weight", "layers/attn/key/kernel", "(KN)D->DKN"),
+        Row(layer + "self_attn.v_proj.weight", "layers/attn/value/kernel", "(KN)D->DKN"),
+        Row(layer + "self_attn.o_proj.weight", "layers/attn/out/kernel", "D(HN)->HND"),
+        Row(layer + "self_attn.q_proj.bias", "layers/attn/query/bias", "(HN)->HN"),
+        Row(layer + "self_attn.k_proj.bias", "layers/attn/key/bias", "(KN)->KN"),
+        Row(layer + "self_attn.v_proj.bias", "layers/attn/value/bias", "(KN)->KN"),
+        Row(layer + "self_attn.o_proj.bias", "layers/attn/out/bias"),
+        Row(layer + "self_attn.q_norm.weight", "layers/attn/query_norm/scale", "(HN)->HN" if full_qk_norm else None),
+        Row(layer + "self_attn.k_norm.weight", "layers/attn/key_norm/scale", "(KN)->KN" if full_qk_norm else None),
+        Row(layer + f"{mlp_norm}.weight", "layers/mlp_norm/scale"),
+        Row(layer + "mlp.gate_proj.weight", "layers/mlp/gate/kernel", "FD->DF"),
+        Row(layer + "mlp.up_proj.weight", "layers/mlp/up/kernel", "FD->DF"),
+        Row(layer + "mlp.down_proj.weight", "layers/mlp/down/kernel", "DF->FD"),
+        Row(layer + "mlp.gate_proj.bias", "layers/mlp/gate/bias"),
+        Row(layer + "mlp.up_proj.bias", "layers/mlp/up/bias"),
+        Row(layer + "mlp.down_proj.bias", "layers/mlp/down/bias"),
+    ]
+    if output_norms:
+        rows += [
+            Row(layer + "post_attention_layernorm.weight", "layers/attn_out_norm/scale"),
+            Row(layer + "post_feedforward_layernorm.weight", "layers/mlp_out_norm/scale"),
+        ]
+    return WeightTable(
+        rows=tuple(rows),
+        ignored=(r".*\.self_attn\.rotary_emb\.inv_freq",),
+        tied={"lm_head.weight": "embedding"},
+    )
+
+
+TABLE = decoder_table()
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Metadata of a `llama` GGUF file -> the fields of a `LlamaConfig`.
 
-    llama.cpp stores no tying flag and no bias flags: the tensors present say it. Llama 3's scaled frequencies are a
-    tensor, `rope_freqs.weight`, which the loader puts under `rope_factors`.
+    Or of a `MixtralConfig` if it has experts, or of a `MistralConfig` if it has a window.
     """
+    values = gguf.Metadata(metadata)
+    if values.get("expert_count", 0):
+        return values.decoder("mixtral", names) | values.experts()
+    window = values.get("attention.sliding_window")
+    if window:
+        return values.decoder("mistral", names) | {"sliding_window": window}
+    return values.decoder("llama", names)
 
-    def field(name: str, default: Any = None) -> Any:
-        value = metadata.get(f"llama.{name}", default)
-        if value is None:
-            raise ValueError(f"the GGUF metadata has no llama.{name}, which this model needs.")
-        return value
 
-    experts = metadata.get("llama.expert_count", 0)
-    if experts:
-        raise ValueError(f"the GGUF file is a mixture of {experts} experts, which the llama family does not implement.")
-    hidden_size, num_heads = field("embedding_length"), field("attention.head_count")
-    head_dim = field("attention.key_length", hidden_size // num_heads)
-    if field("rope.dimension_count", head_dim) != head_dim or field("attention.value_length", head_dim) != head_dim:
-        raise ValueError("the GGUF file has a rotary or value width that differs from the key width: not implemented.")
-    rope: dict[str, Any] = {"rope_theta": field("rope.freq_base", 10000.0), "rope_type": "default"}
-    scaling = metadata.get("llama.rope.scaling.type", "none")
-    if scaling not in ("none", "linear", "yarn"):
-        raise ValueError(f"the GGUF file has rope scaling {scaling!r}; known: none, linear, yarn.")
-    if scaling != "none":
-        rope |= {"rope_type": scaling, "factor": field("rope.scaling.factor")}
-        if scaling == "yarn":
-            rope["original_max_position_embeddings"] = field("rope.scaling.original_context_length")
-    elif metadata.get("rope_freqs.weight") is not None:
-        rope |= {"rope_type": "factors", "factors": tuple(float(f) for f in metadata["rope_freqs.weight"])}
-    vocabulary = metadata.get("llama.vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ()))
-    return {
-        "model_type": "llama",
-        "vocab_size": vocabulary or field("vocab_size"),
-        "hidden_size": hidden_size,
-        "num_hidden_layers": field("block_count"),
-        "num_attention_heads": num_heads,
-        "num_key_value_heads": field("attention.head_count_kv", num_heads),
-        "head_dim": head_dim,
-        "intermediate_size": field("feed_forward_length"),
-        "max_position_embeddings": field("context_length"),
-        "rms_norm_eps": field("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": rope,
-        "attention_bias": "blk.0.attn_q.bias" in names,
-        "mlp_bias": "blk.0.ffn_gate.bias" in names,
-        "tie_word_embeddings": "output.weight" not in names,
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
+def shape(*sizes: int, **more: Any) -> dict[str, Any]:
+    """A preset's config: D, F, L, H and K under Hugging Face's names, and `more` of it."""
+    return dict(zip(_SIZES, sizes, strict=True)) | more
+
+
+def _llama2(*sizes: int, **more: Any) -> dict[str, Any]:
+    fixed = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+    return shape(*sizes, **fixed | more)
+
+
+def _llama3(*sizes: int, factor: float | None = None, **more: Any) -> dict[str, Any]:
+    fixed = {"model_type": "llama", "vocab_size": 128256, "rope_theta": 500000.0, "rms_norm_eps": 1e-5}
+    scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
     }
+    if factor is None:
+        return shape(*sizes, **fixed, max_position_embeddings=8192)
+    return shape(*sizes, **fixed, max_position_embeddings=131072, rope_scaling=scaling, **more)
 
 
-_BLOCK = "blk.{l}."
+def _smollm2(*sizes: int, theta: float = 100000.0) -> dict[str, Any]:
+    fixed = {"model_type": "llama", "vocab_size": 49152, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
+    return shape(*sizes, **fixed, rope_theta=theta, tie_word_embeddings=True)
 
-# llama.cpp turns neighbouring dims: its converter interleaved the two halves of every head, which "(HPR)->(RP)" undoes.
-GGUF_TABLE = WeightTable(
-    rows=(
-        Row("token_embd.weight", "embedding", "VD->VD"),
-        Row("output_norm.weight", "norm/scale"),
-        Row("output.weight", "head", "VD->VD"),
-        Row(_BLOCK + "attn_norm.weight", "layers/attn_norm/scale"),
-        Row(_BLOCK + "attn_q.weight", "layers/attn/query/kernel", "(HPR)D->DH(RP)"),
-        Row(_BLOCK + "attn_k.weight", "layers/attn/key/kernel", "(KPR)D->DK(RP)"),
-        Row(_BLOCK + "attn_v.weight", "layers/attn/value/kernel", "(KN)D->DKN"),
-        Row(_BLOCK + "attn_output.weight", "layers/attn/out/kernel", "D(HN)->HND"),
-        Row(_BLOCK + "attn_q.bias", "layers/attn/query/bias", "(HPR)->H(RP)"),
-        Row(_BLOCK + "attn_k.bias", "layers/attn/key/bias", "(KPR)->K(RP)"),
-        Row(_BLOCK + "attn_v.bias", "layers/attn/value/bias", "(KN)->KN"),
-        Row(_BLOCK + "attn_output.bias", "layers/attn/out/bias"),
-        Row(_BLOCK + "ffn_norm.weight", "layers/mlp_norm/scale"),
-        Row(_BLOCK + "ffn_gate.weight", "layers/mlp/gate/kernel", "FD->DF"),
-        Row(_BLOCK + "ffn_up.weight", "layers/mlp/up/kernel", "FD->DF"),
-        Row(_BLOCK + "ffn_down.weight", "layers/mlp/down/kernel", "DF->FD"),
-        Row(_BLOCK + "ffn_gate.bias", "layers/mlp/gate/bias"),
-        Row(_BLOCK + "ffn_up.bias", "layers/mlp/up/bias"),
-        Row(_BLOCK + "ffn_down.bias", "layers/mlp/down/bias"),
-    ),
-    ignored=(r"rope_freqs\.weight",),
-)
+
+_APACHE, _LLAMA, _VICUNA = "Apache-2.0", "Llama {} Community (gated)", "Llama 2 Community"
+_LLAMA2_7B, _LLAMA2_13B = _llama2(4096, 11008, 32, 32, 32), _llama2(5120, 13824, 40, 40, 40)
+_LLAMA2_70B = _llama2(8192, 28672, 80, 64, 8)
+_LLAMA3_8B, _LLAMA3_70B = (4096, 14336, 32, 32, 8), (8192, 28672, 80, 64, 8)
+_LLAMA32_1B = _llama3(2048, 8192, 16, 32, 8, factor=32.0, head_dim=64, tie_word_embeddings=True)
+_LLAMA32_3B = _llama3(3072, 8192, 28, 24, 8, factor=32.0, head_dim=128, tie_word_embeddings=True)
+_SMOLLM2_135M = _smollm2(576, 1536, 30, 9, 3)
 
 PRESETS = {
     "smollm2_135m": Preset(
@@ -152,17 +153,39 @@ PRESETS = {
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             size=98362432,
         ),
-        num_params=134_515_008,
-        licence="Apache-2.0",
+        134_515_008,
+        _APACHE,
+        _SMOLLM2_135M,
     ),
-    "smollm2_135m_instruct": Preset("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, "Apache-2.0"),
-    "smollm2_360m_instruct": Preset("HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, "Apache-2.0"),
-    "smollm2_1.7b_instruct": Preset("HuggingFaceTB/SmolLM2-1.7B-Instruct", 1_711_376_384, "Apache-2.0"),
-    "tinyllama_1.1b_chat": Preset("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1_100_048_384, "Apache-2.0"),
-    "llama2_7b": Preset("meta-llama/Llama-2-7b-hf", 6_738_415_616, "Llama 2 Community (gated)"),
-    "llama2_13b": Preset("meta-llama/Llama-2-13b-hf", 13_015_864_320, "Llama 2 Community (gated)"),
-    "llama3_8b": Preset("meta-llama/Meta-Llama-3-8B", 8_030_261_248, "Llama 3 Community (gated)"),
-    "llama3.2_1b": Preset("meta-llama/Llama-3.2-1B", 1_235_814_400, "Llama 3.2 Community (gated)"),
+    "smollm2_135m_instruct": Preset("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, _APACHE, _SMOLLM2_135M),
+    "smollm2_360m_instruct": Preset(
+        "HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, _APACHE, _smollm2(960, 2560, 32, 15, 5)
+    ),
+    "smollm2_1.7b_instruct": Preset(
+        "HuggingFaceTB/SmolLM2-1.7B-Instruct", 1_711_376_384, _APACHE, _smollm2(2048, 8192, 24, 32, 32, theta=130000.0)
+    ),
+    "tinyllama_1.1b_chat": Preset(
+        "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+        1_100_048_384,
+        _APACHE,
+        _llama2(2048, 5632, 22, 32, 4, max_position_embeddings=2048),
+    ),
+    "llama2_7b": Preset("meta-llama/Llama-2-7b-hf", 6_738_415_616, _LLAMA.format(2), _LLAMA2_7B),
+    "llama2_7b_chat": Preset("meta-llama/Llama-2-7b-chat-hf", 6_738_415_616, _LLAMA.format(2), _LLAMA2_7B),
+    "llama2_13b": Preset("meta-llama/Llama-2-13b-hf", 13_015_864_320, _LLAMA.format(2), _LLAMA2_13B),
+    "llama2_13b_chat": Preset("meta-llama/Llama-2-13b-chat-hf", 13_015_864_320, _LLAMA.format(2), _LLAMA2_13B),
+    "llama2_70b": Preset("meta-llama/Llama-2-70b-hf", 68_976_648_192, _LLAMA.format(2), _LLAMA2_70B),
+    "vicuna_7b_v1.5": Preset("lmsys/vicuna-7b-v1.5", 6_738_415_616, _VICUNA, _LLAMA2_7B),
+    "llama3_8b": Preset("meta-llama/Meta-Llama-3-8B", 8_030_261_248, _LLAMA.format(3), _llama3(*_LLAMA3_8B)),
+    "llama3_70b": Preset("meta-llama/Meta-Llama-3-70B", 70_553_706_496, _LLAMA.format(3), _llama3(*_LLAMA3_70B)),
+    "llama3.1_8b": Preset(
+        "meta-llama/Llama-3.1-8B", 8_030_261_248, _LLAMA.format(3.1), _llama3(*_LLAMA3_8B, factor=8.0)
+    ),
+    "llama3.1_70b": Preset(
+        "meta-llama/Llama-3.1-70B", 70_553_706_496, _LLAMA.format(3.1), _llama3(*_LLAMA3_70B, factor=8.0)
+    ),
+    "llama3.2_1b": Preset("meta-llama/Llama-3.2-1B", 1_235_814_400, _LLAMA.format(3.2), _LLAMA32_1B),
+    "llama3.2_3b": Preset("meta-llama/Llama-3.2-3B", 3_212_749_824, _LLAMA.format(3.2), _LLAMA32_3B),
 }
 
 FAMILY = Family(
@@ -172,5 +195,5 @@ FAMILY = Family(
     presets=PRESETS,
     gguf_architecture="llama",
     gguf_config=gguf_config,
-    gguf_table=GGUF_TABLE,
+    gguf_table=gguf.decoder_table(interleaved=True),
 )

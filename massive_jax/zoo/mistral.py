@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from massive_jax.models.config import TransformerConfig
 from massive_jax.zoo import llama
@@ -16,9 +17,18 @@ def config(fields: Fields) -> TransformerConfig:
     return dataclasses.replace(llama.config(fields), window=window, model_type="mistral")
 
 
-FAMILY = Family(
-    model_type="mistral",
-    config=config,
-    table=llama.TABLE,
-    presets={"mistral_7b_v0.1": Preset("mistralai/Mistral-7B-v0.1", 7_241_732_096, "Apache-2.0")},
-)
+def _shape(**more: Any) -> dict[str, Any]:
+    fixed = {"model_type": "mistral", "max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
+    return llama.shape(4096, 14336, 32, 32, 8, **fixed, **more)
+
+
+_V1 = _shape(vocab_size=32000, rope_theta=10000.0, sliding_window=4096)
+_V3 = _shape(vocab_size=32768, rope_theta=1000000.0, sliding_window=None)
+
+PRESETS = {
+    "mistral_7b_v0.1": Preset("mistralai/Mistral-7B-v0.1", 7_241_732_096, "Apache-2.0", _V1),
+    "mistral_7b_v0.3": Preset("mistralai/Mistral-7B-v0.3", 7_248_023_552, "Apache-2.0", _V3),
+}
+
+# No GGUF architecture of its own: llama.cpp writes Mistral as `llama`, without its window, which it does not implement.
+FAMILY = Family(model_type="mistral", config=config, table=llama.TABLE, presets=PRESETS)

@@ -1,0 +1,196 @@
+"""Falcon (arXiv 2311.16867): 7B (multi-query, one norm), 40B and later (grouped heads), RW (ALiBi, serial)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from massive_jax.models.config import AlibiConfig, NormConfig, TransformerConfig
+from massive_jax.weights.table import Row, WeightTable, fused_rows
+from massive_jax.zoo.family import Family, Preset
+from massive_jax.zoo.fields import Fields
+from massive_jax.zoo.gguf import Metadata
+
+
+def config(fields: Fields) -> TransformerConfig:
+    """`FalconConfig` -> TransformerConfig. Defaults are those of the Hugging Face class."""
+    hidden_size = fields.require("hidden_size")
+    num_heads = fields.require("num_attention_heads")
+    grouped = fields.get("new_decoder_architecture", False)
+    num_kv_heads = fields.get("num_kv_heads", num_heads)
+    if not grouped:
+        # What the file says of them is not used: one for all, or one each.
+        num_kv_heads = 1 if fields.get("multi_query", True) else num_heads
+    fields.get("multi_query")
+    bias = fields.get("bias", False)
+    num_norms = fields.get("num_ln_in_parallel_attn", 2 if grouped else 1)
+    if grouped:
+        fields.only("parallel_attn", True)
+    elif num_norms != 1:
+        raise ValueError(f"num_ln_in_parallel_attn = {num_norms} without new_decoder_architecture is not implemented.")
+    parallel = "parallel" if num_norms == 2 else "parallel_shared_norm"
+    fields.only("apply_residual_connection_post_layernorm", False)
+    alibi = fields.get("alibi", False)
+    max_position = fields.get("max_position_embeddings", 2048)
+    intermediate_size = fields.get("ffn_hidden_size", fields.get("ff_factor", 4) * hidden_size)
+    fields.get("ff_factor")
+    return TransformerConfig(
+        vocab_size=fields.require("vocab_size"),
+        hidden_size=hidden_size,
+        num_layers=fields.require("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=hidden_size // num_heads,
+        intermediate_size=intermediate_size,
+        max_position=max_position,
+        norm=NormConfig("layer", fields.get("layer_norm_epsilon", 1e-5)),
+        residual=parallel if grouped or fields.get("parallel_attn", True) else "serial",
+        position="alibi" if alibi else "rope",
+        rope=fields.rope(max_position),
+        alibi=AlibiConfig(round_up=False, from_last=False, before_scale=True, bfloat16=True) if alibi else None,
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp="plain",
+        activation=fields.activation("gelu", "activation"),
+        mlp_bias=bias,
+        tie_embeddings=fields.get("tie_word_embeddings", True),
+        model_type="falcon",
+    )
+
+
+_LAYER = "transformer.h.{l}."
+
+# One layout for all: every key/value head's G queries, then its key, then its value. With one key/value head that is
+# the multi-query layout, with as many as there are queries the per-head one. Two norms are ln_attn and ln_mlp.
+TABLE = WeightTable(
+    rows=(
+        Row("transformer.word_embeddings.weight", "embedding"),
+        Row("transformer.ln_f.weight", "norm/scale"),
+        Row("transformer.ln_f.bias", "norm/bias"),
+        Row("lm_head.weight", "head"),
+        Row(_LAYER + "input_layernorm.weight", "layers/attn_norm/scale"),
+        Row(_LAYER + "input_layernorm.bias", "layers/attn_norm/bias"),
+        Row(_LAYER + "post_attention_layernorm.weight", "layers/mlp_norm/scale"),
+        Row(_LAYER + "post_attention_layernorm.bias", "layers/mlp_norm/bias"),
+        Row(_LAYER + "ln_attn.weight", "layers/attn_norm/scale"),
+        Row(_LAYER + "ln_attn.bias", "layers/attn_norm/bias"),
+        Row(_LAYER + "ln_mlp.weight", "layers/mlp_norm/scale"),
+        Row(_LAYER + "ln_mlp.bias", "layers/mlp_norm/bias"),
+        *fused_rows(_LAYER + "self_attention.query_key_value", "(KXN)D->D(KX)N", "(KXN)->(KX)N"),
+        Row(_LAYER + "self_attention.dense.weight", "layers/attn/out/kernel", "D(HN)->HND"),
+        Row(_LAYER + "self_attention.dense.bias", "layers/attn/out/bias"),
+        Row(_LAYER + "mlp.dense_h_to_4h.weight", "layers/mlp/up/kernel", "FD->DF"),
+        Row(_LAYER + "mlp.dense_4h_to_h.weight", "layers/mlp/down/kernel", "DF->FD"),
+        Row(_LAYER + "mlp.dense_h_to_4h.bias", "layers/mlp/up/bias"),
+        Row(_LAYER + "mlp.dense_4h_to_h.bias", "layers/mlp/down/bias"),
+    ),
+    ignored=(r"transformer\.h\.\d+\.self_attention\.(maybe_)?rotary(_emb)?\.inv_freq",),
+    tied={"lm_head.weight": "embedding"},
+)
+
+
+def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Metadata of a `falcon` GGUF file -> the fields of a `FalconConfig`: 7B's layout or 40B's; llama.cpp has no other.
+
+    The tensors say which: two norms are 40B's. The rotary base is not stored: it is 10,000.
+    """
+    fields = Metadata(metadata)
+    return {
+        "model_type": "falcon",
+        "vocab_size": fields.vocab_size,
+        "hidden_size": fields.require("embedding_length"),
+        "num_hidden_layers": fields.require("block_count"),
+        "num_attention_heads": fields.require("attention.head_count"),
+        "num_kv_heads": fields.require("attention.head_count_kv"),
+        "new_decoder_architecture": True,
+        "num_ln_in_parallel_attn": 2 if "blk.0.attn_norm_2.weight" in names else 1,
+        "ffn_hidden_size": fields.require("feed_forward_length"),
+        "max_position_embeddings": fields.require("context_length"),
+        "layer_norm_epsilon": fields.require("attention.layer_norm_epsilon"),
+        "rope_theta": fields.get("rope.freq_base", 10000.0),
+        "tie_word_embeddings": "output.weight" not in names,
+    }
+
+
+_BLOCK = "blk.{l}."
+
+# llama.cpp's converter puts all queries first, then all keys, then all values. With two norms, attn_norm is the MLP's.
+GGUF_TABLE = WeightTable(
+    rows=(
+        Row("token_embd.weight", "embedding"),
+        Row("output_norm.weight", "norm/scale"),
+        Row("output_norm.bias", "norm/bias"),
+        Row("output.weight", "head"),
+        Row(_BLOCK + "attn_norm_2.weight", "layers/attn_norm/scale"),
+        Row(_BLOCK + "attn_norm_2.bias", "layers/attn_norm/bias"),
+        Row(_BLOCK + "attn_norm.weight", "layers/attn_norm/scale"),
+        Row(_BLOCK + "attn_norm.bias", "layers/attn_norm/bias"),
+        Row(_BLOCK + "attn_norm.weight", "layers/mlp_norm/scale"),
+        Row(_BLOCK + "attn_norm.bias", "layers/mlp_norm/bias"),
+        *fused_rows(_BLOCK + "attn_qkv", "(YN)D->DYN"),
+        Row(_BLOCK + "attn_output.weight", "layers/attn/out/kernel", "D(HN)->HND"),
+        Row(_BLOCK + "ffn_up.weight", "layers/mlp/up/kernel", "FD->DF"),
+        Row(_BLOCK + "ffn_down.weight", "layers/mlp/down/kernel", "DF->FD"),
+    ),
+)
+
+_7B = {
+    "model_type": "falcon",
+    "vocab_size": 65024,
+    "hidden_size": 4544,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 71,
+    "num_kv_heads": 71,
+    "multi_query": True,
+    "parallel_attn": True,
+    "new_decoder_architecture": False,
+    "bias": False,
+    "alibi": False,
+    "layer_norm_epsilon": 1e-5,
+}
+_40B = _7B | {
+    "hidden_size": 8192,
+    "num_hidden_layers": 60,
+    "num_attention_heads": 128,
+    "num_kv_heads": 8,
+    "new_decoder_architecture": True,
+}
+_180B = _40B | {"hidden_size": 14848, "num_hidden_layers": 80, "num_attention_heads": 232}
+_11B = _40B | {
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_ln_in_parallel_attn": 1,
+    "ffn_hidden_size": 16384,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500042.0,
+    "tie_word_embeddings": False,
+}
+_RW_1B = _7B | {
+    "vocab_size": 50304,
+    "hidden_size": 2048,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_kv_heads": 32,
+    "multi_query": False,
+    "parallel_attn": False,
+    "bias": True,
+    "alibi": True,
+}
+
+# The counts are without the output head where it is the embedding; the files hold it all the same.
+FAMILY = Family(
+    model_type="falcon",
+    config=config,
+    table=TABLE,
+    presets={
+        "falcon_7b": Preset("tiiuae/falcon-7b", 6_921_720_704, "Apache-2.0", _7B),
+        "falcon_7b_instruct": Preset("tiiuae/falcon-7b-instruct", 6_921_720_704, "Apache-2.0", _7B),
+        "falcon_40b": Preset("tiiuae/falcon-40b", 41_303_293_952, "Apache-2.0", _40B),
+        "falcon_180b": Preset("tiiuae/falcon-180B", 178_557_088_768, "Falcon-180B TII (gated)", _180B),
+        "falcon2_11b": Preset("tiiuae/falcon-11B", 11_102_822_400, "Falcon 2.0 TII", _11B),
+        "falcon_rw_1b": Preset("tiiuae/falcon-rw-1b", 1_311_625_216, "Apache-2.0", _RW_1B),
+    },
+    gguf_architecture="falcon",
+    gguf_config=gguf_config,
+    gguf_table=GGUF_TABLE,
+)

@@ -1,0 +1,135 @@
+"""Gemma 3 (arXiv 2503.19786), the text model: five layers with a window for one without, each kind its own rotary base.
+
+`gemma3_text` is a text model by itself; `gemma3` a text model beside a vision tower, of which the text model is loaded:
+its config is `text_config`, and the tensors of the vision tower and of the projector are left alone, by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from massive_jax.models.config import TransformerConfig
+from massive_jax.zoo import gemma, gemma2, gguf, llama
+from massive_jax.zoo.family import Family, Preset
+from massive_jax.zoo.fields import Fields
+
+
+def config(fields: Fields) -> TransformerConfig:
+    """`Gemma3TextConfig` -> TransformerConfig. Scaling of the rotary embedding is for the layers without a window."""
+    fields.assume(
+        **{"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26},
+        **{"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131072},
+    )
+    max_position = fields.require("max_position_embeddings")
+    by_kind, scaling = fields.get("rope_parameters", {}), fields.get("rope_scaling", {})
+    if not {"full_attention", "sliding_attention"}.issuperset(by_kind):
+        raise ValueError(
+            f"{fields.location}: rope_parameters is {by_kind}; expected those of full_attention and sliding_attention."
+        )
+    everywhere = {"rope_theta": fields.get("rope_theta", 1e6)} | (by_kind.get("full_attention") or {}) | scaling
+    local = {"rope_theta": fields.get("rope_local_base_freq", 1e4)} | (by_kind.get("sliding_attention") or {})
+    base = gemma.base_config(fields, fields.rope(max_position, settings=everywhere))
+    fields.only("attn_logit_softcapping", None)  # a field that Hugging Face's model does not read
+    window = fields.nullable("sliding_window", absent=4096)
+    period = fields.get("sliding_window_pattern", fields.get("_sliding_window_pattern", 6))
+    return dataclasses.replace(
+        base,
+        norm_placement="pre_and_output",
+        qk_norm="head",
+        activation=fields.activation("gelu_pytorch_tanh", "hidden_activation"),
+        attention_scale=fields.get("query_pre_attn_scalar", 256) ** -0.5,
+        logit_softcap=fields.get("final_logit_softcapping"),
+        local_rope=fields.rope(max_position, settings=local),
+        model_type="gemma3_text",
+        **fields.windows(base.num_layers, window, [(i + 1) % period != 0 for i in range(base.num_layers)]),
+    )
+
+
+def text_config(fields: Fields) -> TransformerConfig:
+    """`Gemma3Config` -> TransformerConfig of its text model."""
+    fields.ignore("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
+    text = config(fields.part("text_config"))
+    tied = fields.get("tie_word_embeddings", text.tie_embeddings)
+    return dataclasses.replace(text, tie_embeddings=tied, model_type="gemma3")
+
+
+def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Metadata of a `gemma3` GGUF file, which is always a text model -> the fields of a `Gemma3TextConfig`."""
+    values = gguf.Metadata(metadata)
+    fields = gemma.gguf_base(values, "gemma3_text", names)
+    window, rope = values.get("attention.sliding_window"), fields["rope_parameters"]
+    rope["rope_theta"] = values.get("rope.freq_base", 1e6)
+    local = {"rope_type": "default", "rope_theta": values.get("rope.freq_base_swa", 1e4)}
+    return fields | {
+        "rope_parameters": {"full_attention": rope, "sliding_attention": local},
+        "sliding_window": window,
+        "sliding_window_pattern": 6 if window else 1,
+        "query_pre_attn_scalar": gemma2.query_scalar(fields, layers_of_27b=62),
+        "final_logit_softcapping": values.get("final_logit_softcapping"),
+    }
+
+
+def _shape(*sizes: int, head_dim: int = 256, scalar: int = 256, **more: Any) -> dict[str, Any]:
+    return llama.shape(
+        *sizes,
+        model_type="gemma3_text",
+        head_dim=head_dim,
+        query_pre_attn_scalar=scalar,
+        rms_norm_eps=1e-6,
+        rope_theta=1000000.0,
+        rope_local_base_freq=10000.0,
+        hidden_activation="gelu_pytorch_tanh",
+        **more,
+    )
+
+
+def _text(*sizes: int, **more: Any) -> dict[str, Any]:
+    fixed = {"vocab_size": 262144, "max_position_embeddings": 32768, "sliding_window": 512}
+    return _shape(*sizes, **fixed, **more)
+
+
+def _multimodal(*sizes: int, **more: Any) -> dict[str, Any]:
+    fixed = {"vocab_size": 262208, "max_position_embeddings": 131072, "sliding_window": 1024}
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    return {"model_type": "gemma3", "text_config": _shape(*sizes, **fixed, rope_scaling=scaling, **more)}
+
+
+_270M, _1B = _text(640, 2048, 18, 4, 1), _text(1152, 6912, 26, 4, 1)
+_4B, _12B = _multimodal(2560, 10240, 34, 8, 4), _multimodal(3840, 15360, 48, 16, 8)
+_27B = _multimodal(5376, 21504, 62, 32, 16, head_dim=128, scalar=168)
+
+PRESETS = {
+    "gemma3_270m": Preset("google/gemma-3-270m", 268_098_176, gemma.LICENCE, _270M),
+    "gemma3_1b": Preset("google/gemma-3-1b-pt", 999_885_952, gemma.LICENCE, _1B),
+}
+# Parameters of the text models alone. The whole models have 4,300,079,472, 12,187,325,040 and 27,432,406,640: with a
+# vision tower of 416,866,032 and a projector of 1152 · (D + 1).
+MULTIMODAL_PRESETS = {
+    "gemma3_4b": Preset("google/gemma-3-4b-pt", 3_880_263_168, gemma.LICENCE, _4B),
+    "gemma3_12b": Preset("google/gemma-3-12b-pt", 11_766_034_176, gemma.LICENCE, _12B),
+    "gemma3_27b": Preset("google/gemma-3-27b-pt", 27_009_346_304, gemma.LICENCE, _27B),
+}
+
+FAMILY = Family(
+    model_type="gemma3_text",
+    config=config,
+    table=llama.decoder_table(output_norms=True),
+    presets=PRESETS,
+    gguf_architecture="gemma3",
+    gguf_config=gguf_config,
+    gguf_table=gguf.decoder_table(),
+)
+
+MULTIMODAL = Family(
+    model_type="gemma3",
+    config=text_config,
+    table=dataclasses.replace(
+        llama.decoder_table(output_norms=True, prefix="language_model.model."),
+        spellings=(("language_model.model.", "model.language_model."),),
+        ignored=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
+        tied={"lm_head.weight": "embedding", "language_model.lm_head.weight": "embedding"},
+    ),
+    presets=MULTIMODAL_PRESETS,
+)

@@ -1,0 +1,117 @@
+"""gpt-oss (arXiv 2508.10925): a learned sink a head, every other layer with a window, many experts with biases."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from massive_jax.models.config import ExpertsConfig, TransformerConfig
+from massive_jax.weights.table import Row
+from massive_jax.zoo import gguf, llama
+from massive_jax.zoo.family import Family, Preset
+from massive_jax.zoo.fields import Fields
+
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
+
+def config(fields: Fields) -> TransformerConfig:
+    """`GptOssConfig` -> TransformerConfig. Defaults are those of the Hugging Face class."""
+    fields.assume(head_dim=64, num_key_value_heads=8, max_position_embeddings=131072, rms_norm_eps=1e-5)
+    fields.assume(attention_bias=True)
+    if fields.get("rope_parameters") is None and fields.get("rope_scaling") is None:
+        fields.assume(rope_scaling=_YARN)
+    # `initial_context_length` and `experts_per_token` repeat what the fields that are read say.
+    fields.ignore("router_aux_loss_coef", "output_router_logits", "initial_context_length", "experts_per_token")
+    num_layers = fields.require("num_hidden_layers")
+    experts = ExpertsConfig(
+        fields.get("num_local_experts", 128),
+        fields.get("num_experts_per_tok", 4),
+        kind="gpt_oss",
+        swiglu_limit=fields.get("swiglu_limit", 7.0),
+        swiglu_alpha=fields.get("swiglu_alpha", 1.702),
+    )
+    alternating = [layer % 2 == 0 for layer in range(num_layers)]
+    windows = fields.windows(num_layers, fields.nullable("sliding_window", absent=128), alternating)
+    rope = fields.rope(fields.get("max_position_embeddings"), theta=150000.0)
+    return dataclasses.replace(
+        llama.config(fields, rope), **windows, mlp="experts", experts=experts, sinks=True, model_type="gpt_oss"
+    )
+
+
+_LAYER = "model.layers.{l}."
+_EXPERTS = _LAYER + "mlp.experts."
+
+# Gate and linear half are neighbours along the last axis. The published checkpoints hold these tensors in MXFP4, which
+# the source unpacks (see `massive_jax.weights.mxfp4`).
+TABLE = dataclasses.replace(
+    llama.TABLE,
+    rows=(
+        *llama.TABLE.rows,
+        Row(_LAYER + "self_attn.sinks", "layers/attn/sinks"),
+        Row(_LAYER + "mlp.router.weight", "layers/experts/router/kernel", "ED->DE"),
+        Row(_LAYER + "mlp.router.bias", "layers/experts/router/bias"),
+        Row(_EXPERTS + "gate_up_proj", "layers/experts/gate", "ED(FU)->EDF", ("U", "0")),
+        Row(_EXPERTS + "gate_up_proj", "layers/experts/up", "ED(FU)->EDF", ("U", "1")),
+        Row(_EXPERTS + "down_proj", "layers/experts/down"),
+        Row(_EXPERTS + "gate_up_proj_bias", "layers/experts/gate_bias", "E(FU)->EF", ("U", "0")),
+        Row(_EXPERTS + "gate_up_proj_bias", "layers/experts/up_bias", "E(FU)->EF", ("U", "1")),
+        Row(_EXPERTS + "down_proj_bias", "layers/experts/down_bias"),
+    ),
+)
+
+
+def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Metadata of a `gpt-oss` GGUF file -> the fields of a `GptOssConfig`."""
+    values = gguf.Metadata(metadata)
+    decoder = values.decoder("gpt_oss", names)
+    # `truncate` is not stored: this is how the model was trained.
+    return (
+        decoder
+        | values.experts()
+        | {
+            "rope_parameters": decoder["rope_parameters"] | {"truncate": False},
+            "intermediate_size": values.require("expert_feed_forward_length"),
+            "sliding_window": values.require("attention.sliding_window"),
+        }
+    )
+
+
+_BLOCK = "blk.{l}."
+_DECODER = gguf.decoder_table()
+GGUF_TABLE = dataclasses.replace(
+    _DECODER,
+    rows=(
+        *_DECODER.rows,
+        Row(_BLOCK + "attn_sinks.weight", "layers/attn/sinks"),
+        Row(_BLOCK + "post_attention_norm.weight", "layers/mlp_norm/scale"),
+    ),
+)
+
+
+def _config(layers: int, experts: int) -> dict[str, Any]:
+    fixed = {"model_type": "gpt_oss", "vocab_size": 201088, "head_dim": 64, "max_position_embeddings": 131072}
+    more = {"num_local_experts": experts, "num_experts_per_tok": 4, "sliding_window": 128, "rope_scaling": _YARN}
+    return llama.shape(2880, 2880, layers, 64, 8, **fixed, **more)
+
+
+FAMILY = Family(
+    model_type="gpt_oss",
+    config=config,
+    table=TABLE,
+    presets={
+        "gpt_oss_20b": Preset("openai/gpt-oss-20b", 20_914_757_184, "Apache-2.0", _config(24, 32)),
+        "gpt_oss_120b": Preset("openai/gpt-oss-120b", 116_829_156_672, "Apache-2.0", _config(36, 128)),
+    },
+    gguf_architecture="gpt-oss",
+    gguf_config=gguf_config,
+    gguf_table=GGUF_TABLE,
+)

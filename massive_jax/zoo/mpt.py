@@ -1,0 +1,199 @@
+"""MPT (MosaicML, 2023): ALiBi, norms and projections without biases, one fused projection.
+
+transformers' own `MptModel` reads few of the fields of the published configs: it takes alibi, no biases, an expansion
+of four and `alibi_bias_max` 8 for granted. Here a field means what it means in the code the models were trained with
+(mosaicml/llm-foundry), so StoryWriter's `alibi_bias_max` of 16 is 16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from massive_jax.models.config import AlibiConfig, NormConfig, TransformerConfig
+from massive_jax.weights.table import Row, WeightTable, fused_rows
+from massive_jax.zoo.family import Family, Preset
+from massive_jax.zoo.fields import Fields
+from massive_jax.zoo.gguf import Metadata
+
+# How the weights were initialised, how the attention is computed, who made the file: not what is computed.
+_NO_EFFECT = (
+    *("init_config", "init_config_defaults", "init_device", "param_init_fn", "embedding_fraction", "emb_pdrop"),
+    *("resid_pdrop", "tokenizer_name", "verbose", "fc_type", "attn_impl", "attn_pdrop"),
+)
+
+
+def config(fields: Fields) -> TransformerConfig:
+    """`MptConfig`, or llm-foundry's `MPTConfig` -> TransformerConfig."""
+    attention = fields.part("attn_config")
+    for part in (fields, attention):
+        part.ignore(*_NO_EFFECT)
+    hidden_size, num_heads = fields.get("d_model", 2048), fields.get("n_heads", 16)
+    max_position = fields.get("max_seq_len", 2048)
+    kind = attention.get("attn_type", "multihead_attention")
+    heads = {
+        "multihead_attention": num_heads,
+        "multiquery_attention": 1,
+        "grouped_query_attention": attention.get("kv_n_heads", num_heads),
+    }
+    if kind not in heads:
+        raise ValueError(f"attn_type {kind!r} is not implemented; known: {', '.join(heads)}.")
+    alibi, learned = attention.get("alibi", True), fields.get("learned_pos_emb", True)
+    if not alibi and not learned:
+        raise ValueError("a model with neither alibi nor learned_pos_emb is not implemented.")
+    max_exponent = float(attention.get("alibi_bias_max", 8))
+    fields.only("norm_type", "low_precision_layernorm", "layernorm")
+    if fields.get("ffn_config"):
+        ffn = fields.part("ffn_config")
+        ffn.only("ffn_type", "mptmlp")
+        ffn.ignore("fc_type")
+    attention.only("prefix_lm", False)
+    attention.ignore("attn_uses_sequence_id")  # it takes effect where sequence ids are given only
+    logit_scale = fields.get("logit_scale")
+    if isinstance(logit_scale, str):
+        if logit_scale != "inv_sqrt_d_model":
+            raise ValueError(f"logit_scale {logit_scale!r} is not implemented; known: a number, inv_sqrt_d_model.")
+        logit_scale = 1 / math.sqrt(hidden_size)
+    bias = not fields.get("no_bias", True)
+    return TransformerConfig(
+        vocab_size=fields.require("vocab_size"),
+        hidden_size=hidden_size,
+        num_layers=fields.get("n_layers", 24),
+        num_heads=num_heads,
+        num_kv_heads=heads[kind],
+        head_dim=hidden_size // num_heads,
+        intermediate_size=int(fields.get("expansion_ratio", 4) * hidden_size),
+        max_position=max_position,
+        norm=NormConfig("layer", fields.get("layer_norm_epsilon", 1e-5), bias=bias),
+        position="alibi" if alibi else "learned",
+        alibi=AlibiConfig(max_exponent=max_exponent) if alibi else None,
+        qkv_bias=bias,
+        out_bias=bias,
+        qk_norm="full" if attention.get("qk_ln", False) else None,
+        clip_qkv=attention.get("clip_qkv") or None,
+        attention_scale=attention.get("softmax_scale"),
+        mlp="plain",
+        activation="gelu",
+        mlp_bias=bias,
+        tie_embeddings=fields.get("tie_word_embeddings", True),
+        logit_scale=logit_scale,
+        model_type="mpt",
+    )
+
+
+_LAYER = "transformer.blocks.{l}."
+
+TABLE = WeightTable(
+    rows=(
+        Row("transformer.wte.weight", "embedding"),
+        Row("transformer.wpe.weight", "position_embedding"),
+        Row("transformer.norm_f.weight", "norm/scale"),
+        Row("transformer.norm_f.bias", "norm/bias"),
+        Row("lm_head.weight", "head"),
+        Row(_LAYER + "norm_1.weight", "layers/attn_norm/scale"),
+        Row(_LAYER + "norm_1.bias", "layers/attn_norm/bias"),
+        *fused_rows(_LAYER + "attn.Wqkv", "(YN)D->DYN", "(YN)->YN"),
+        Row(_LAYER + "attn.q_ln.weight", "layers/attn/query_norm/scale", "(HN)->HN"),
+        Row(_LAYER + "attn.q_ln.bias", "layers/attn/query_norm/bias", "(HN)->HN"),
+        Row(_LAYER + "attn.k_ln.weight", "layers/attn/key_norm/scale", "(KN)->KN"),
+        Row(_LAYER + "attn.k_ln.bias", "layers/attn/key_norm/bias", "(KN)->KN"),
+        Row(_LAYER + "attn.out_proj.weight", "layers/attn/out/kernel", "D(HN)->HND"),
+        Row(_LAYER + "attn.out_proj.bias", "layers/attn/out/bias"),
+        Row(_LAYER + "norm_2.weight", "layers/mlp_norm/scale"),
+        Row(_LAYER + "norm_2.bias", "layers/mlp_norm/bias"),
+        Row(_LAYER + "ffn.up_proj.weight", "layers/mlp/up/kernel", "FD->DF"),
+        Row(_LAYER + "ffn.down_proj.weight", "layers/mlp/down/kernel", "DF->FD"),
+        Row(_LAYER + "ffn.up_proj.bias", "layers/mlp/up/bias"),
+        Row(_LAYER + "ffn.down_proj.bias", "layers/mlp/down/bias"),
+    ),
+    tied={"lm_head.weight": "embedding"},
+)
+
+
+def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Metadata of an `mpt` GGUF file -> the fields of an `MptConfig`."""
+    fields = Metadata(metadata)
+    num_heads = fields.require("attention.head_count")
+    max_exponent = fields.require("attention.max_alibi_bias")
+    width = fields.require("embedding_length")
+    return {
+        "model_type": "mpt",
+        "vocab_size": fields.vocab_size,
+        "d_model": width,
+        "n_heads": num_heads,
+        "n_layers": fields.require("block_count"),
+        "expansion_ratio": fields.require("feed_forward_length") / width,
+        "max_seq_len": fields.require("context_length"),
+        "layer_norm_epsilon": fields.require("attention.layer_norm_epsilon"),
+        "no_bias": "output_norm.bias" not in names,
+        "learned_pos_emb": "position_embd.weight" in names,
+        "attn_config": {
+            "attn_type": "grouped_query_attention",
+            "kv_n_heads": fields.get("attention.head_count_kv", num_heads),
+            "alibi": max_exponent > 0,
+            "alibi_bias_max": max_exponent,
+            "clip_qkv": fields.get("attention.clamp_kqv"),
+            "qk_ln": "blk.0.attn_q_norm.weight" in names,
+        },
+    }
+
+
+_BLOCK = "blk.{l}."
+
+GGUF_TABLE = WeightTable(
+    rows=(
+        Row("token_embd.weight", "embedding"),
+        Row("position_embd.weight", "position_embedding"),
+        Row("output_norm.weight", "norm/scale"),
+        Row("output_norm.bias", "norm/bias"),
+        Row(_BLOCK + "attn_norm.weight", "layers/attn_norm/scale"),
+        Row(_BLOCK + "attn_norm.bias", "layers/attn_norm/bias"),
+        *fused_rows(_BLOCK + "attn_qkv", "(YN)D->DYN", "(YN)->YN"),
+        Row(_BLOCK + "attn_q_norm.weight", "layers/attn/query_norm/scale", "(HN)->HN"),
+        Row(_BLOCK + "attn_q_norm.bias", "layers/attn/query_norm/bias", "(HN)->HN"),
+        Row(_BLOCK + "attn_k_norm.weight", "layers/attn/key_norm/scale", "(KN)->KN"),
+        Row(_BLOCK + "attn_k_norm.bias", "layers/attn/key_norm/bias", "(KN)->KN"),
+        Row(_BLOCK + "attn_output.weight", "layers/attn/out/kernel", "D(HN)->HND"),
+        Row(_BLOCK + "attn_output.bias", "layers/attn/out/bias"),
+        Row(_BLOCK + "ffn_norm.weight", "layers/mlp_norm/scale"),
+        Row(_BLOCK + "ffn_norm.bias", "layers/mlp_norm/bias"),
+        Row(_BLOCK + "ffn_up.weight", "layers/mlp/up/kernel", "FD->DF"),
+        Row(_BLOCK + "ffn_down.weight", "layers/mlp/down/kernel", "DF->FD"),
+        Row(_BLOCK + "ffn_up.bias", "layers/mlp/up/bias"),
+        Row(_BLOCK + "ffn_down.bias", "layers/mlp/down/bias"),
+    ),
+    tied={"output.weight": "embedding"},  # older converters wrote it twice
+)
+
+_7B = {
+    "model_type": "mpt",
+    "vocab_size": 50432,
+    "d_model": 4096,
+    "n_heads": 32,
+    "n_layers": 32,
+    "expansion_ratio": 4,
+    "max_seq_len": 2048,
+    "no_bias": True,
+    "norm_type": "low_precision_layernorm",
+    "attn_config": {"alibi": True, "alibi_bias_max": 8, "attn_type": "multihead_attention", "clip_qkv": None},
+}
+_STORYWRITER = _7B | {
+    "max_seq_len": 65536,
+    "attn_config": {"alibi": True, "alibi_bias_max": 16, "attn_type": "multihead_attention", "clip_qkv": 6},
+}
+_30B = _7B | {"d_model": 7168, "n_heads": 64, "n_layers": 48, "max_seq_len": 8192}
+
+FAMILY = Family(
+    model_type="mpt",
+    config=config,
+    table=TABLE,
+    presets={
+        "mpt_7b": Preset("mosaicml/mpt-7b", 6_649_286_656, "Apache-2.0", _7B),
+        "mpt_7b_storywriter": Preset("mosaicml/mpt-7b-storywriter", 6_649_286_656, "Apache-2.0", _STORYWRITER),
+        "mpt_30b": Preset("mosaicml/mpt-30b", 29_957_200_896, "Apache-2.0", _30B),
+    },
+    gguf_architecture="mpt",
+    gguf_config=gguf_config,
+    gguf_table=GGUF_TABLE,
+)

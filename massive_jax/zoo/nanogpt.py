@@ -1,0 +1,60 @@
+"""nanoGPT: GPT-2 as `model.py` of karpathy/nanoGPT trains it, its state dict saved as safetensors.
+
+`config.json` holds the `model_args` of its checkpoint and `"model_type": "nanogpt"`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from massive_jax.models.config import NormConfig, TransformerConfig
+from massive_jax.weights.table import Row
+from massive_jax.zoo import gpt2
+from massive_jax.zoo.family import Family
+from massive_jax.zoo.fields import Fields
+
+
+def config(fields: Fields) -> TransformerConfig:
+    """`GPTConfig` of nanoGPT -> TransformerConfig. Its GELU is the exact one."""
+    hidden_size, num_heads, bias = fields.require("n_embd"), fields.require("n_head"), fields.get("bias", True)
+    return TransformerConfig(
+        vocab_size=fields.require("vocab_size"),
+        hidden_size=hidden_size,
+        num_layers=fields.require("n_layer"),
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=hidden_size // num_heads,
+        intermediate_size=4 * hidden_size,
+        max_position=fields.require("block_size"),
+        norm=NormConfig("layer", 1e-5, bias=bias),
+        position="learned",
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp="plain",
+        activation=fields.activation("gelu", "activation_function"),
+        mlp_bias=bias,
+        tie_embeddings=True,
+        model_type="nanogpt",
+    )
+
+
+def _linear(row: Row) -> Row:
+    """A row of GPT-2's table for a projection stored [out, in]."""
+    if not row.path.endswith("/kernel") or row.axes is None:
+        return row
+    before, after = row.axes.split("->")
+    return dataclasses.replace(row, axes="".join(reversed(re.findall(r"\(\w+\)|\w", before))) + "->" + after)
+
+
+FAMILY = Family(
+    model_type="nanogpt",
+    config=config,
+    table=dataclasses.replace(
+        gpt2.TABLE,
+        rows=tuple(_linear(row) for row in gpt2.TABLE.rows),
+        ignored=(r"(_orig_mod\.)?transformer\.h\.\d+\.attn\.bias",),
+        # `torch.compile` puts its own name in front.
+        spellings=(("transformer.", "_orig_mod.transformer."), ("lm_head.", "_orig_mod.lm_head.")),
+    ),
+)

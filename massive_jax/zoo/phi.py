@@ -1,0 +1,158 @@
+"""Phi-1, 1.5 and 2 (arXiv 2306.11644, 2309.05463): attention and MLP in parallel behind one norm, partial rotary."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from massive_jax.models.config import NormConfig, TransformerConfig
+from massive_jax.weights.table import Row, WeightTable, fused_rows
+from massive_jax.zoo.family import Family, Preset
+from massive_jax.zoo.fields import Fields
+from massive_jax.zoo.gguf import Metadata
+
+
+def config(fields: Fields) -> TransformerConfig:
+    """`PhiConfig` -> TransformerConfig. Defaults are those of the Hugging Face class."""
+    hidden_size, num_heads = fields.require("hidden_size"), fields.require("num_attention_heads")
+    max_position, head_dim = fields.get("max_position_embeddings", 2048), hidden_size // num_heads
+    return TransformerConfig(
+        vocab_size=fields.require("vocab_size"),
+        hidden_size=hidden_size,
+        num_layers=fields.require("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=fields.get("num_key_value_heads", num_heads),
+        head_dim=head_dim,
+        intermediate_size=fields.require("intermediate_size"),
+        max_position=max_position,
+        norm=NormConfig("layer", fields.get("layer_norm_eps", 1e-5)),
+        residual="parallel_shared_norm",
+        rope=fields.rope(max_position, head_dim=head_dim, partial=0.5),
+        qkv_bias=True,
+        out_bias=True,
+        qk_norm="head" if fields.get("qk_layernorm", False) else None,
+        mlp="plain",
+        activation=fields.activation("gelu_new"),
+        mlp_bias=True,
+        tie_embeddings=fields.get("tie_word_embeddings", False),
+        head_bias=True,
+        model_type="phi",
+    )
+
+
+_LAYER = "model.layers.{l}."
+
+TABLE = WeightTable(
+    rows=(
+        Row("model.embed_tokens.weight", "embedding"),
+        Row("model.final_layernorm.weight", "norm/scale"),
+        Row("model.final_layernorm.bias", "norm/bias"),
+        Row("lm_head.weight", "head"),
+        Row("lm_head.bias", "head_bias"),
+        Row(_LAYER + "input_layernorm.weight", "layers/attn_norm/scale"),
+        Row(_LAYER + "input_layernorm.bias", "layers/attn_norm/bias"),
+        Row(_LAYER + "self_attn.q_proj.weight", "layers/attn/query/kernel", "(HN)D->DHN"),
+        Row(_LAYER + "self_attn.k_proj.weight", "layers/attn/key/kernel", "(KN)D->DKN"),
+        Row(_LAYER + "self_attn.v_proj.weight", "layers/attn/value/kernel", "(KN)D->DKN"),
+        Row(_LAYER + "self_attn.dense.weight", "layers/attn/out/kernel", "D(HN)->HND"),
+        Row(_LAYER + "self_attn.q_proj.bias", "layers/attn/query/bias", "(HN)->HN"),
+        Row(_LAYER + "self_attn.k_proj.bias", "layers/attn/key/bias", "(KN)->KN"),
+        Row(_LAYER + "self_attn.v_proj.bias", "layers/attn/value/bias", "(KN)->KN"),
+        Row(_LAYER + "self_attn.dense.bias", "layers/attn/out/bias"),
+        Row(_LAYER + "self_attn.q_layernorm.weight", "layers/attn/query_norm/scale"),
+        Row(_LAYER + "self_attn.q_layernorm.bias", "layers/attn/query_norm/bias"),
+        Row(_LAYER + "self_attn.k_layernorm.weight", "layers/attn/key_norm/scale"),
+        Row(_LAYER + "self_attn.k_layernorm.bias", "layers/attn/key_norm/bias"),
+        Row(_LAYER + "mlp.fc1.weight", "layers/mlp/up/kernel", "FD->DF"),
+        Row(_LAYER + "mlp.fc2.weight", "layers/mlp/down/kernel", "DF->FD"),
+        Row(_LAYER + "mlp.fc1.bias", "layers/mlp/up/bias"),
+        Row(_LAYER + "mlp.fc2.bias", "layers/mlp/down/bias"),
+    ),
+    ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+    tied={"lm_head.weight": "embedding"},
+)
+
+
+def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Metadata of a `phi2` GGUF file -> the fields of a `PhiConfig`."""
+    fields = Metadata(metadata)
+    hidden_size, num_heads = fields.require("embedding_length"), fields.require("attention.head_count")
+    return {
+        "model_type": "phi",
+        "vocab_size": fields.vocab_size,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": fields.require("block_count"),
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": fields.get("attention.head_count_kv", num_heads),
+        "intermediate_size": fields.require("feed_forward_length"),
+        "max_position_embeddings": fields.require("context_length"),
+        "layer_norm_eps": fields.require("attention.layer_norm_epsilon"),
+        "rope_theta": fields.get("rope.freq_base", 10000.0),
+        "partial_rotary_factor": fields.require("rope.dimension_count") / (hidden_size // num_heads),
+        "tie_word_embeddings": "output.weight" not in names,
+    }
+
+
+_BLOCK = "blk.{l}."
+
+# Files made from Microsoft's first, fused layout have attn_qkv instead of attn_q, attn_k and attn_v.
+GGUF_TABLE = WeightTable(
+    rows=(
+        Row("token_embd.weight", "embedding"),
+        Row("output_norm.weight", "norm/scale"),
+        Row("output_norm.bias", "norm/bias"),
+        Row("output.weight", "head"),
+        Row("output.bias", "head_bias"),
+        Row(_BLOCK + "attn_norm.weight", "layers/attn_norm/scale"),
+        Row(_BLOCK + "attn_norm.bias", "layers/attn_norm/bias"),
+        Row(_BLOCK + "attn_q.weight", "layers/attn/query/kernel", "(HN)D->DHN"),
+        Row(_BLOCK + "attn_k.weight", "layers/attn/key/kernel", "(KN)D->DKN"),
+        Row(_BLOCK + "attn_v.weight", "layers/attn/value/kernel", "(KN)D->DKN"),
+        Row(_BLOCK + "attn_q.bias", "layers/attn/query/bias", "(HN)->HN"),
+        Row(_BLOCK + "attn_k.bias", "layers/attn/key/bias", "(KN)->KN"),
+        Row(_BLOCK + "attn_v.bias", "layers/attn/value/bias", "(KN)->KN"),
+        *fused_rows(_BLOCK + "attn_qkv", "(YN)D->DYN", "(YN)->YN"),
+        Row(_BLOCK + "attn_output.weight", "layers/attn/out/kernel", "D(HN)->HND"),
+        Row(_BLOCK + "attn_output.bias", "layers/attn/out/bias"),
+        Row(_BLOCK + "ffn_up.weight", "layers/mlp/up/kernel", "FD->DF"),
+        Row(_BLOCK + "ffn_down.weight", "layers/mlp/down/kernel", "DF->FD"),
+        Row(_BLOCK + "ffn_up.bias", "layers/mlp/up/bias"),
+        Row(_BLOCK + "ffn_down.bias", "layers/mlp/down/bias"),
+    ),
+)
+
+_PHI_1 = {
+    "model_type": "phi",
+    "vocab_size": 51200,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "hidden_act": "gelu_new",
+    "layer_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.5,
+    "qk_layernorm": False,
+    "tie_word_embeddings": False,
+}
+_PHI_2 = _PHI_1 | {
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 32,
+    "partial_rotary_factor": 0.4,
+}
+
+FAMILY = Family(
+    model_type="phi",
+    config=config,
+    table=TABLE,
+    presets={
+        "phi_1": Preset("microsoft/phi-1", 1_418_270_720, "MIT", _PHI_1),
+        "phi_1.5": Preset("microsoft/phi-1_5", 1_418_270_720, "MIT", _PHI_1),
+        "phi_2": Preset("microsoft/phi-2", 2_779_683_840, "MIT", _PHI_2),
+    },
+    gguf_architecture="phi2",
+    gguf_config=gguf_config,
+    gguf_table=GGUF_TABLE,
+)

@@ -1,0 +1,176 @@
+"""`experiments.reproduce` end to end on the tiny model, its report, and the binaries as processes of their own."""
+
+import html.parser
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from massive_jax.report import read_json
+
+ROOT = pathlib.Path(__file__).parents[2]
+PLANTED = 5  # as in conftest.py
+FILES = {
+    *(
+        f"{name}.{kind}"
+        for name in ("layerwise", "feature_map", "attention_map", "intervene")
+        for kind in ("json", "png")
+    ),
+    "attention_map.npz",
+    "summary.json",
+    "report.html",
+}
+
+
+class Page(html.parser.HTMLParser):
+    """What a page asks for from elsewhere, and its cells and images."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.requests, self.images, self.tags, self.text = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        for name in ("src", "href", "srcset", "data", "action", "poster", "background"):
+            value = attributes.get(name)
+            if value is not None and not value.startswith(("data:", "#")):
+                self.requests.append(value)
+        if tag == "img":
+            self.images.append(attributes)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_with_massive_activations(run, text_file, tiny_directory):
+    summary = run("reproduce", "--bos", f"--text={text_file}", "--windows=3", "--context=24", "--ops=zero,mean")
+    assert {path.name for path in run.workdir.iterdir()} == FILES
+    parts = {name: read_json(run.workdir / f"{name}.json") for name in ("layerwise", "attention_map", "intervene")}
+    (found,) = summary["massive"]
+    assert (found["layer"], found["position"], found["dim"], found["token"]) == (1, 0, PLANTED, "<s>")
+    assert found["value"] == parts["layerwise"]["layers"][0]["top"][0]["value"]
+    assert summary["perplexity"] == parts["intervene"]["perplexity"]
+    assert set(summary["perplexity"]) == {"original", "zero", "mean", "random_zero", "random_mean"}
+    assert summary["times_worse"] == summary["perplexity"]["zero"] / summary["perplexity"]["original"]
+    shares = parts["attention_map"]["shares"]
+    assert summary["attention_share"] == max(shares) == shares[summary["attention_layer"] - 1]
+
+    text = (run.workdir / "report.html").read_text()
+    page = Page(text)
+    assert page.requests == []
+    assert "script" not in page.tags
+    assert "url(" not in text
+    assert "@import" not in text
+    assert len(page.images) == 4
+    assert all(image["alt"] and image["src"].startswith("data:image/png;base64,") for image in page.images)
+    words = " ".join(page.text)
+    for expected in ("one number to zero", "“<s>”, dim 5", "book.txt: 3 windows of 24", "magnitude above 100"):
+        assert expected in words
+    assert "one number to zero" in run.out
+    assert str(run.workdir / "report.html") in run.out
+
+
+def test_without(run, text_file):
+    summary = run("reproduce", f"--text={text_file}", "--windows=3", "--context=24")
+    assert {path.name for path in run.workdir.iterdir()} == FILES
+    assert summary["massive"] == []
+    assert (summary["attention_share"], summary["times_worse"]) == (None, None)
+    assert set(summary["perplexity"]) == {"original"}
+    assert read_json(run.workdir / "intervene.json")["sites"] == []
+    assert "no massive activations" in run.out
+    assert "so nothing was changed" in (run.workdir / "report.html").read_text()
+
+
+def test_sites_and_layer_given(run, text_file):
+    summary = run(
+        *("reproduce", f"--text={text_file}", "--windows=2", "--context=24", "--layer=2", "--sites=0:1,1:2"),
+        *("--ops=set=4", "--nocontrols", "--head=1"),
+    )
+    assert summary["layer"] == 2
+    assert summary["intervention"]["layer"] == 2
+    assert [(s["position"], s["dim"]) for s in summary["intervention"]["sites"]] == [(0, 1), (1, 2)]
+    assert set(summary["perplexity"]) == {"original", "set=4"}
+
+
+def start(*arguments):
+    """Starts Python in the repository."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def binary(name, *arguments):
+    """Starts an experiment as a user does."""
+    return start("-m", f"experiments.{name}", *arguments)
+
+
+STOPS_IN_THE_MIDDLE = """
+import time
+from experiments import common, layerwise
+from massive_jax.report import atomic_write
+
+def plot(result, path):
+    with atomic_write(path) as temporary:
+        temporary.write_text("half")
+        print("writing", flush=True)
+        time.sleep(60)
+
+layerwise.plot_layerwise = plot
+common.run_experiment(layerwise.main)
+"""
+
+
+class TestProcess:
+    @pytest.mark.parametrize("name", ["layerwise", "intervene"])
+    def test_help(self, name):
+        process = binary(name, "--help")
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert err == ""
+        for word in (f"python -m experiments.{name}", f"{name}.json", "--workdir", "traceback", "--model", "--text"):
+            assert word in out
+
+    def test_success_then_bad_input(self, tiny_directory, tmp_path):
+        process = binary("layerwise", f"--model={tiny_directory}", f"--workdir={tmp_path / 'out'}")
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, "")
+        assert out.splitlines()[-1].startswith("wrote ")
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"layerwise.json", "layerwise.png"}
+        assert json.loads((tmp_path / "out" / "layerwise.json").read_text())["model"] == str(tiny_directory)
+
+        process = binary("intervene", "--sites=nonsense", f"--workdir={tmp_path / 'new'}")
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert not (tmp_path / "new").exists()
+
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_a_signal_while_writing(self, tiny_directory, tmp_path, number, status):
+        process = start(f"-c{STOPS_IN_THE_MIDDLE}", f"--model={tiny_directory}", f"--workdir={tmp_path}")
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == status
+        assert err == ("error: interrupted.\n" if number == signal.SIGINT else "")
+        assert [path.name for path in tmp_path.iterdir()] == ["layerwise.json"]
+
+    def test_a_reader_that_has_seen_enough(self, tiny_directory, tmp_path):
+        process = binary("layerwise", f"--model={tiny_directory}", f"--workdir={tmp_path}")
+        process.stdout.close()
+        err = process.stderr.read()
+        process.stderr.close()
+        assert (process.wait(timeout=60), err) == (0, "")
+        assert (tmp_path / "layerwise.png").exists()

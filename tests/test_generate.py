@@ -1,0 +1,250 @@
+"""Generation: prompt and steps together are the full forward pass, whatever the cache and the padding."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import massive_jax as mj
+from massive_jax import generate as generation
+from massive_jax.generate import Sampling, Streaming, left_pad
+from massive_jax.models import AlibiConfig, ExpertsConfig, RopeConfig
+from massive_jax.probe import ALL_SITES, compile_captures
+
+PROMPT, NEW = 5, 6
+SETTINGS = {
+    "default": {},
+    "window": {"window": 3},
+    "some layers windowed": {
+        "window": 3,
+        "window_layers": (True, False, True, False),
+        "local_rope": RopeConfig(theta=7.0),
+    },
+    "alibi": {"position": "alibi", "alibi": AlibiConfig()},
+    "learned": {"position": "learned", "position_offset": 2},
+    "experts": {"mlp": "experts", "experts": ExpertsConfig(4, 2)},
+    "sinks": {"sinks": True},
+}
+
+
+def assert_same(got, expected, name):
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    assert got.shape == expected.shape, name
+    error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+    assert error < 1e-5, f"{name}: relative error {error}"
+
+
+def check_against_full_forward(model, run, prompt, names, edits=None):
+    """Sites of prompt and steps, against one pass over everything."""
+    T = prompt.shape[1]
+    everything = run.tokens[:, :-1]
+    full = model(everything, capture=mj.Capture(names), edits=edits).intermediates
+    for name in names:
+        site = ALL_SITES[name]
+        axis = site.axes.index("T") + site.per_layer
+        whole = np.asarray(full[name])
+        seen = np.tril(np.ones(whole.shape[-2:], bool)) if name == "attn_logits" else True
+        first, steps = np.asarray(run.prompt.intermediates[name]), np.asarray(run.steps[name])
+        steps = np.concatenate(list(steps), axis=axis)
+        if "S" in site.axes:  # the cache has room for more keys than there are
+            first, steps = first[..., : whole.shape[-1]], steps[..., : whole.shape[-1]]
+        got = np.concatenate([first, steps], axis=axis)
+        if name == "attn_logits":  # up to what the softmax takes up; those of the future are masked
+            got, whole = (np.where(seen, x - x[..., :1], 0) for x in (got, whole))
+        assert_same(got, whole, name)
+    assert everything.shape[1] == T + NEW - 1
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_equals_the_full_forward_pass_at_every_site(make_model, tiny_tokens, setting):
+    model = make_model(**SETTINGS[setting])
+    prompt = tiny_tokens[:, :PROMPT]
+    names = ("attn_logits", "attn_probs", "block_out", "logits")  # whatever is wrong elsewhere shows here
+    if setting in ("default", "experts"):
+        names = tuple(site for site in ALL_SITES if site not in model.config.absent_sites)
+    run = model.generate(prompt, max_new_tokens=NEW, capture=mj.Capture(names), keep_logits=True)
+    check_against_full_forward(model, run, prompt, names)
+    np.testing.assert_array_equal(run.tokens[:, :PROMPT], prompt)
+    greedy = np.asarray(run.logits).argmax(axis=-1).T
+    np.testing.assert_array_equal(run.tokens[:, PROMPT:], greedy)
+    assert run.prompt.logits.shape == (len(prompt), PROMPT, model.config.vocab_size)  # captured, so whole
+
+
+def test_edits_reach_prompt_and_new_tokens(tiny_model, tiny_tokens):
+    prompt = tiny_tokens[:, :PROMPT]
+    edits = [
+        mj.Edit("block_out", layer=2, position=1, dim=3, value=9.0),
+        mj.Edit("mlp_out", layer=1, position=PROMPT + 2, op="scale", value=-3.0),
+        mj.Edit("value", layer=3, position=None, dim=2, op="add", value=1.0),
+        mj.Edit("attn_out", layer=4, position=[0, -1], op="set", value=0.5),
+    ]
+    names = ("attn_probs", "value", "attn_out", "mlp_out", "block_out", "logits")
+    run = tiny_model.generate(prompt, max_new_tokens=NEW, capture=mj.Capture(names), edits=edits)
+    check_against_full_forward(tiny_model, run, prompt, names, edits)
+    plain = tiny_model.generate(prompt, max_new_tokens=NEW, keep_logits=True)
+    for edit in edits[:2]:
+        assert not np.allclose(
+            tiny_model.generate(prompt, max_new_tokens=NEW, edits=edit, keep_logits=True).logits[-1], plain.logits[-1]
+        )
+    with pytest.raises(ValueError, match=f"positions 0 to {PROMPT + NEW - 1}"):
+        tiny_model.generate(prompt, max_new_tokens=NEW, edits=mj.Edit("embed", position=PROMPT + NEW))
+
+
+@pytest.mark.parametrize("setting", ["default", "alibi", "learned"])
+def test_padding_changes_nothing(make_model, tiny_tokens, setting):
+    model = make_model(num_layers=2, **SETTINGS[setting])
+    long, short = tiny_tokens[0, :PROMPT], tiny_tokens[1, :3]
+    tokens, mask = left_pad([long, short], pad=7)
+    options = {
+        "max_new_tokens": NEW,
+        "keep_logits": True,
+        "edits": mj.Edit("block_out", layer=2, position=1, dim=3, value=9.0),
+    }
+    both = model.generate(tokens, mask=mask, **options)
+    for row, alone in enumerate((long, short)):
+        single = model.generate(alone[None], **options)
+        assert_same(both.logits[:, row], single.logits[:, 0], setting)
+        np.testing.assert_array_equal(both.tokens[row, -NEW:], single.tokens[0, -NEW:])
+
+
+def test_streaming_is_the_full_cache_until_something_is_evicted(tiny_model, tiny_tokens):
+    prompt = tiny_tokens[:, :PROMPT]
+    full = tiny_model.generate(prompt, max_new_tokens=NEW, keep_logits=True)
+    roomy = tiny_model.generate(prompt, max_new_tokens=NEW, keep_logits=True, cache=Streaming(2, 20))
+    assert_same(roomy.logits, full.logits, "roomy")
+    tight = tiny_model.generate(prompt, max_new_tokens=NEW, keep_logits=True, cache=Streaming(2, 4))
+    assert_same(tight.logits[:2], full.logits[:2], "not yet evicted")
+    assert not np.allclose(tight.logits[-1], full.logits[-1], rtol=1e-3)
+
+
+def test_streaming_one_layer_is_a_pass_over_what_is_kept(make_model, tiny_tokens):
+    """With one layer, keys and values do not depend on what has been evicted: the text left is the whole truth."""
+    model = make_model(num_layers=1)
+    sinks, window = 2, 3
+    run = model.generate(tiny_tokens[:, :PROMPT], max_new_tokens=NEW, keep_logits=True, cache=Streaming(sinks, window))
+    for step in range(1, NEW):
+        seen = run.tokens[:, : PROMPT + step]
+        kept = np.concatenate([seen[:, :sinks], seen[:, sinks:][:, -window:]], axis=1)
+        assert_same(run.logits[step], np.asarray(model(kept).logits)[:, -1], f"step {step}")
+
+
+def test_streaming_outlives_the_context(make_model, tiny_tokens):
+    model = make_model(max_position=8)
+    with pytest.raises(ValueError, match="bound the cache"):
+        model.generate(tiny_tokens[:, :PROMPT], max_new_tokens=30)
+    run = model.generate(tiny_tokens[:, :PROMPT], max_new_tokens=30, keep_logits=True, cache=Streaming(2, 6))
+    assert run.tokens.shape == (2, PROMPT + 30)
+    assert np.isfinite(run.logits).all()
+
+
+def test_stop(tiny_model, tiny_tokens):
+    prompt = tiny_tokens[:, :PROMPT]
+    free = tiny_model.generate(prompt, max_new_tokens=NEW).tokens
+    stop = int(free[0, PROMPT + 1])
+    run = tiny_model.generate(prompt, max_new_tokens=NEW, stop=stop).tokens
+    for row, there in zip(run[:, PROMPT:], free[:, PROMPT:], strict=True):
+        ends = np.flatnonzero(there == stop)
+        length = ends[0] if ends.size else NEW
+        np.testing.assert_array_equal(row[:length], there[:length])
+        assert (row[length:] == stop).all()
+
+
+def draw(logits, count, **changes):
+    sampling = Sampling(jnp.float32(1.0), jnp.float32(1.0), jax.random.key(3), jnp.int32(-1))
+    sampling = dataclasses.replace(sampling, **{name: jnp.float32(value) for name, value in changes.items()})
+    return np.asarray(sampling.choose(jnp.broadcast_to(jnp.asarray(logits), (count, len(logits))), jnp.int32(0)))
+
+
+def test_sampling():
+    probs = np.array([0.5, 0.3, 0.15, 0.05])
+    logits = np.log(probs).astype(np.float32)
+    assert (draw(logits, 50, temperature=0.0) == 0).all()
+    counts = np.bincount(draw(logits, 4000), minlength=4) / 4000
+    np.testing.assert_allclose(counts, probs, atol=0.04)
+    hot = np.bincount(draw(logits, 4000, temperature=2.0), minlength=4) / 4000
+    np.testing.assert_allclose(hot, np.sqrt(probs) / np.sqrt(probs).sum(), atol=0.04)
+    nucleus = np.bincount(draw(logits, 4000, top_p=0.75), minlength=4) / 4000
+    np.testing.assert_allclose(nucleus, np.array([0.5, 0.3, 0, 0]) / 0.8, atol=0.04)
+    assert (draw(logits, 50, top_p=1e-6) == 0).all()
+    assert np.unique(draw(np.zeros(4, np.float32), 200, top_p=0.2)).size == 1  # ties: the first alone is enough
+
+
+def test_seeds(tiny_model, tiny_tokens):
+    def run(seed):
+        return tiny_model.generate(tiny_tokens[:, :PROMPT], max_new_tokens=NEW, temperature=5.0, seed=seed).tokens
+
+    np.testing.assert_array_equal(run(0), run(0))
+    assert (run(0) != run(1)).any()
+
+
+def test_other_edits_temperatures_and_layers_do_not_retrace(tiny_model, tiny_tokens):
+    prompt = tiny_tokens[:, :PROMPT]
+
+    def run(i):
+        edit = mj.Edit("block_out", layer=1 + i % 4, position=i, dim=i, value=float(i))
+        capture = mj.Capture("block_out", layers=(1 + i % 4,))
+        tiny_model.generate(prompt, max_new_tokens=NEW, temperature=i / 2, top_p=0.9, capture=capture, edits=edit)
+
+    run(0)
+    before = generation._prefill._cache_size(), generation._decode._cache_size()
+    for i in range(1, 8):
+        run(i)
+    assert (generation._prefill._cache_size(), generation._decode._cache_size()) == before
+
+
+def test_cache_is_a_plain_collection(tiny_model, tiny_tokens):
+    """Pure-functional use: the whole of the sequence in two pieces."""
+    from massive_jax.models import empty_cache
+
+    cache = empty_cache(tiny_model.config, 2, 9)
+    plan = compile_captures(mj.Capture("block_out"), 4)
+
+    @jax.jit
+    @chex.assert_max_traces(n=2)
+    def run(cache, tokens, positions):
+        return tiny_model.module.apply(
+            {"params": tiny_model.params, "cache": cache},
+            tokens,
+            positions=positions,
+            slots=positions,
+            capture=plan,
+            mutable=["cache", "intermediates"],
+        )
+
+    positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
+    tokens = tiny_tokens[:, :9]
+    _, first = run(cache, tokens[:, :6], positions[:, :6])
+    _, second = run(first["cache"], tokens[:, 6:], positions[:, 6:])
+    whole = tiny_model(tokens, capture=mj.Capture("block_out")).intermediates["block_out"]
+    got = np.concatenate([first["intermediates"]["block_out"], second["intermediates"]["block_out"]], axis=2)
+    assert_same(got, whole, "block_out")
+
+
+BAD = {
+    "max_new_tokens is 0": {"max_new_tokens": 0},
+    "temperature -1": {"temperature": -1.0},
+    "top_p 0": {"top_p": 0.0},
+    "top_p 1.5": {"top_p": 1.5},
+    "mask is float64": {"mask": np.ones((2, PROMPT))},
+    "mask must be False for padding in front": {"mask": np.array([[True] * 4 + [False], [True] * 5])},
+    r"a cache of 4 tokens must hold the prompt of 5": {"cache": Streaming(1, 3)},
+    "within the context of 96": {"cache": Streaming(4, 200)},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input(tiny_model, tiny_tokens, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model.generate(tiny_tokens[:, :PROMPT], **{"max_new_tokens": 2, **BAD[message]})
+
+
+def test_bad_cache_and_bad_padding():
+    with pytest.raises(ValueError, match="expected 0 and 1 at least"):
+        Streaming(-1, 4)
+    with pytest.raises(ValueError, match="expected 0 and 1 at least"):
+        Streaming(1, 0)
+    with pytest.raises(ValueError, match="sequence 1 is empty"):
+        left_pad([[1], []])
