@@ -57,7 +57,8 @@ def entries() -> Mapping[str, Entry]:
     """Name -> entry."""
 
     def entry(fields: Mapping[str, Any]) -> Entry:
-        return Entry(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        return Entry(**values)
 
     return {fields["name"]: entry(fields) for fields in _read()["models"]}
 

@@ -1,0 +1,102 @@
+"""Fixtures that several test files share. Compiling is what takes time here: most tests run on one tiny model."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import massive_jax as mj
+from massive_jax.models import LanguageModel, NormConfig, TransformerConfig
+from massive_jax.probe import EXPERT_SITES, SITES
+from massive_jax.weights.tokenizer import Tokenizer
+
+TINY = TransformerConfig(
+    vocab_size=260,  # the 256 bytes, BOS, and three rows of padding
+    hidden_size=32,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=48,
+    max_position=96,
+    norm=NormConfig(eps=1e-5),
+)
+BOS = 256
+TINY_SITES = tuple(site for site in SITES if site not in EXPERT_SITES)
+
+
+@pytest.fixture(scope="session")
+def default_model():
+    """The default model, with its real weights."""
+    return mj.load("smollm2_135m", progress=False)
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """Every byte is a token: token ids of ASCII text are its character codes."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    from massive_jax.weights.tokenizer import _byte_of_character
+
+    vocabulary = dict(_byte_of_character())
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<s>"])
+    assert backend.token_to_id("<s>") == BOS
+    return Tokenizer(backend, bos_id=BOS)
+
+
+@pytest.fixture(scope="session")
+def make_model(byte_tokenizer):
+    """Builds a random model: `make_model(**changes)` of `TINY`. Every parameter is away from its default."""
+
+    def make(seed: int = 0, **changes) -> mj.Model:
+        config = dataclasses.replace(TINY, **changes)
+        module = LanguageModel(config)
+        shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+        rng = np.random.default_rng(seed)
+
+        def fill(path, leaf):
+            name = path[-1].key
+            if name == "scale":
+                value = 1 + 0.3 * rng.normal(size=leaf.shape)
+            elif name == "kernel":
+                # The contracted axes come first, after the layers' own: one for most, H and N for "out".
+                fan_in = leaf.shape[1] * (leaf.shape[2] if path[-2].key == "out" else 1)
+                value = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
+            else:
+                value = 0.5 * rng.normal(size=leaf.shape)
+            return jax.numpy.asarray(value, config.jnp_dtype)
+
+        params = jax.tree_util.tree_map_with_path(fill, shapes)
+        return mj.Model(module, params, config, byte_tokenizer, name="tiny")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_model):
+    """Four blocks of width 32 with grouped heads, random parameters, float32."""
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens():
+    """int32 [2, 9]."""
+    return np.random.default_rng(1).integers(0, BOS, size=(2, 9), dtype=np.int32)
+
+
+_COMPILED = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **kwargs: _COMPILED.append(event) if event.endswith("backend_compile_duration") else None
+)
+
+
+@pytest.fixture
+def compilations():
+    """Calling it gives the number of programs that jax has compiled since the test began."""
+    before = len(_COMPILED)
+    return lambda: len(_COMPILED) - before

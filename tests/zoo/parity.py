@@ -1,0 +1,46 @@
+"""Comparing a checkpoint, as this project loads it, with the torch model that it was saved from."""
+
+import hf_reference as hf
+import jax
+import numpy as np
+
+import massive_jax as mj
+from massive_jax.probe import ALL_SITES
+
+TOLERANCE = 1e-5
+TOKENS = np.random.default_rng(0).integers(0, 61, size=(2, 21), dtype=np.int32)
+
+
+def load(directory, **options):
+    return mj.load(str(directory), progress=False, **options)
+
+
+def parallel_mid(sites):
+    """`sites` with the stream after the attention, which no module has where attention and MLP are parallel."""
+    sites = dict(sites)
+    sites["mid"] = sites.pop("block_in") + sites["attn_out"]
+    return sites
+
+
+def assert_parity(directory, reference, model, tokens=TOKENS, tolerance=TOLERANCE):
+    """Compares at every site of torch's, and what the model returns (fused kernel) with what it captures."""
+    ours = load(directory)
+    theirs = hf.run(reference, model, tokens)
+    if "block_in" in theirs:
+        theirs = parallel_mid(theirs)
+    sites = tuple(site for site in ALL_SITES if site not in ours.config.absent_sites)
+    got = jax.device_get(ours(tokens, capture=mj.Capture(sites)).intermediates)
+    errors = hf.errors_by_site(got, theirs)
+    worst = {site: max(error) for site, error in errors.items()}
+    assert {site: error for site, error in worst.items() if not error <= tolerance} == {}
+    expected = {"block_out", "logits", "attn_probs", "head_out", "mid", "mlp_hidden", "router_probs", "mlp_out"}
+    assert expected - ours.config.absent_sites <= worst.keys()
+    plain = ours(tokens)
+    assert hf.relative_error(plain.logits, theirs["logits"]) <= tolerance
+    return ours
+
+
+def assert_same_params(ours, theirs, tolerance=0.0):
+    """Two loads of one model: the same tree, and in it the same numbers."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=0), ours, theirs)

@@ -1,0 +1,50 @@
+"""Every preset at full size, without its weights: shapes only, 70B too."""
+
+import jax
+import pytest
+
+from massive_jax import zoo
+from massive_jax.models import LanguageModel
+from massive_jax.weights.loader import count_params, expected_shapes
+from massive_jax.weights.table import expand
+from massive_jax.zoo.fields import Fields
+
+
+def module_of(name):
+    given = zoo.PRESETS[name].config
+    assert given is not None, f"{name} has no config"
+    family = zoo.FAMILIES[given["model_type"]]
+    fields = Fields(given, name)
+    config = family.config(fields)
+    fields.finish()
+    return family, LanguageModel(config)
+
+
+@pytest.mark.parametrize("name", zoo.PRESETS)
+def test_the_full_size_model_has_the_published_number_of_parameters(name):
+    family, module = module_of(name)
+    assert count_params(module) == zoo.PRESETS[name].num_params
+    assert name in family.presets
+    # The weight table has a row for every one of them.
+    config = module.config
+    paths = {row.path for _, row, _ in expand(family.table.rows, config.num_layers, config.sizes(1, 1)["E"])}
+    assert set(expected_shapes(module)) <= paths
+
+
+def test_nothing_is_allocated():
+    """A 70B model in the memory of a test."""
+    before = sum(array.nbytes for array in jax.live_arrays())
+    _, module = module_of("llama2_70b")
+    assert count_params(module) == 68_976_648_192
+    assert sum(array.nbytes for array in jax.live_arrays()) == before
+
+
+def test_preset_names_are_used_once():
+    names = [name for family in zoo.FAMILIES.values() for name in family.presets]
+    assert len(names) == len(set(names)) == len(zoo.PRESETS)
+
+
+def test_presets_say_where_and_under_which_terms():
+    for name, preset in zoo.PRESETS.items():
+        assert preset.licence, name
+        assert isinstance(preset.source, zoo.WheelFile) or preset.source.count("/") == 1, name
