@@ -1,0 +1,128 @@
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from massive_jax.probe.reduce import Reductions, median_magnitude, moments, top_k_magnitude
+from massive_jax.probe.sites import SITES
+
+# Each shape is compiled once; the values are what hypothesis varies. Odd and even counts, and a single element.
+SHAPES = [(1, 1), (2, 2), (1, 3, 5), (3, 2, 7), (2, 4, 3, 2)]
+DENORMAL = float(np.float32(1e-45))
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.5, DENORMAL, -DENORMAL, 1e-40, 3e38, float("inf"), float("-inf")]
+median = jax.jit(median_magnitude)
+top_k = jax.jit(top_k_magnitude, static_argnums=1)
+
+
+def float32_arrays(shape):
+    """Arrays with many ties, zeros of both signs, infinities and denormals."""
+    any_float = st.floats(width=32, allow_nan=False)
+    return hnp.arrays(np.float32, shape, elements=st.one_of(st.sampled_from(SPECIAL), any_float), fill=st.nothing())
+
+
+def lower_median(x):
+    """Of |x| over all axes but the first, by sorting; as `torch.median`."""
+    flat = np.sort(np.abs(x.astype(np.float32)).reshape(len(x), -1), axis=-1)
+    return flat[:, (flat.shape[1] - 1) // 2]
+
+
+@given(st.sampled_from(SHAPES).flatmap(float32_arrays))
+@example(np.full((2, 2), DENORMAL, np.float32))
+@example(np.full((2, 2), -np.inf, np.float32))
+@example(np.array([[1.0, 2.0], [-4.0, 3.0]], np.float32))
+@settings(deadline=None, max_examples=150)
+def test_median_equals_sorting(x):
+    found = np.asarray(median(x))
+    assert found.dtype == np.float32
+    # Bit for bit: a denormal flushed to zero would pass a comparison of values.
+    np.testing.assert_array_equal(found.view(np.uint32), lower_median(x).view(np.uint32))
+
+
+@given(st.sampled_from(SHAPES).flatmap(float32_arrays))
+@settings(deadline=None, max_examples=60)
+def test_median_of_bfloat16_equals_sorting(x):
+    x = x.astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(np.asarray(median(x)).view(np.uint32), lower_median(x).view(np.uint32))
+
+
+@given(st.sampled_from(SHAPES).flatmap(float32_arrays))
+@settings(deadline=None, max_examples=40)
+def test_median_of_float16_equals_sorting(x):
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float16)
+    np.testing.assert_array_equal(median(x), lower_median(x))
+
+
+def test_median_of_an_even_count_is_the_lower_one_and_of_each_sequence():
+    x = np.array([[4.0, -1.0, 2.0, 3.0], [0.0, 0.0, 5.0, -7.0]], np.float32)
+    assert median(x).tolist() == [2.0, 0.0]
+
+
+def test_median_of_many():
+    x = np.random.default_rng(0).standard_cauchy(size=(2, 300, 41)).astype(np.float32)
+    np.testing.assert_array_equal(median(x), lower_median(x))
+
+
+def numpy_top_k(x, k):
+    """Largest magnitudes first, ties to the lower index."""
+    flat = x.astype(np.float32).reshape(len(x), -1)
+    order = np.argsort(-np.abs(flat), axis=-1, kind="stable")[:, :k]
+    return np.take_along_axis(flat, order, axis=-1), order
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+@given(x=st.sampled_from(SHAPES).flatmap(float32_arrays))
+@example(x=np.ones((3, 2, 7), np.float32))  # nothing but ties
+@example(x=np.array([[0.0, -0.0, 1.0], [2.0, -2.0, 2.0]], np.float32)[:, None, :])
+@settings(deadline=None, max_examples=60)
+def test_top_k_equals_sorting(k, x):
+    """k larger than a row, and than everything, included."""
+    values, indices = top_k(x, k)
+    expected_values, expected_indices = numpy_top_k(x, k)
+    assert values.dtype == np.float32
+    assert indices.dtype == np.int32
+    np.testing.assert_array_equal(indices, expected_indices)
+    np.testing.assert_array_equal(values, expected_values)
+
+
+def test_top_k_is_signed_and_largest_may_share_a_row():
+    x = np.zeros((1, 4, 5), np.float32)
+    x[0, 2] = [0, -9, 8, 0, -7]
+    x[0, 3, 0] = 6
+    values, indices = top_k(x, 4)
+    assert values[0].tolist() == [-9, 8, -7, 6]
+    assert indices[0].tolist() == [11, 12, 14, 15]
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_moments(offset):
+    """A mean far from zero is where one-pass formulas lose the variance."""
+    x = (np.random.default_rng(0).gamma(2.0, size=(3, 50, 20)) + offset).astype(np.float32)
+    exact = x.astype(np.float64).reshape(3, -1)
+    centred = exact - exact.mean(axis=1, keepdims=True)
+    mean, variance, kurtosis = jax.jit(moments)(x)
+    np.testing.assert_allclose(mean, exact.mean(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(variance, exact.var(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(kurtosis, (centred**4).mean(axis=1) / exact.var(axis=1) ** 2, rtol=1e-3)
+
+
+def test_moments_of_bfloat16_are_float32():
+    x = np.random.default_rng(0).normal(size=(1, 4000)).astype(ml_dtypes.bfloat16)
+    mean, variance, kurtosis = jax.jit(moments)(x)
+    assert {mean.dtype, variance.dtype, kurtosis.dtype} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(variance, x.astype(np.float64).var(axis=1), rtol=1e-4)
+
+
+def test_only_what_is_asked_for_is_computed():
+    assert not Reductions()
+    assert Reductions(median=True)
+    stats = Reductions(top_k=2, variance=True)(SITES["block_out"], jnp.arange(12.0).reshape(1, 3, 4))
+    present = {name for name, value in vars(stats).items() if value is not None}
+    assert present == {"top_values", "top_indices", "variance"}
+    assert stats.top_positions.tolist() == [[2, 2]]
+    assert stats.top_dims.tolist() == [[3, 2]]
+    assert Reductions(max=True)(SITES["block_out"], jnp.zeros((1, 3, 4))).top_dims is None
