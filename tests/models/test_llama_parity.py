@@ -7,6 +7,7 @@ import hf_reference as hf
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 import torch
 import transformers
@@ -91,24 +92,11 @@ def capture_all(model, tokens=TOKENS):
     return jax.device_get(model(tokens, capture=mj.Capture(TINY_SITES)).intermediates)
 
 
-def assert_parity(directory, reference, model, tokens=TOKENS, tolerance=TOLERANCE):
-    """Compares the model in `directory` with torch's at every site, and what it returns with what it captures."""
-    ours = load(directory)
-    got = capture_all(ours, tokens)
-    errors = hf.errors_by_site(got, hf.run(reference, model, tokens))
-    wrong = {site: error for site, error in errors.items() if not max(error) <= tolerance}
-    assert not wrong
-    plain = ours(tokens)
-    # The fused kernel, which the captures above do without.
-    assert hf.relative_error(plain.logits, got["logits"]) <= tolerance
-    assert hf.relative_error(plain.last_hidden, got["final_norm"]) <= tolerance
-
-
 @pytest.mark.parametrize("case", LLAMA_CASES)
 def test_llama(tmp_path, case):
     model = hf.random_model(LLAMA, transformers.LlamaConfig(**SHAPE | LLAMA_CASES[case]))
     hf.save(model, tmp_path)
-    assert_parity(tmp_path, LLAMA, model)
+    parity.assert_parity(tmp_path, LLAMA, model, TOKENS)
 
 
 @pytest.mark.parametrize("window", [1, 5, 20, None])
@@ -117,7 +105,7 @@ def test_mistral_window(tmp_path, window):
     model = hf.random_model(MISTRAL, transformers.MistralConfig(**SHAPE, sliding_window=window))
     hf.save(model, tmp_path)
     assert load(tmp_path).config.window == window
-    assert_parity(tmp_path, MISTRAL, model)
+    parity.assert_parity(tmp_path, MISTRAL, model, TOKENS)
 
 
 def test_mistral_config_without_a_window_field_has_the_class_default(tmp_path):
@@ -181,7 +169,7 @@ def test_config_in_the_style_before_transformers_5(tmp_path, fields, old):
     # As transformers 4 wrote them: `torch_dtype`, a top-level `rope_theta`, no `rope_parameters`, no `head_dim`.
     written = {**old, "rope_parameters": None, "torch_dtype": "float32", "dtype": None, "head_dim": None}
     hf.save(model, tmp_path, config=written)
-    assert_parity(tmp_path, LLAMA, model)
+    parity.assert_parity(tmp_path, LLAMA, model, TOKENS)
 
 
 def test_attention_logits(tmp_path):
