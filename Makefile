@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= results
+# Test processes side by side; each takes about 3 GB of memory.
+WORKERS ?= 2
 
 .PHONY: demo test test-all lint bench clean
 
@@ -22,10 +24,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.reproduce --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m ''
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -34,6 +36,8 @@ lint: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.forward
+	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.parity
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

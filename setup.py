@@ -11,6 +11,7 @@ TEST = [
     "hypothesis>=6.100",
     "pytest>=8.0",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "ruff>=0.15",
     "mypy>=1.18",
     "sentencepiece>=0.2",
