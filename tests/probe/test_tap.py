@@ -3,8 +3,6 @@
 One program serves all of it: it has an edit at every site, all but one of which add zero.
 """
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -210,7 +208,3 @@ def test_compiled_edits_are_the_edits_collection_of_the_module(tiny_model, tiny_
     stats, wanted = sown["intermediates"]["block_out"], expected.intermediates["block_out"]
     np.testing.assert_array_equal(stats.top_dims, wanted.top_dims)
     np.testing.assert_allclose(stats.median, wanted.median, rtol=1e-5)
-    # Not mutable: the outputs alone, edited all the same.
-    logits, _ = jax.jit(tiny_model.module.apply)({"params": tiny_model.params, "edits": collection}, tiny_tokens)
-    np.testing.assert_allclose(logits, expected.logits, rtol=1e-5, atol=1e-5)
-    assert dataclasses.is_dataclass(collection["block_out"][0])

@@ -282,7 +282,9 @@ def test_a_neighbours_checkpoint(tmp_path):
     config = transformers.BloomConfig(vocab_size=61, hidden_size=48, n_layer=2, n_head=6)
     hf.save(transformers.BloomForCausalLM(config), tmp_path)
     transformers.MptConfig(**SHAPE).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"(?s)transformer\.wte\.weight -> embedding.*not in this model.*word_embed"):
+    with pytest.raises(
+        ValueError, match=r"(?s)transformer\.wte\.weight -> embedding.*not in this model.*transformer\.h\.0\."
+    ):
         parity.load(tmp_path)
 
 
