@@ -24,10 +24,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.reproduce --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m ''
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m ''
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
