@@ -17,18 +17,11 @@ def run(code):
     return done.stdout.split()
 
 
-def test_import_is_quick_and_brings_no_torch():
-    """Beyond what importing jax takes. The best of three: other processes only make it slower."""
-    code = (
-        "import sys, time, jax; start = time.perf_counter(); import massive_jax; "
-        "print(time.perf_counter() - start, *sys.modules)"
-    )
-    seconds = []
-    for _ in range(3):
-        found = run(code)
-        seconds.append(float(found[0]))
-        assert not {"torch", "transformers", "datasets"} & set(found[1:])
-    assert min(seconds) < 0.3
+def test_import_brings_next_to_nothing_beyond_jax():
+    """What would take time to import is imported when it is used: `import massive_jax` takes about a millisecond."""
+    found = run("import sys, jax; before = set(sys.modules); import massive_jax; print(*set(sys.modules) - before)")
+    assert {name for name in found if not name.startswith("massive_jax")} == set()
+    assert len(found) < 5
 
 
 def test_running_a_model_brings_no_torch():

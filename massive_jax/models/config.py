@@ -121,21 +121,19 @@ class ExpertsConfig:
     Attributes:
       num_experts: E.
       num_chosen: experts that each token goes to.
-      kind: "mixtral" (SwiGLU experts) or "gpt_oss" (clamped SwiGLU with biases, and a bias in the router). In both, the
-        weights of the chosen experts are the softmax of their logits.
-      swiglu_limit: gpt_oss: gates are clipped to at most this, the linear half to ± this.
-      swiglu_alpha: gpt_oss: gates are multiplied by sigmoid(this · gate).
+      clamped: experts are clamped SwiGLU with biases, (up + 1) · gate · sigmoid(alpha · gate), and the router has a
+        bias; otherwise experts are SwiGLU. In both, the weights of the chosen are the softmax of their logits.
+      swiglu_limit: if clamped, gates are clipped to at most this, the linear half to ± this.
+      swiglu_alpha: if clamped, the alpha above.
     """
 
     num_experts: int
     num_chosen: int
-    kind: str = "mixtral"
+    clamped: bool = False
     swiglu_limit: float = 7.0
     swiglu_alpha: float = 1.702
 
     def __post_init__(self) -> None:
-        if self.kind not in ("mixtral", "gpt_oss"):
-            raise ValueError(f"experts {self.kind!r} are not implemented; known: mixtral, gpt_oss.")
         if not 1 <= self.num_chosen <= self.num_experts:
             raise ValueError(f"{self.num_chosen} experts a token of {self.num_experts}: expected 1 to that many.")
 

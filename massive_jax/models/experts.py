@@ -33,9 +33,8 @@ class Experts(nn.Module):
         assert experts is not None
         B, T, D = x.shape
         E, F, X = experts.num_experts, cfg.intermediate_size, experts.num_chosen
-        gpt_oss = experts.kind == "gpt_oss"
 
-        router = Projection((D, E), "BTD,DE->BTE", use_bias=gpt_oss, name="router")(x).astype(jnp.float32)
+        router = Projection((D, E), "BTD,DE->BTE", use_bias=experts.clamped, name="router")(x).astype(jnp.float32)
         probs = tap("router_probs", jax.nn.softmax(router, axis=-1))
         chosen_probs, chosen = jax.lax.top_k(probs, X)
         # Softmax over the chosen logits and renormalising the chosen probabilities are the same thing.
@@ -49,7 +48,7 @@ class Experts(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0)
         shapes = {"gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
         params = {name: self.param(name, init, shape) for name, shape in shapes.items()}
-        if gpt_oss:
+        if experts.clamped:
             zeros = nn.initializers.zeros_init()
             params |= {
                 f"{name}_bias": self.param(f"{name}_bias", zeros, (E, shape[-1])) for name, shape in shapes.items()
@@ -58,10 +57,10 @@ class Experts(nn.Module):
         def one_expert(expert: jax.Array, rows: jax.Array) -> jax.Array:
             def product(name: str, rows: jax.Array) -> jax.Array:
                 y = rows @ params[name][expert].astype(rows.dtype)
-                return y + params[f"{name}_bias"][expert].astype(rows.dtype) if gpt_oss else y
+                return y + params[f"{name}_bias"][expert].astype(rows.dtype) if experts.clamped else y
 
             gate, up = product("gate", rows), product("up", rows)
-            if not gpt_oss:
+            if not experts.clamped:
                 return product("down", ACTIVATION_FUNCTIONS[cfg.activation](gate) * up)
             gate = jnp.minimum(gate, experts.swiglu_limit)
             up = jnp.clip(up, -experts.swiglu_limit, experts.swiglu_limit)

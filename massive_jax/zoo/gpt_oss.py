@@ -35,7 +35,7 @@ def config(fields: Fields) -> TransformerConfig:
     experts = ExpertsConfig(
         fields.get("num_local_experts", 128),
         fields.get("num_experts_per_tok", 4),
-        kind="gpt_oss",
+        clamped=True,
         swiglu_limit=fields.get("swiglu_limit", 7.0),
         swiglu_alpha=fields.get("swiglu_alpha", 1.702),
     )
