@@ -5,25 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from tiny import BOS, TINY
 
 import massive_jax as mj
-from massive_jax.models import LanguageModel, NormConfig, TransformerConfig
-from massive_jax.probe import EXPERT_SITES, SITES
+from massive_jax.models import LanguageModel
 from massive_jax.weights.tokenizer import Tokenizer
-
-TINY = TransformerConfig(
-    vocab_size=260,  # the 256 bytes, BOS, and three rows of padding
-    hidden_size=32,
-    num_layers=4,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=48,
-    max_position=96,
-    norm=NormConfig(eps=1e-5),
-)
-BOS = 256
-TINY_SITES = tuple(site for site in SITES if site not in EXPERT_SITES)
 
 
 @pytest.fixture(scope="session")

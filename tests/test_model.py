@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from conftest import BOS, TINY
+from tiny import BOS, TINY
 
 import massive_jax as mj
 

@@ -43,7 +43,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None:  # a full disk: the error of a write does not say where
+        if error.errno is not None and error.filename is None:  # a full disk: the error of a write does not say where
             error.filename = os.fspath(path)
         raise
     finally:

@@ -211,6 +211,7 @@ def _assemble(parts: Iterable[Part], dtype: Any) -> dict[str, Any]:
     found: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
     for part in parts:
         found.setdefault(part.path, {})[part.place] = np.asarray(part.moved(dtype))
+        del part
     return {path: found[path].pop(()) if () in found[path] else _stack(found[path]) for path in found}
 
 

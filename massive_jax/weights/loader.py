@@ -60,10 +60,13 @@ def load_params(
         path = part.path
         if not part.place:
             params[path] = _placer(None, shardings[path])(part.raw, part.move, dtype)
-            continue
-        if path not in params:
-            params[path] = jnp.zeros(expected[path], dtype, device=shardings[path])
-        params[path] = _placer(0, shardings[path])(params[path], part.raw, part.place, part.move)
+        else:
+            if path not in params:
+                params[path] = jnp.zeros(expected[path], dtype, device=shardings[path])
+            params[path] = _placer(0, shardings[path])(params[path], part.raw, part.place, part.move)
+        # Dispatch is asynchronous: without waiting, tensors not yet placed would pile up on the host.
+        params[path].block_until_ready()
+        del part
     _check_tied(source, table, params)
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
@@ -110,6 +113,7 @@ def stream_params(
             for _, row, place in entries:
                 yield Part(row.path, place, raw, (row.axes, items, row.take))
             bar.update(raw.size)
+            del raw  # before the next one is read
 
 
 def expected_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from conftest import BOS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import BOS
 
 import massive_jax as mj
 from massive_jax.data import cut_windows

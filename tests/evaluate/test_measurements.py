@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import TINY
+from tiny import TINY
 
 from massive_jax.data import Windows, cut_windows
 from massive_jax.evaluate import (

@@ -4,7 +4,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import BOS
+from tiny import BOS
 
 from massive_jax.data import Windows
 from massive_jax.evaluate import batches as batches_module

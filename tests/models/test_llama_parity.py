@@ -11,8 +11,8 @@ import parity
 import pytest
 import torch
 import transformers
-from conftest import TINY, TINY_SITES
 from hf_reference import LLAMA, MISTRAL
+from tiny import TINY, TINY_SITES
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb, repeat_kv
 
 import massive_jax as mj

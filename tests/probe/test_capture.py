@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from conftest import TINY_SITES
+from tiny import TINY_SITES
 
 from massive_jax.probe import SITES, Capture, Edit, Stats, compile_captures
 

@@ -6,7 +6,7 @@ One program serves all of it: it has an edit at every site, all but one of which
 import jax
 import numpy as np
 import pytest
-from conftest import TINY_SITES
+from tiny import TINY_SITES
 
 from massive_jax.probe import OPS, SITES, Capture, Edit, compile_edits
 
