@@ -90,7 +90,12 @@ def _in_words(error: Exception) -> str:
 
 def load_model() -> mj.Model:
     """The model that the flags ask for."""
-    return mj.load(model_flags.MODEL.value, dtype=model_flags.DTYPE.value, revision=model_flags.REVISION.value)
+    return mj.load(
+        model_flags.MODEL.value,
+        dtype=model_flags.DTYPE.value,
+        revision=model_flags.REVISION.value,
+        allow_nonfinite=model_flags.ALLOW_NONFINITE.value,
+    )
 
 
 def workdir() -> pathlib.Path:

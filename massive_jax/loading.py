@@ -30,6 +30,7 @@ def load(
     dtype: str = "float32",
     revision: str | None = None,
     mesh: Mesh | None = None,
+    allow_nonfinite: bool = False,
     progress: bool = True,
 ) -> Model:
     """Loads a model.
@@ -40,6 +41,7 @@ def load(
       dtype: of parameters and activations: float32, bfloat16 or float16. Statistics are float32 in any case.
       revision: of a hub id: branch, tag or commit.
       mesh: devices to split the parameters over (see `massive_jax.parallel`); None for the default device.
+      allow_nonfinite: takes weights that are NaN or infinite, which are an error otherwise.
       progress: shows progress bars for what takes more than a moment.
 
     Returns:
@@ -67,6 +69,7 @@ def load(
             sizes=config.sizes(1, 1),
             dtype=config.jnp_dtype,
             mesh=mesh,
+            allow_nonfinite=allow_nonfinite,
             progress=progress,
         )
         return Model(module, params, config, source.tokenizer(), name=model)

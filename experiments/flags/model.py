@@ -13,4 +13,5 @@ MODEL = flags.DEFINE_string(
 REVISION = flags.DEFINE_string("revision", None, "Of a hub id: branch, tag or commit.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of parameters and activations; statistics are float32.")
 BOS = flags.DEFINE_bool("bos", False, "Puts the BOS token in front of the prompt and of every window.")
+ALLOW_NONFINITE = flags.DEFINE_bool("allow_nonfinite", False, "Takes weights that are NaN or infinite.")
 WORKDIR = flags.DEFINE_string("workdir", "results", "Directory for the results; made if it is not there.")

@@ -34,6 +34,7 @@ def load_params(
     sizes: Mapping[str, int],
     dtype: Any,
     mesh: Mesh | None = None,
+    allow_nonfinite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Reads every parameter of `module` from `source`, one tensor at a time onto its devices.
@@ -48,15 +49,18 @@ def load_params(
       sizes: a size for every axis letter, and "L".
       dtype: of the parameters.
       mesh: devices to split the parameters over (see `massive_jax.parallel`); None for the default device.
+      allow_nonfinite: takes weights that are NaN or infinite.
       progress: shows a bar when loading takes more than a moment.
 
     Raises:
-      ValueError: a parameter without a tensor, a tensor without a row, a wrong shape: all of them in one message.
+      ValueError: a parameter without a tensor, a tensor without a row, a wrong shape, all of them in one message; or
+        weights that are NaN or infinite.
     """
     expected = expected_shapes(module)
     shardings = {path: param_sharding(path, shape, mesh) for path, shape in expected.items()}
     params: dict[str, jax.Array] = {}
-    for part in stream_params(source, expected, table, sizes=sizes, progress=progress):
+    parts = stream_params(source, expected, table, sizes=sizes, allow_nonfinite=allow_nonfinite, progress=progress)
+    for part in parts:
         path = part.path
         if not part.place:
             params[path] = _placer(None, shardings[path])(part.raw, part.move, dtype)
@@ -98,6 +102,7 @@ def stream_params(
     table: WeightTable,
     *,
     sizes: Mapping[str, int],
+    allow_nonfinite: bool = False,
     progress: bool = True,
 ) -> Iterator[Part]:
     """The parts of all parameters, layer by layer, one tensor in memory at a time; see `load_params` for the errors."""
@@ -106,14 +111,33 @@ def stream_params(
     items = tuple(sorted(sizes.items()))
     total = sum(math.prod(source.tensors[name].shape) for name in {name for name, _, _ in plan})
     shown = None if progress else True  # None: not where there is no terminal
+    broken = []
     with tqdm.tqdm(total=total, unit="param", unit_scale=True, desc="loading", delay=2.0, disable=shown) as bar:
         # Rows of one name are neighbours: a fused tensor is read once.
         for name, entries in itertools.groupby(plan, key=lambda entry: entry[0]):
             raw = source.read(name)
+            if not allow_nonfinite and not is_finite(raw):
+                broken.append(name)
             for _, row, place in entries:
                 yield Part(row.path, place, raw, (row.axes, items, row.take))
             bar.update(raw.size)
             del raw  # before the next one is read
+    if broken:
+        more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+        raise ValueError(
+            f"{source.location}: {len(broken)} tensors hold NaN or infinite values: {', '.join(broken[:_SHOWN])}"
+            f"{more}. The file is damaged, or was saved after training diverged; allow_nonfinite loads it all the same."
+        )
+
+
+def is_finite(x: np.ndarray) -> bool:
+    """Whether no element of a stored tensor is NaN or infinite."""
+    if x.dtype.kind == "f" and x.dtype.itemsize > 2:
+        return bool(np.isfinite(x.min()) and np.isfinite(x.max()))  # both pass NaN on; no copy
+    if x.dtype.itemsize == 2 and jnp.issubdtype(x.dtype, jnp.floating):
+        exponent = np.uint16(0x7C00 if x.dtype == np.float16 else 0x7F80)
+        return not bool(((x.view(np.uint16) & exponent) == exponent).any())
+    return True
 
 
 def expected_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

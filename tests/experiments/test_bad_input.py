@@ -213,7 +213,9 @@ class TestCheckpoint:
     @pytest.mark.parametrize("name", ["layerwise", "feature_map", "attention_map", "intervene", "reproduce"])
     def test_nan_weights(self, fails, broken_directory, weights, name):
         weights({"model.layers.1.mlp.down_proj.weight": np.full((32, 48), np.nan, np.float32)})
+        assert "model.layers.1.mlp.down_proj.weight" in fails(name, f"--model={broken_directory}")
         arguments = ["--context=9", "--sites=0:1", "--layer=1"] if name == "intervene" else []
+        arguments.append("--allow_nonfinite")
         found = fails(name, f"--model={broken_directory}", *arguments)
         expected = "perplexity of the unedited model is nan" if name == "intervene" else "block 2 has values that are"
         assert expected in found

@@ -18,6 +18,7 @@ from gguf_files import sentencepiece_metadata, write_gguf
 from hf_reference import LLAMA
 
 import massive_jax as mj
+from massive_jax.weights import loader
 from massive_jax.weights.safetensors_source import HuggingFaceSource
 
 SHAPE = {
@@ -385,3 +386,22 @@ def test_gguf_files_that_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         load(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path, dtype, value):
+    model = random_model(dtype)
+    name = "model.layers.1.self_attn.k_proj.weight"
+    model.state_dict()[name][1, 2] = value
+    hf.save(model, tmp_path)
+    with pytest.raises(ValueError, match=f"1 tensors hold NaN or infinite values: {name}. The file"):
+        load(tmp_path)
+    ours = load(tmp_path, allow_nonfinite=True)
+    assert not np.isfinite(np.asarray(ours.params["layers"]["attn"]["key"]["kernel"])).all()
+
+
+def test_largest_finite_weights_are_finite():
+    for dtype in (np.float32, np.float16, jnp.bfloat16):
+        info = jnp.finfo(dtype)
+        assert loader.is_finite(np.array([info.max, info.min, 0, info.tiny], dtype))
