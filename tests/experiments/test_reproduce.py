@@ -116,7 +116,9 @@ def binary(name, *arguments):
 
 
 STOPS_IN_THE_MIDDLE = """
+import signal
 import time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from experiments import common, layerwise
 from massive_jax.report import atomic_write
 
