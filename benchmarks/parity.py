@@ -90,7 +90,10 @@ def main(argv: list[str]) -> None:
     """Runs the benchmark."""
     del argv
     recorder = Recorder()
-    options = ["-p", "no:cacheprovider", "--timeout=0"] + (["-k", _ONLY.value] if _ONLY.value else [])
+    # This process has imported what pytest would rewrite: no news, and no error.
+    options = ["-p", "no:cacheprovider", "--timeout=0", "-W", "ignore::pytest.PytestAssertRewriteWarning"] + (
+        ["-k", _ONLY.value] if _ONLY.value else []
+    )
     status = pytest.main([str(_TESTS / "zoo"), str(_TESTS / "models" / "test_llama_parity.py"), *options], [recorder])
     if status != pytest.ExitCode.OK or not recorder.cases:
         sys.exit(f"the tests failed (status {status}); no table was written.")
