@@ -88,7 +88,8 @@ class HuggingFaceSource(source.Source):
         if not self._handles:
             raise ValueError(f"{self.location}: tensor {name} cannot be read: the source was closed.")
         try:
-            return self._handles[self._shard_of[name]].get_tensor(name)
+            # A map of its own: the pages of one that stays open would pile up in this process's memory.
+            return _open(self._directory / self._shard_of[name]).get_tensor(name)
         except Exception as error:  # safetensors raises its own class, AttributeError or TypeError
             raise ValueError(
                 f"{self.location}: tensor {name} ({self.tensors[name].dtype}) in {self._shard_of[name]} cannot"
