@@ -62,7 +62,8 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
 
     try:
         # Orbax takes any directory for a checkpoint, even an empty one: its metadata file tells.
-        return (_epath(str(path)) / "_CHECKPOINT_METADATA").exists() and ocp.is_orbax_checkpoint(str(path))
+        where = _epath(str(path))
+        return (where / "_CHECKPOINT_METADATA").exists() and ocp.is_orbax_checkpoint(where)
     except (OSError, ValueError):
         return False
 
@@ -132,7 +133,7 @@ def read_metadata(path: str) -> Checkpoint:
     if not is_checkpoint(path):
         raise ValueError(f"{path} holds no finished checkpoint; convert the model again (checkpoints/README.md).")
     # Only this file: the sizes of the arrays are not needed yet.
-    stored = (ocp.checkpointables_metadata(path).custom_metadata or {}).get(_KEY)
+    stored = (ocp.checkpointables_metadata(_epath(path)).custom_metadata or {}).get(_KEY)
     if not isinstance(stored, dict):
         raise ValueError(f"{path} is an Orbax checkpoint, but not of this project: it has no config.")
     if stored.get("format") != FORMAT:
@@ -185,8 +186,8 @@ def _open_arrays(path: epath.Path) -> dict[str, _Groups]:
     directory = next((child for child in path.iterdir() if (child / "manifest.ocdbt").exists()), None)
     if directory is None:
         raise ValueError("there are none")
-    where = f"{directory}/"
-    base = where if "://" in where else {"driver": "file", "path": os.path.abspath(directory) + "/"}
+    location = f"{directory}/"
+    base = location if "://" in location else {"driver": "file", "path": location}
     database = {"driver": "ocdbt", "base": base, "cache_pool": "cache_pool#nodes"}
     context = ts.Context({"cache_pool#nodes": {"total_bytes_limit": 100_000_000}, "file_io_mode": {"mode": "memmap"}})
     keys = (key.decode() for key in ts.KvStore.open(database, context=context).result().list().result())
@@ -298,7 +299,8 @@ def _stack(parts: dict[tuple[int, ...], np.ndarray]) -> np.ndarray:
 def _epath(path: str) -> epath.Path:
     from etils import epath
 
-    return epath.Path(path)
+    found = epath.Path(path)
+    return found if "://" in path else found.expanduser().absolute()
 
 
 def _remove_unfinished(target: epath.Path) -> None:
