@@ -44,6 +44,7 @@ setuptools.setup(
         "optax>=0.2.4",
         "orbax-checkpoint>=0.12",
         "safetensors>=0.5",
+        "tensorstore>=0.1.84",
         "tokenizers>=0.22",
         "tqdm>=4.66",
         "transformers>=5.0",
