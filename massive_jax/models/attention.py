@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from massive_jax.models.config import TransformerConfig
+from massive_jax.models.config import BlockConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
 from massive_jax.models.positions import apply_rope
@@ -25,7 +25,8 @@ class Surroundings:
       rope: cos and sin of the queries, each float32 [B, T, P]; None without rotary embedding.
       key_rope: of the keys, each [B, S, P].
       bias: float32 [B or 1, H, 1 or T, S], added to the logits; None for none.
-      mask: bool [B or 1, T, S], who sees whom; None for causal with the config's window in every layer.
+      mask: bool [B or 1, T, S], who sees whom; None for causal with the config's window in every
+        layer, or for all if the config is not causal.
       slots: int [B, T], where in the cache the keys and values of these tokens go (out of range: nowhere); None for
         no cache.
     """
@@ -38,9 +39,9 @@ class Surroundings:
 
 
 class Attention(nn.Module):
-    """Causal self-attention: projections, rotary embedding, mixture of values, output projection."""
+    """Self-attention: projections, rotary embedding, mixture of values, output projection."""
 
-    config: TransformerConfig
+    config: BlockConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, around: Surroundings, tap: Tap) -> jax.Array:
@@ -48,7 +49,7 @@ class Attention(nn.Module):
         cfg = self.config
         D, H, K, N = cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         query = Projection((D, H, N), "BTD,DHN->BTHN", cfg.qkv_bias, name="query")(x)
-        key = Projection((D, K, N), "BTD,DKN->BTKN", cfg.qkv_bias, name="key")(x)
+        key = Projection((D, K, N), "BTD,DKN->BTKN", cfg.qkv_bias and cfg.key_bias, name="key")(x)
         value = Projection((D, K, N), "BTD,DKN->BTKN", cfg.qkv_bias, name="value")(x)
         if cfg.clip_qkv is not None:
             query, key, value = (jnp.clip(y, -cfg.clip_qkv, cfg.clip_qkv) for y in (query, key, value))
@@ -89,14 +90,12 @@ def causal_mask(T: int, window: int | None = None) -> jax.Array:
     return mask if window is None else mask & (distance < window)
 
 
-def attend(
-    cfg: TransformerConfig, query: jax.Array, key: jax.Array, value: jax.Array, around: Surroundings
-) -> jax.Array:
+def attend(cfg: BlockConfig, query: jax.Array, key: jax.Array, value: jax.Array, around: Surroundings) -> jax.Array:
     """Mixture of values by a fused kernel: query [B, T, H, N], key and value [B, T, K, N] -> [B, T, H, N]."""
     visible: dict[str, Any]
     if around.mask is None:
         window = None if cfg.window is None else (cfg.window - 1, 0)
-        visible = {"is_causal": True, "local_window_size": window}
+        visible = {"is_causal": cfg.causal, "local_window_size": window}
     else:
         visible = {"mask": around.mask[:, None]}
     bias = around.bias  # float32: far positions' biases are too large for bfloat16
@@ -115,7 +114,7 @@ def attend(
 
 
 def attend_with_probs(
-    cfg: TransformerConfig,
+    cfg: BlockConfig,
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -134,9 +133,10 @@ def attend_with_probs(
     if around.bias is not None:
         logits = logits + around.bias
     logits = tap("attn_logits", logits)
-    mask = causal_mask(T, cfg.window)[None] if around.mask is None else around.mask
-    # Finite, so that a query that sees nothing (padding) gives no nan, which would spread through its value.
-    logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
+    if cfg.causal or around.mask is not None:
+        mask = causal_mask(T, cfg.window)[None] if around.mask is None else around.mask
+        # Finite, so that a query that sees nothing (padding) gives no nan, which would spread through its value.
+        logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
     if sinks is None:
         probs = jax.nn.softmax(logits, axis=-1)
     else:

@@ -13,15 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from massive_jax.models.attention import Surroundings, causal_mask
-from massive_jax.models.block import Block
 from massive_jax.models.config import RopeConfig, TransformerConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
 from massive_jax.models.positions import alibi_bias, rope_tables
-from massive_jax.probe import ALL_SITES, Capture, CapturePlan, Tap, compile_captures, empty_results, present
-
-# What is sown when `intermediates` is mutable and nothing in particular is asked for.
-DEFAULT_CAPTURE = Capture("block_out", top_k=3, median=True)
+from massive_jax.models.stack import outer_tap, run_blocks, sow
+from massive_jax.probe import CapturePlan
 
 
 class LanguageModel(nn.Module):
@@ -74,39 +71,14 @@ class LanguageModel(nn.Module):
     ) -> tuple[jax.Array | None, jax.Array]:
         cfg = self.config
         B, T = tokens.shape
-        if not self.is_mutable_collection("intermediates") or self.is_initializing():
-            plan = CapturePlan()
-        elif plan is None:
-            plan = compile_captures(DEFAULT_CAPTURE, cfg.num_layers)
-        edits: dict[str, Any] = {
-            site: self.get_variable("edits", site) for site in ALL_SITES if self.has_variable("edits", site)
-        }
         places = self._places(B, T, positions, slots)
-        tap = Tap(edits, plan, shift=places.shift)
+        tap = outer_tap(self, cfg, plan, places.shift)
 
         embedding, x = self._embed(tokens, places.queries)
         x = tap("embed", x)
         around, local = self._surroundings(places)
-        layers = (jnp.arange(1, cfg.num_layers + 1), jnp.asarray(self._windowed()), dict(plan.slots))
-        carry = (x, empty_results(plan, cfg.sizes(B, T, places.keys.shape[1]), cfg.jnp_dtype))
-
-        def step(block: Block, carry: Any, layer: Any, around: Any, local: Any, edits: Any) -> tuple[Any, None]:
-            x, results = carry
-            number, windowed, slots = layer
-            if local is not None:
-                around = jax.tree.map(lambda here, there: jnp.where(windowed, there, here), around, local)
-            tap = Tap(edits, plan, number, slots, results, shift=places.shift)
-            x = block(x, around, tap)
-            return (x, tap.results), None
-
-        scan = nn.scan(
-            step,
-            variable_axes={"params": 0, "cache": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=cfg.num_layers,
-        )
-        (x, results), _ = scan(Block(cfg, name="layers"), carry, layers, around, local, edits)
+        sizes = cfg.sizes(B, T, places.keys.shape[1])
+        x, results = run_blocks(cfg, x, tap, sizes, around, local, self._windowed())
 
         x = tap("final_norm", Norm(cfg.norm, name="norm")(x) if cfg.final_norm else x)
         if cfg.embedding_size is not None:
@@ -116,8 +88,7 @@ class LanguageModel(nn.Module):
         if want_logits or tap.wants("logits"):
             seen = x[:, -1:] if last_only and not tap.wants("logits") else x
             out = tap("logits", head_logits(cfg, seen, head))
-        for site, value in present(plan, results | tap.results).items():
-            self.sow("intermediates", site, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+        sow(self, tap, results)
         return out, x
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from massive_jax.models.config import TransformerConfig
+from massive_jax.models import TransformerConfig, VisionConfig
 from massive_jax.weights.source import Source
 from massive_jax.weights.table import WeightTable
 from massive_jax.zoo import (
@@ -61,7 +61,7 @@ DEFAULT_MODEL = "smollm2_135m"
 __all__ = ["DEFAULT_MODEL", "FAMILIES", "PRESETS", "Family", "Preset", "WheelFile", "describe"]
 
 
-def describe(source: Source) -> tuple[TransformerConfig, WeightTable]:
+def describe(source: Source) -> tuple[TransformerConfig | VisionConfig, WeightTable]:
     """The config of the model in `source`, and the table to read its weights by.
 
     Raises:
