@@ -1,5 +1,6 @@
 """Text and image input: sources, windows, preprocessing."""
 
+from massive_jax.data.image_batches import image_batches
 from massive_jax.data.images import ImageList, ImageProcessor, list_images, read_image
 from massive_jax.data.text import BUILT_IN, DATASETS, load_text
 from massive_jax.data.windows import Windows, cut_windows
@@ -11,6 +12,7 @@ __all__ = [
     "ImageProcessor",
     "Windows",
     "cut_windows",
+    "image_batches",
     "list_images",
     "load_text",
     "read_image",

@@ -119,13 +119,7 @@ class ImageProcessor:
         out = [
             self._backend(image, input_data_format="channels_last", **changes)["pixel_values"][0] for image in pixels
         ]
-        shapes = sorted({x.shape[1:] for x in out})
-        if len(shapes) > 1:
-            raise ValueError(
-                f"the images come out in sizes {listed(shapes)}: this checkpoint keeps their proportions. "
-                "Run them one at a time, or crop them alike first."
-            )
-        return np.ascontiguousarray(np.moveaxis(np.stack(out), 1, -1), np.float32)
+        return stack_images([np.moveaxis(x, 0, -1) for x in out])
 
     @functools.cached_property
     def _backend(self) -> Any:
@@ -156,6 +150,17 @@ class ImageProcessor:
             "size": {name: round(pixels * side / crop) for name, pixels in resize.items()},
             "crop_size": {"height": side, "width": side},
         }
+
+
+def stack_images(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Preprocessed images [H, W, 3] as one batch, float32 [B, H, W, 3]; ValueError where their sizes differ."""
+    shapes = sorted({x.shape[:2] for x in images})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the images come out in sizes {listed(shapes)}: this checkpoint keeps their proportions. "
+            "Run them one at a time, or crop them alike first."
+        )
+    return np.ascontiguousarray(np.stack(images), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
