@@ -150,14 +150,15 @@ class Model:
             raise ValueError(f"{self.name}: the checkpoint has no tokenizer; give token ids, or add tokenizer.json.")
         return self.tokenizer
 
-    def preprocess(self, images: Any) -> np.ndarray:
+    def preprocess(self, images: Any, size: int | None = None) -> np.ndarray:
         """Images as the checkpoint wants them: float32 [B, height, width, 3].
 
         Args:
-          images: an image (PIL, or an array [height, width, 3] of bytes), a path, or a list of these.
+          images: an image (PIL, or an array uint8 [height, width, 3]), a path, or a list of these.
+          size: side of the result, in pixels, in place of the checkpoint's.
 
         Raises:
-          ValueError: not a vision model; the checkpoint does not say how; not an image.
+          ValueError: not a vision model; the checkpoint does not say how; not an image (see `ImageProcessor`).
         """
         self.require_vision()
         if self.processor is None:
@@ -165,7 +166,7 @@ class Model:
                 f"{self.name}: the checkpoint has no preprocessor_config.json; add it, or give images float32 "
                 "[batch, height, width, 3], normalised as the model was trained."
             )
-        return self.processor(images)
+        return self.processor(images, size)
 
     def require_language(self) -> TransformerConfig:
         """The config of a language model; ValueError for a vision model."""
@@ -211,9 +212,9 @@ class Model:
         if not native and (height % side or width % side):
             raise ValueError(f"images of {height} × {width} pixels do not divide into patches of {side} × {side}.")
         if not native and config.position == "learned" and config.interpolation is None:
+            only = " × ".join(map(str, config.image_size))
             raise ValueError(
-                f"images of {height} × {width} pixels: this model takes only {' × '.join(map(str, config.image_size))}, "
-                "for its positions are not interpolated."
+                f"images of {height} × {width} pixels: without interpolation this model takes only {only}."
             )
         if isinstance(images, np.ndarray) and not np.isfinite(images).all():
             raise ValueError("images hold values that are NaN or infinite.")

@@ -84,7 +84,7 @@ class VisionTransformer(nn.Module):
         x = tap("patch_embed", x.reshape(B, rows * columns, D))
         prefix = []
         if cfg.class_token:
-            prefix.append(self.param("class_token", init, (1, D), jnp.float32).astype(x.dtype))
+            prefix.append(self.param("class_token", init, (D,), jnp.float32).astype(x.dtype)[None])
         if cfg.position == "learned":
             native = cfg.native_grid
             table = self.param("position_embedding", init, (cfg.table_prefix + native[0] * native[1], D), jnp.float32)
@@ -130,7 +130,7 @@ class AttentionPool(nn.Module):
         """[B, T, D] -> [B, D]."""
         cfg = self.config
         D, H, N = cfg.hidden_size, cfg.num_heads, cfg.head_dim
-        probe = self.param("probe", nn.initializers.normal(0.02), (1, D), jnp.float32).astype(x.dtype)
+        probe = self.param("probe", nn.initializers.normal(0.02), (D,), jnp.float32).astype(x.dtype)
         probe = jnp.broadcast_to(probe, (x.shape[0], 1, D))
         query = Projection((D, H, N), "BTD,DHN->BTHN", True, name="query")(probe)
         key = Projection((D, H, N), "BTD,DHN->BTHN", True, name="key")(x)

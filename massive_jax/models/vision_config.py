@@ -128,5 +128,18 @@ class VisionConfig(BlockConfig):
         return self.sizes(B, self.num_tokens(height, width))
 
     def sizes(self, B: int, T: int, S: int | None = None) -> dict[str, int]:
-        """A size for every axis letter of `massive_jax.probe.sites`, for B images of T tokens; and C, channels."""
-        return super().sizes(B, T, S) | {"P": T - self.prefix, "V": self.num_classes, "C": CHANNELS}
+        """A size for every axis letter of `massive_jax.probe.sites`, for B images of T tokens.
+
+        And for those of `massive_jax.weights.table`: C, I, J, M, W, Z.
+        """
+        rows, columns = self.native_grid
+        return super().sizes(B, T, S) | {
+            "P": T - self.prefix,
+            "V": self.num_classes,
+            "W": self.hidden_size,
+            "C": CHANNELS,
+            "I": self.patch_size,
+            "J": self.patch_size,
+            "M": self.table_prefix + rows * columns,
+            "Z": self.registers,
+        }
