@@ -121,7 +121,7 @@ def windows(model: mj.Model, text: str, least: int = 1) -> Windows:
     return cut_windows(
         model,
         text,
-        context=text_flags.context(model.config.context_length - model_flags.BOS.value),
+        context=text_flags.context(model.require_language().context_length - model_flags.BOS.value),
         windows=text_flags.windows(),
         bos=model_flags.BOS.value,
         tokens=least,
