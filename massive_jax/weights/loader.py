@@ -163,7 +163,7 @@ def _match(
     extra = [
         f"{name} {list(info.shape)}"
         for name, info in source.tensors.items()
-        if name not in names and not table.is_ignored(name) and name not in table.tied and math.prod(info.shape)
+        if name not in names and not table.is_ignored(name) and name not in table.tied and 0 not in info.shape
     ]
     misshapen = []
     for name, row, place in wanted:
