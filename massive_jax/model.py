@@ -184,7 +184,7 @@ class Model:
         """What each token of one input is called, for labels: T strings.
 
         Of a sequence int [T] the tokens' texts, or ids where there is no tokenizer; of an image [height, width, 3] CLS,
-        reg1, … and the (row, column) of each patch.
+        reg1, … and the (row,column) of each patch.
         """
         if isinstance(self.config, VisionConfig):
             return self.config.token_names(*np.shape(inputs)[:2])

@@ -24,6 +24,11 @@ class Windows:
     bos: bool
 
     @property
+    def inputs(self) -> np.ndarray:
+        """The tokens: what a model takes."""
+        return self.tokens
+
+    @property
     def num_predicted(self) -> int:
         """Number of tokens predicted: all but the first of each window (with BOS, all tokens of the text)."""
         return self.tokens.shape[0] * (self.tokens.shape[1] - 1)

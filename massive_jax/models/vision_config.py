@@ -107,12 +107,12 @@ class VisionConfig(BlockConfig):
         return self.prefix + rows * columns
 
     def token_names(self, height: int, width: int) -> list[str]:
-        """Names of the T tokens of an image: CLS, reg1, …, (row, column) of each patch, from 0."""
+        """Names of the T tokens of an image: CLS, reg1, …, (row,column) of each patch, from 0."""
         rows, columns = self.grid(height, width)
         return [
             *["CLS"] * self.class_token,
             *(f"reg{i}" for i in range(1, self.registers + 1)),
-            *(f"({row}, {column})" for row in range(rows) for column in range(columns)),
+            *(f"({row},{column})" for row in range(rows) for column in range(columns)),
         ]
 
     @property

@@ -81,7 +81,7 @@ TABLE = WeightTable(
         *images.patch_rows(_PREFIX + "embeddings.patch_embedding"),
         *images.norm_rows({_PREFIX + "pre_layrnorm": "embed_norm", _PREFIX + "post_layernorm": "pooled_norm"}),
         *images.norm_rows({_LAYER + "layer_norm1": "layers/attn_norm", _LAYER + "layer_norm2": "layers/mlp_norm"}),
-        *images.attention_rows(*(_LAYER + f"self_attn.{part}_proj" for part in ("q", "k", "v", "out"))),
+        *images.attention_rows(_LAYER + f"self_attn.{part}_proj" for part in ("q", "k", "v", "out")),
         *images.mlp_rows(_LAYER + "mlp.fc1", _LAYER + "mlp.fc2"),
     ),
     # The text tower of a full checkpoint, and the maps into the space where the two are compared.

@@ -49,7 +49,6 @@ def config(fields: Fields, *, registers: int = 0) -> VisionConfig:
 def table(prefix: str) -> WeightTable:
     """The table of checkpoints whose classifiers put `prefix` before everything but the head."""
     layer = prefix + "encoder.layer.{l}."
-    attention = layer + "attention.attention."
     return WeightTable(
         rows=(
             Row(prefix + "embeddings.cls_token", "class_token", "11D->D"),
@@ -59,9 +58,7 @@ def table(prefix: str) -> WeightTable:
             *images.norm_rows({prefix + "layernorm": "norm"}),
             *images.head_rows(),
             *images.norm_rows({layer + "norm1": "layers/attn_norm", layer + "norm2": "layers/mlp_norm"}),
-            *images.attention_rows(
-                attention + "query", attention + "key", attention + "value", layer + "attention.output.dense"
-            ),
+            *images.attention_rows(layer + "attention." + part for part in images.PARTS),
             Row(layer + "layer_scale1.lambda1", "layers/attn_scale"),
             Row(layer + "layer_scale2.lambda1", "layers/mlp_scale"),
             *images.mlp_rows(layer + "mlp.fc1", layer + "mlp.fc2"),

@@ -49,7 +49,7 @@ TABLE = WeightTable(
         Row("embeddings.register_tokens", "registers", "1ZD->ZD"),
         *images.patch_rows("embeddings.patch_embeddings"),
         *images.norm_rows({"norm": "norm", _LAYER + "norm1": "layers/attn_norm", _LAYER + "norm2": "layers/mlp_norm"}),
-        *images.attention_rows(*(_LAYER + f"attention.{part}_proj" for part in ("q", "k", "v", "o"))),
+        *images.attention_rows(_LAYER + f"attention.{part}_proj" for part in ("q", "k", "v", "o")),
         Row(_LAYER + "layer_scale1.lambda1", "layers/attn_scale"),
         Row(_LAYER + "layer_scale2.lambda1", "layers/mlp_scale"),
         *images.mlp_rows(_LAYER + "mlp.up_proj", _LAYER + "mlp.down_proj"),

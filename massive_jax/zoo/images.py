@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from massive_jax.weights.table import Row
 from massive_jax.zoo.fields import Fields
 
+# The projections of an attention under "attention.", as ViT and DINOv2 name them.
+PARTS = ("attention.query", "attention.key", "attention.value", "output.dense")
 _CLASSIFIER = "ForImageClassification"
 
 
@@ -51,11 +53,12 @@ def norm_rows(names: Mapping[str, str]) -> Iterator[Row]:
         yield Row(f"{name}.bias", f"{path}/bias")
 
 
-def attention_rows(query: str, key: str, value: str, out: str, path: str = "layers/attn") -> Iterator[Row]:
-    """Rows of the four projections of an attention, of as many key and value heads as query heads."""
-    for name, part in ((query, "query"), (key, "key"), (value, "value")):
-        yield from linear_rows(name, f"{path}/{part}", "(HN)D->DHN", "(HN)->HN")
-    yield from linear_rows(out, f"{path}/out", "D(HN)->HND")
+def attention_rows(names: Iterable[str]) -> Iterator[Row]:
+    """Rows of an attention's query, key, value and output projections; each query head has a key/value head."""
+    *inputs, out = names
+    for name, part in zip(inputs, ("query", "key", "value"), strict=True):
+        yield from linear_rows(name, f"layers/attn/{part}", "(HN)D->DHN", "(HN)->HN")
+    yield from linear_rows(out, "layers/attn/out", "D(HN)->HND")
 
 
 def mlp_rows(up: str, down: str, path: str = "layers/mlp") -> Iterator[Row]:

@@ -54,7 +54,6 @@ def encoder(fields: Fields, **more: Any) -> VisionConfig:
 
 _PREFIX = "vit."
 _LAYER = _PREFIX + "encoder.layer.{l}."
-_ATTENTION = _LAYER + "attention.attention."
 
 TABLE = WeightTable(
     rows=(
@@ -67,9 +66,7 @@ TABLE = WeightTable(
         *images.norm_rows(
             {_LAYER + "layernorm_before": "layers/attn_norm", _LAYER + "layernorm_after": "layers/mlp_norm"}
         ),
-        *images.attention_rows(
-            _ATTENTION + "query", _ATTENTION + "key", _ATTENTION + "value", _LAYER + "attention.output.dense"
-        ),
+        *images.attention_rows(_LAYER + "attention." + part for part in images.PARTS),
         *images.mlp_rows(_LAYER + "intermediate.dense", _LAYER + "output.dense"),
     ),
     # The decoder of masked image modelling.
@@ -83,14 +80,14 @@ def _preset(source: str, num_params: int, licence: str, *sizes: int, **more: Any
     return Preset(source, num_params, licence, dict(zip(names, sizes, strict=True)) | {"image_size": 224, **more})
 
 
-_APACHE, _CC = "Apache-2.0", "CC-BY-NC-4.0 (original release), Apache-2.0 (hub)"
+_APACHE = "Apache-2.0"
 _BASE, _LARGE, _HUGE = (768, 3072, 12, 12, 16), (1024, 4096, 24, 16, 16), (1280, 5120, 32, 16, 14)
 _VIT = {
     "model_type": "vit",
     "architectures": ["ViTForImageClassification"],
     "num_labels": 1000,
 }
-_VIT_BASE, _MODEL = _BASE, {"model_type": "vit", "architectures": ["ViTModel"]}
+_MODEL = {"model_type": "vit", "architectures": ["ViTModel"]}
 _MAE = {"model_type": "vit_mae", "architectures": ["ViTMAEForPreTraining"]}
 
 FAMILY = Family(

@@ -29,10 +29,10 @@ def test_positions_are_resized_as_torch_does(native, grid, antialias):
 
 def test_the_tokens_have_names(tiny_vision, tiny_images):
     names = tiny_vision.token_texts(tiny_images[0])
-    assert names[:5] == ["CLS", "reg1", "reg2", "(0, 0)", "(0, 1)"]
-    assert names[-1] == "(3, 3)"
+    assert names[:5] == ["CLS", "reg1", "reg2", "(0,0)", "(0,1)"]
+    assert names[-1] == "(3,3)"
     assert len(names) == 3 + 16
-    assert tiny_vision.token_texts(np.zeros((14, 21, 3)))[3:] == [f"({i}, {j})" for i in range(2) for j in range(3)]
+    assert tiny_vision.token_texts(np.zeros((14, 21, 3)))[3:] == [f"({i},{j})" for i in range(2) for j in range(3)]
 
 
 def test_every_site_is_read_and_edited(tiny_vision, tiny_images):
