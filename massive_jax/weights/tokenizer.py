@@ -78,6 +78,17 @@ class Tokenizer:
             )
         return cls(backend, *(_special_id(directory, name, backend) for name in ("bos", "eos")))
 
+    @classmethod
+    def of_bytes(cls) -> Tokenizer:
+        """The tokenizer whose tokens are the 256 bytes: the id of each is its value. It has no special tokens."""
+        import tokenizers
+        from tokenizers import decoders, models, pre_tokenizers
+
+        backend = tokenizers.Tokenizer(models.BPE(vocab=dict(_byte_of_character()), merges=[]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        return cls(backend)
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, with no special tokens added.
 
