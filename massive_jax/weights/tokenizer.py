@@ -11,7 +11,7 @@ import logging
 import operator
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -112,6 +112,16 @@ class Tokenizer:
                 f"text {text[:40]!r} is not valid Unicode (it holds half a surrogate pair). Decode it with"
                 " errors='replace'."
             ) from None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of several texts, each as `encode` gives them, on all processors; for its errors see there.
+
+        Bytes that vanish are not logged.
+        """
+        try:
+            return [found.ids for found in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+        except (TypeError, UnicodeError):
+            return [self.encode(text) for text in texts]  # raises for the text that is wrong
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, special tokens included.

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from massive_jax.train import TokenFile, adopt, batches_of, prepare
+from massive_jax.train import TokenFile, adopt, batches_of, prepare_tokens
 from massive_jax.weights.tokenizer import Tokenizer
 
 TEXT = "".join(f"line {i} of a small book, née Œuvre.\n" for i in range(300))
@@ -14,7 +14,7 @@ BYTES = Tokenizer.of_bytes()
 
 def make(path, text=TEXT, **options):
     options = {"text_name": "book", "tokenizer_name": "bytes", "chunk": 1000, **options}
-    return prepare(text, path, options.pop("tokenizer", BYTES), **options)
+    return prepare_tokens(text, path, options.pop("tokenizer", BYTES), **options)
 
 
 def test_bytes_are_tokens(tmp_path):
@@ -25,43 +25,46 @@ def test_bytes_are_tokens(tmp_path):
     assert TokenFile.open(tmp_path / "a.bin") == file
 
 
-def test_workers_do_not_change_the_file(tmp_path):
-    one, four = make(tmp_path / "a.bin", workers=1), make(tmp_path / "b.bin", workers=4)
-    assert one.sha256 == four.sha256
+def test_nothing_else_is_left(tmp_path, monkeypatch):
+    one = make(tmp_path / "a.bin")
+    monkeypatch.setattr("massive_jax.train.prepare._CHUNKS", 3)
+    several = make(tmp_path / "b.bin")
+    assert one.sha256 == several.sha256
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.bin.json", "b.bin", "b.bin.json"]
 
 
-class Counting(Tokenizer):
-    """Tokenises at most `left` chunks, then dies as a killed process does: by no Exception."""
+class Dying(Tokenizer):
+    """Tokenises so many batches of chunks, then dies as a killed process does: by no Exception."""
 
     def __init__(self, left):
         super().__init__(BYTES._backend)
         self.left, self.done = left, 0
 
-    def encode(self, text):
+    def encode_batch(self, texts):
         if not self.left:
             raise KeyboardInterrupt
         self.left, self.done = self.left - 1, self.done + 1
-        return super().encode(text)
+        return super().encode_batch(texts)
 
 
-def test_resumes_after_a_kill(tmp_path):
-    whole = make(tmp_path / "whole.bin")
-    chunks = -(-len(TEXT) // 1000)
-    dying = Counting(4)
+def test_resumes_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr("massive_jax.train.prepare._CHUNKS", 2)
+    whole = Dying(100)
+    made = make(tmp_path / "whole.bin", tokenizer=whole)
+    assert whole.done > 5
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "a.bin", tokenizer=dying, workers=1)
+        make(tmp_path / "a.bin", tokenizer=Dying(4))
     assert not (tmp_path / "a.bin").exists()
-    rest = Counting(100)
-    assert make(tmp_path / "a.bin", tokenizer=rest, workers=1).sha256 == whole.sha256
-    assert 0 < rest.done <= chunks - 4
-    again = Counting(0)
-    assert make(tmp_path / "a.bin", tokenizer=again).sha256 == whole.sha256  # there already
+    rest = Dying(100)
+    assert make(tmp_path / "a.bin", tokenizer=rest).sha256 == made.sha256
+    assert rest.done == whole.done - 4
+    assert make(tmp_path / "a.bin", tokenizer=Dying(0)).sha256 == made.sha256  # there already
 
 
-def test_parts_of_another_text_are_not_used(tmp_path):
+def test_parts_of_another_text_are_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("massive_jax.train.prepare._CHUNKS", 2)
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "a.bin", tokenizer=Counting(4), workers=1)
+        make(tmp_path / "a.bin", tokenizer=Dying(4))
     other = TEXT.replace("small", "large")
     assert make(tmp_path / "a.bin", other).tokens.astype(np.uint8).tobytes() == other.encode()
     with pytest.raises(ValueError, match="made from another text or tokenizer"):
@@ -72,8 +75,8 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
     class Large(Tokenizer):
         vocab_size = 70000
 
-        def encode(self, text):
-            return [69999 - i for i in super().encode(text)]
+        def encode_batch(self, texts):
+            return [[69999 - i for i in ids] for ids in super().encode_batch(texts)]
 
     file = make(tmp_path / "a.bin", tokenizer=Large(BYTES._backend))
     assert file.dtype == "uint32"
