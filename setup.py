@@ -42,7 +42,7 @@ setuptools.setup(
         "matplotlib>=3.9",
         "ml_dtypes>=0.5",
         "numpy>=2.0",
-        "optax>=0.2.4",
+        "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "safetensors>=0.5",
         "tensorboardX>=2.6",

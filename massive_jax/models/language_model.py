@@ -23,6 +23,13 @@ from massive_jax.probe import ALL_SITES, Capture, CapturePlan, Tap, compile_capt
 # What is sown when `intermediates` is mutable and nothing in particular is asked for.
 DEFAULT_CAPTURE = Capture("block_out", top_k=3, median=True)
 
+# What the backward pass finds of a block: all of it, the products with weights, or its input only.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
 
 class LanguageModel(nn.Module):
     """Token embedding, L blocks under `nn.scan`, final norm, output head.
@@ -30,9 +37,14 @@ class LanguageModel(nn.Module):
     `module.apply({"params": P, "edits": E}, tokens, capture=plan, mutable=["intermediates"])`, where E comes from
     `massive_jax.probe.compile_edits` and plan from `massive_jax.probe.compile_captures`. Sown under
     `intermediates`: site name -> tensor or `Stats`, per-layer sites with a leading axis of the layers asked for.
+
+    Attributes:
+      config: the options.
+      remat: what of a block is computed again in the backward pass instead of kept: a name in `REMAT`.
     """
 
     config: TransformerConfig
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -100,7 +112,7 @@ class LanguageModel(nn.Module):
             return (x, tap.results), None
 
         scan = nn.scan(
-            step,
+            step if self.remat == "none" else nn.remat(step, prevent_cse=False, policy=REMAT[self.remat]),
             variable_axes={"params": 0, "cache": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
@@ -240,9 +252,17 @@ class Head:
 
 def head_logits(config: TransformerConfig, x: jax.Array, head: Head) -> jax.Array:
     """Next-token logits [..., V] in float32 from the model's last hidden state [..., W]."""
-    logits = jnp.einsum("...W,VW->...V", x, head.kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-    if head.bias is not None:
-        logits = logits + head.bias.astype(jnp.float32)
+    return logits_of(config, head_product(x, head), head.bias)
+
+
+def head_product(x: jax.Array, head: Head) -> jax.Array:
+    """The product with the head's kernel: [..., W] -> float32 [..., V]."""
+    return jnp.einsum("...W,VW->...V", x, head.kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def logits_of(config: TransformerConfig, product: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """The logits from `head_product`: bias [V], scale and softcap."""
+    logits = product if bias is None else product + bias.astype(jnp.float32)
     if config.logit_scale is not None:
         logits = logits * config.logit_scale
     if config.logit_softcap is not None:
