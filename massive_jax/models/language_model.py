@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from massive_jax.models.attention import Surroundings, causal_mask
+from massive_jax.models.attention_bias import SlotPlaces
 from massive_jax.models.block import Block
 from massive_jax.models.config import RopeConfig, TransformerConfig
 from massive_jax.models.linear import Projection
@@ -20,6 +21,8 @@ from massive_jax.models.norms import Norm
 from massive_jax.models.positions import alibi_bias, rope_tables
 from massive_jax.probe import ALL_SITES, Capture, CapturePlan, Tap, compile_captures, empty_results, present
 
+_KEYS_AND_VALUES = compile_captures(Capture(("key", "value"), layers=1), 1)
+_FIRST_SLOT = {"key": 0, "value": 0}
 # What is sown when `intermediates` is mutable and nothing in particular is asked for.
 DEFAULT_CAPTURE = Capture("block_out", top_k=3, median=True)
 
@@ -98,18 +101,25 @@ class LanguageModel(nn.Module):
 
         embedding, x = self._embed(tokens, places.queries)
         x = tap("embed", x)
-        around, local = self._surroundings(places)
+        around = self._surroundings(places)
+        sink, alone = self._sink_tokens()
         layers = (jnp.arange(1, cfg.num_layers + 1), jnp.asarray(self._windowed()), dict(plan.slots))
-        carry = (x, empty_results(plan, cfg.sizes(B, T, places.keys.shape[1]), cfg.jnp_dtype))
+        nothing_kept = empty_results(_KEYS_AND_VALUES, cfg.sizes(1, cfg.num_slots), cfg.jnp_dtype)
+        carry = (x, sink, empty_results(plan, cfg.sizes(B, T, places.keys.shape[1]), cfg.jnp_dtype))
 
-        def step(block: Block, carry: Any, layer: Any, around: Any, local: Any, edits: Any) -> tuple[Any, None]:
-            x, results = carry
+        def step(block: Block, carry: Any, layer: Any, around: Any, alone: Any, edits: Any) -> tuple[Any, None]:
+            x, sink, results = carry
             number, windowed, slots = layer
-            if local is not None:
-                around = jax.tree.map(lambda here, there: jnp.where(windowed, there, here), around, local)
+            around = _of_layer(around, windowed)
+            if sink is not None:
+                # Sink tokens see only each other, so they run beside the sequence and are slots to it.
+                kept = Tap({}, _KEYS_AND_VALUES, slots=_FIRST_SLOT, results=nothing_kept)
+                sink = block(sink, _of_layer(alone, windowed), kept)
+                tokens = (kept.results["key"].tensor[0], kept.results["value"].tensor[0])
+                around = dataclasses.replace(around, slot_places=dataclasses.replace(around.slot_places, tokens=tokens))
             tap = Tap(edits, plan, number, slots, results, shift=places.shift)
             x = block(x, around, tap)
-            return (x, tap.results), None
+            return (x, sink, tap.results), None
 
         scan = nn.scan(
             step if self.remat == "none" else nn.remat(step, prevent_cse=False, policy=REMAT[self.remat]),
@@ -118,7 +128,7 @@ class LanguageModel(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
         )
-        (x, results), _ = scan(Block(cfg, name="layers"), carry, layers, around, local, edits)
+        (x, _, results), _ = scan(Block(cfg, name="layers"), carry, layers, around, alone, edits)
 
         x = tap("final_norm", Norm(cfg.norm, name="norm")(x) if cfg.final_norm else x)
         if cfg.embedding_size is not None:
@@ -155,7 +165,7 @@ class LanguageModel(nn.Module):
     def _places(self, B: int, T: int, positions: jax.Array | None, slots: jax.Array | None) -> _Places:
         """Where the tokens of this call and those of the cache stand in their sequences."""
         if slots is None or positions is None:
-            here = jnp.broadcast_to(jnp.arange(T), (B, T))
+            here = jnp.broadcast_to(jnp.arange(T) + self.config.prefix_length, (B, T))
             return _Places(here, here, None, None, 0)
         stored = self.variable("cache", "positions", lambda: jnp.full((B, T), -1, jnp.int32))
         rows = jnp.arange(B)[:, None]
@@ -164,33 +174,57 @@ class LanguageModel(nn.Module):
         # A token's position is its place among the tokens that are still in the cache; it is the one it came with until
         # something is evicted.
         order = jnp.argsort(jnp.where(taken, stored.value, jnp.iinfo(jnp.int32).max), axis=1, stable=True)
-        keys = jnp.argsort(order, axis=1)
+        keys = jnp.argsort(order, axis=1) + self.config.prefix_length
         queries = jnp.take_along_axis(keys, slots, axis=1, mode="clip")
         # Sequences end in the same column, so an edit's position is that many columns further right.
         shift = T - 1 - positions[:, -1]
         return _Places(queries, jnp.where(taken, keys, 0), taken, slots, shift)
 
-    def _surroundings(self, places: _Places) -> tuple[Surroundings, Surroundings | None]:
+    def _surroundings(self, places: _Places, with_slots: bool = True) -> tuple[Surroundings, Surroundings | None]:
         """What attention sees in a layer, and in a windowed one where only some are (None where all are alike)."""
         cfg = self.config
-        S = places.keys.shape[1]
-
-        def around(rope: RopeConfig, mask: jax.Array | None) -> Surroundings:
-            tables = key_tables = None
-            if cfg.position == "rope":
-                tables = key_tables = rope_tables(rope, cfg.head_dim, places.queries, S)
-                if places.slots is not None:
-                    key_tables = rope_tables(rope, cfg.head_dim, places.keys, S)
-            return Surroundings(tables, key_tables, bias, mask, places.slots)
-
-        bias = None
+        n, S = cfg.num_slots, places.keys.shape[1]
+        before = jnp.arange(cfg.prefix_length)[None]  # positions of the slots, where they have any
+        bias = slots_bias = None
         if cfg.alibi is not None:
-            bias = alibi_bias(cfg.alibi, cfg.num_heads, places.keys) * (cfg.scale if cfg.alibi.before_scale else 1.0)
+            everywhere = jnp.concatenate(
+                [jnp.broadcast_to(before, (len(places.keys), before.size)), places.keys], axis=1
+            )
+            bias = alibi_bias(cfg.alibi, cfg.num_heads, everywhere) * (cfg.scale if cfg.alibi.before_scale else 1.0)
+            slots_bias, bias = bias[..., : before.size], bias[..., before.size :]
+
+        def around(rope: RopeConfig, mask: jax.Array | None, window: int | None) -> Surroundings:
+            tables = key_tables = slot_tables = None
+            if cfg.position == "rope":
+                length = S + before.size
+                tables = key_tables = rope_tables(rope, cfg.head_dim, places.queries, length)
+                if places.slots is not None:
+                    key_tables = rope_tables(rope, cfg.head_dim, places.keys, length)
+                slot_tables = rope_tables(rope, cfg.head_dim, before, length)
+            slot_places = None
+            if n and with_slots:
+                slot_places = SlotPlaces()
+                if before.size:
+                    # Only a window can hide a prefix: all of it comes before every token.
+                    near = places.queries[..., None] - before < (window or places.queries.shape[1] + S + n)
+                    slot_places = SlotPlaces(slot_tables, slots_bias, near)
+            return Surroundings(tables, key_tables, bias, mask, places.slots, slot_places)
+
         local_rope = cfg.local_rope or cfg.rope
         if cfg.window_layers is None:
             mask = None if places.slots is None else places.mask(cfg.window)
-            return around(cfg.rope if cfg.window is None else local_rope, mask), None
-        return around(cfg.rope, places.mask(None)), around(local_rope, places.mask(cfg.window))
+            return around(cfg.rope if cfg.window is None else local_rope, mask, cfg.window), None
+        return around(cfg.rope, places.mask(None), None), around(local_rope, places.mask(cfg.window), cfg.window)
+
+    def _sink_tokens(self) -> tuple[jax.Array | None, Any]:
+        """The learned sink tokens [1, n, D], None without any, and what they see: each other."""
+        cfg = self.config
+        if cfg.attention_bias is None or cfg.attention_bias.kind != "sink_token":
+            return None, None
+        shape = (cfg.num_slots, cfg.hidden_size)
+        sink = self.param("sink_token", nn.initializers.normal(0.02), shape, jnp.float32).astype(cfg.jnp_dtype)[None]
+        places = _Places(jnp.arange(cfg.num_slots)[None], jnp.arange(cfg.num_slots)[None], None, None, 0)
+        return sink, self._surroundings(places, with_slots=False)
 
     def _head(self, embedding: jax.Array) -> Head:
         cfg = self.config
@@ -201,6 +235,12 @@ class LanguageModel(nn.Module):
         if cfg.head_bias:
             bias = self.param("head_bias", nn.initializers.zeros_init(), (cfg.vocab_size,), jnp.float32)
         return Head(kernel, bias)
+
+
+def _of_layer(around: tuple[Surroundings, Surroundings | None], windowed: jax.Array) -> Surroundings:
+    """Of what layers see, and windowed layers, what this one does."""
+    here, local = around
+    return here if local is None else jax.tree.map(lambda a, b: jnp.where(windowed, b, a), here, local)
 
 
 @dataclasses.dataclass(frozen=True)
