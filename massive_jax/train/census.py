@@ -24,7 +24,8 @@ def take_census(module: LanguageModel, params: Any, tokens: np.ndarray) -> list[
     Returns:
       Of each layer: "layer" (1-based); "top": the largest of all windows, largest first, each with "value" (signed),
       "position" and "dim"; "largest": the largest magnitude and "median": the median magnitude, "kurtosis", each the
-      mean over windows; "sink_rate": share of attention on position 0, mean over heads, queries and windows.
+      mean over windows; "sink_rate" and "slot_rate": share of attention on position 0 and on the slots of an attention
+      bias, means over heads, queries and windows.
     """
     capture = (
         Capture("block_out", top_k=TOP_K, median=True, kurtosis=True),
@@ -32,7 +33,8 @@ def take_census(module: LanguageModel, params: Any, tokens: np.ndarray) -> list[
     )
     plan = compile_captures(capture, module.config.num_layers, module.config.absent_sites)
     found = jax.device_get(forward(module, params, {}, plan, tokens, logits=False).intermediates)
-    stats, shares = found["block_out"], attention_shares(found["attn_probs"].mass, [0])
+    stats, mass = found["block_out"], found["attn_probs"].mass
+    first, slots = (attention_shares(mass, keys) for keys in ([0], range(tokens.shape[1], mass.shape[-1])))
     return [
         {
             "layer": index + 1,
@@ -40,7 +42,8 @@ def take_census(module: LanguageModel, params: Any, tokens: np.ndarray) -> list[
             "largest": float(np.abs(stats.top_values[index, :, 0]).mean()),
             "median": float(stats.median[index].mean()),
             "kurtosis": float(stats.kurtosis[index].mean()),
-            "sink_rate": float(shares[index]),
+            "sink_rate": float(first[index]),
+            "slot_rate": float(slots[index]),
         }
         for index in range(module.config.num_layers)
     ]

@@ -100,6 +100,7 @@ class Preempted(Exception):  # noqa: N818 (it is no error: everything is saved)
     """SIGTERM came; the checkpoint of `step` is written."""
 
     def __init__(self, step: int, directory: pathlib.Path):
+        """Says so of the training in `directory`."""
         super().__init__(f"stopped by SIGTERM after step {step}, which is saved in {directory}; run it again to go on.")
         self.step = step
 
