@@ -79,10 +79,11 @@ def binary(clean_flags, tmp_path):
     [
         (["--preset=paper"], "--preset=paper needs --data"),
         (["--mesh=2"], "give two numbers of devices"),
-        (["--mesh=4,4"], "a mesh of 4 × 4 needs 16 devices"),
+        (["--mesh=4,4", "--context=16"], "a mesh of 4 × 4 needs 16 devices"),
         (["--attention_bias=nothing"], "should be one of"),
         (["--attention_bias=gate_head", "--slots=2"], "has no slots"),
-        (["--context=4096"], "a longer text or a shorter context"),
+        (["--context=4096"], "more than the model's max_position 128"),
+        (["--context=128"], "a longer text or a shorter context"),
         (["--data=missing.bin"], "no token file 'missing.bin'"),
         (["--learning_rate=0"], "give a positive one"),
     ],
