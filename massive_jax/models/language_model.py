@@ -28,9 +28,14 @@ class LanguageModel(nn.Module):
     `module.apply({"params": P, "edits": E}, tokens, capture=plan, mutable=["intermediates"])`, where E comes from
     `massive_jax.probe.compile_edits` and plan from `massive_jax.probe.compile_captures`. Sown under
     `intermediates`: site name -> tensor or `Stats`, per-layer sites with a leading axis of the layers asked for.
+
+    Attributes:
+      config: the options.
+      remat: what of a block is computed again in the backward pass instead of kept (`massive_jax.models.stack.REMAT`).
     """
 
     config: TransformerConfig
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -78,7 +83,8 @@ class LanguageModel(nn.Module):
         embedding, x = self._embed(tokens, places.queries)
         x = tap("embed", x)
         sizes, around = cfg.sizes(B, T, places.keys.shape[1]), self._surroundings(places)
-        x, results = run_blocks(cfg, x, tap, sizes, around, self._windowed(), *self._sink_tokens())
+        sink, alone = self._sink_tokens()
+        x, results = run_blocks(cfg, x, tap, sizes, around, self._windowed(), sink, alone, self.remat)
 
         x = tap("final_norm", Norm(cfg.norm, name="norm")(x) if cfg.final_norm else x)
         if cfg.embedding_size is not None:
@@ -235,9 +241,17 @@ class Head:
 
 def head_logits(config: TransformerConfig, x: jax.Array, head: Head) -> jax.Array:
     """Next-token logits [..., V] in float32 from the model's last hidden state [..., W]."""
-    logits = jnp.einsum("...W,VW->...V", x, head.kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-    if head.bias is not None:
-        logits = logits + head.bias.astype(jnp.float32)
+    return logits_of(config, head_product(x, head), head.bias)
+
+
+def head_product(x: jax.Array, head: Head) -> jax.Array:
+    """The product with the head's kernel: [..., W] -> float32 [..., V]."""
+    return jnp.einsum("...W,VW->...V", x, head.kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def logits_of(config: TransformerConfig, product: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """The logits from `head_product`: bias [V], scale and softcap."""
+    logits = product if bias is None else product + bias.astype(jnp.float32)
     if config.logit_scale is not None:
         logits = logits * config.logit_scale
     if config.logit_softcap is not None:

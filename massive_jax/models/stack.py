@@ -21,6 +21,13 @@ from massive_jax.probe import ALL_SITES, Capture, CapturePlan, Tap, compile_capt
 # What attention sees in a layer, and in a windowed one where only some layers are; None where all are alike.
 LayerKinds: TypeAlias = tuple[Surroundings, Surroundings | None]
 
+# What the backward pass finds of a block: all of it, the products with weights, or its input only.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
 # What is kept of the blocks' pass over sink tokens.
 _KEYS_AND_VALUES = compile_captures(Capture(("key", "value"), layers=1), 1)
 _FIRST_SLOT = {"key": 0, "value": 0}
@@ -57,6 +64,7 @@ def run_blocks(
     windowed: Sequence[bool] | None = None,
     sink: jax.Array | None = None,
     alone: LayerKinds | None = None,
+    remat: str = "none",
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Runs the L blocks under `nn.scan`; their parameters are the submodule "layers" of the module that calls.
 
@@ -69,6 +77,7 @@ def run_blocks(
       windowed: which layers are windowed, L booleans.
       sink: sink tokens [1, n, D], which run beside the sequence and are slots of its attention; None for none.
       alone: what they see: each other.
+      remat: what of a block is computed again in the backward pass instead of kept: a name in `REMAT`.
 
     Returns:
       The output of block L [B, T, D], and what was captured in the blocks, for `sow`.
@@ -93,7 +102,7 @@ def run_blocks(
         return (x, sink, tap.results), None
 
     scan = nn.scan(
-        step,
+        step if remat == "none" else nn.remat(step, prevent_cse=False, policy=REMAT[remat]),
         variable_axes={"params": 0, "cache": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),

@@ -131,6 +131,29 @@ def save_checkpoint(
         raise ValueError(f"{path} cannot be written: {error}.") from None
 
 
+def save_params(
+    path: str,
+    config: TransformerConfig,
+    params: Mapping[str, Any],
+    *,
+    tokenizer: Tokenizer | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a checkpoint of parameters that are in memory, in their dtype; see `save_checkpoint`."""
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
+    as_it_is = (None, (), None)
+
+    def parts() -> Iterable[Part]:
+        stacked = {name: x for name, x in flat.items() if name.startswith(_LAYERS + "/")}
+        yield from (Part(name, (), np.asarray(x), as_it_is) for name, x in flat.items() if name not in stacked)
+        for layer in range(config.num_layers):
+            yield from (Part(name, (layer,), np.asarray(x[layer]), as_it_is) for name, x in stacked.items())
+
+    expected = {name: x.shape for name, x in flat.items()}
+    dtype = next(iter(flat.values())).dtype
+    save_checkpoint(path, config, parts(), expected, dtype=dtype, tokenizer=tokenizer, provenance=provenance)
+
+
 def read_metadata(path: str) -> Checkpoint:
     """The metadata of the checkpoint at `path`.
 

@@ -11,7 +11,7 @@ import logging
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -91,6 +91,17 @@ class Tokenizer:
             )
         return cls(backend, *(_special_id(directory, name, backend) for name in ("bos", "eos")))
 
+    @classmethod
+    def of_bytes(cls) -> Tokenizer:
+        """The tokenizer whose tokens are the 256 bytes: the id of each is its value. It has no special tokens."""
+        import tokenizers
+        from tokenizers import decoders, models, pre_tokenizers
+
+        backend = tokenizers.Tokenizer(models.BPE(vocab=dict(_byte_of_character()), merges=[]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        return cls(backend)
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, with no special tokens added.
 
@@ -114,6 +125,16 @@ class Tokenizer:
                 f"text {text[:40]!r} is not valid Unicode (it holds half a surrogate pair). Decode it with"
                 " errors='replace'."
             ) from None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of several texts, each as `encode` gives them, on all processors; for its errors see there.
+
+        Bytes that vanish are not logged.
+        """
+        try:
+            return [found.ids for found in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+        except (TypeError, UnicodeError):
+            return [self.encode(text) for text in texts]  # raises for the text that is wrong
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, special tokens included.
