@@ -110,6 +110,26 @@ def convert(
         )
 
 
+def save(model: Model, out: str) -> None:
+    """Writes a model that is in memory as a checkpoint of this project, in the dtype of its parameters.
+
+    Args:
+      model: a loaded, trained or transformed model.
+      out: directory or gs://…; nothing may be there yet. `load(out)` reads it.
+
+    Raises:
+      ValueError: something is at `out`, or it cannot be written.
+    """
+    checkpoint.save_params(
+        out,
+        model.config,
+        model.params,
+        tokenizer=model.tokenizer,
+        processor=model.processor,
+        provenance={"model": model.name, "dtype": model.config.dtype, **_made()},
+    )
+
+
 def open_source(model: str, *, revision: str | None = None) -> Source:
     """Finds the checkpoint that `model` names (see `load`), fetching it if need be, and opens it."""
     preset = zoo.PRESETS.get(model)
@@ -163,6 +183,13 @@ def _provenance(model: str, revision: str | None, source: Source, dtype: str) ->
         "format": source.format,
         "files": files,
         "dtype": dtype,
+        **_made(),
+    }
+
+
+def _made() -> dict[str, Any]:
+    """With what, and when."""
+    return {
         "versions": {"massive_jax": massive_jax.__version__, "jax": jax.__version__},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -33,7 +33,8 @@ def absorb_prefix(
     """A model that computes without a fixed prefix what the given one computes behind it, exactly.
 
     The prefix's keys and values at every layer and head become slots; the sequence's positions begin after it. Give the
-    new model the text without the prefix: its outputs are those of the given model at the text's positions.
+    new model the text without the prefix: its outputs are those of the given model at the text's positions. (Under
+    dynamic rope scaling only up to the original context: beyond it, a prefix depends on the length of what follows.)
 
     Args:
       config: of a causal language model without an attention bias.
@@ -190,6 +191,10 @@ def rebuild(model: Model, config: TransformerConfig, params: Params) -> Model:
 
 
 def _require_no_bias(config: TransformerConfig) -> None:
+    if not isinstance(config, TransformerConfig):
+        raise ValueError(
+            "this is a vision model: its attention is not causal, so a prefix is not the same for every text."
+        )
     if config.attention_bias is not None:
         raise ValueError(f"the model has an attention bias already ({config.attention_bias}); take it out first.")
 

@@ -13,6 +13,8 @@ from massive_jax.evaluate.intervention import (
 )
 from massive_jax.evaluate.layers import LayerSummary, LayerTable, measure_layers
 from massive_jax.evaluate.perplexity import perplexity, token_nll
+from massive_jax.evaluate.profile import Profile, measure_profile
+from massive_jax.evaluate.quantize import quantized_inputs
 
 __all__ = [
     "Images",
@@ -20,6 +22,7 @@ __all__ = [
     "LayerTable",
     "Operation",
     "PlaceInStream",
+    "Profile",
     "check_sites",
     "cosine_similarity",
     "features",
@@ -28,8 +31,10 @@ __all__ = [
     "intervene",
     "measure_layers",
     "measure_of",
+    "measure_profile",
     "parse_sites",
     "perplexity",
+    "quantized_inputs",
     "site_means",
     "token_nll",
 ]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from massive_jax.data.images import ImageProcessor
 
-FORMAT = 1
+FORMAT = 2  # 1: before attention biases were an option of their own
 _KEY = "massive_jax"
 _KINDS = {"language": TransformerConfig, "vision": VisionConfig}
 _LAYERS = "layers"
@@ -133,10 +133,11 @@ def save_checkpoint(
 
 def save_params(
     path: str,
-    config: TransformerConfig,
+    config: TransformerConfig | VisionConfig,
     params: Mapping[str, Any],
     *,
     tokenizer: Tokenizer | None = None,
+    processor: ImageProcessor | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a checkpoint of parameters that are in memory, in their dtype; see `save_checkpoint`."""
@@ -151,7 +152,9 @@ def save_params(
 
     expected = {name: x.shape for name, x in flat.items()}
     dtype = next(iter(flat.values())).dtype
-    save_checkpoint(path, config, parts(), expected, dtype=dtype, tokenizer=tokenizer, provenance=provenance)
+    save_checkpoint(
+        path, config, parts(), expected, dtype=dtype, tokenizer=tokenizer, processor=processor, provenance=provenance
+    )
 
 
 def read_metadata(path: str) -> Checkpoint:
