@@ -8,6 +8,9 @@ import functools
 import hashlib
 import pathlib
 import re
+import threading
+from collections.abc import Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -23,6 +26,8 @@ from massive_jax.weights.gguf_source import GGUFSource
 from massive_jax.weights.loader import expected_shapes, load_params, stream_params
 from massive_jax.weights.safetensors_source import HuggingFaceSource
 from massive_jax.weights.source import Source
+
+_PIECE_BYTES = 4 << 20  # of a file, read and hashed at a time
 
 
 def load(
@@ -99,15 +104,23 @@ def convert(
         config, table = zoo.describe(source)
         config = dataclasses.replace(config, dtype=dtype)
         expected = expected_shapes(build(config))
-        checkpoint.save_checkpoint(
-            out,
-            config,
-            stream_params(source, expected, table, sizes=config.sizes(1, 1), progress=progress),
-            expected,
-            dtype=config.jnp_dtype,
-            **_inputs(source, config),
-            provenance=_provenance(model, revision, source, dtype),
-        )
+        with _Digests(source.files) as digests:
+            checkpoint.save_checkpoint(
+                out,
+                config,
+                stream_params(source, expected, table, sizes=config.sizes(1, 1), progress=progress),
+                expected,
+                dtype=config.jnp_dtype,
+                **_inputs(source, config),
+                provenance=lambda: {
+                    "model": model,
+                    "revision": revision,
+                    "format": source.format,
+                    "files": digests.result(),
+                    "dtype": dtype,
+                    **_made(),
+                },
+            )
 
 
 def save(model: Model, out: str) -> None:
@@ -126,7 +139,7 @@ def save(model: Model, out: str) -> None:
         model.params,
         tokenizer=model.tokenizer,
         processor=model.processor,
-        provenance={"model": model.name, "dtype": model.config.dtype, **_made()},
+        provenance=lambda: {"model": model.name, "dtype": model.config.dtype, **_made()},
     )
 
 
@@ -170,26 +183,40 @@ def _is_checkpoint(model: str) -> bool:
     return path.is_dir() and not (path / "config.json").is_file() and checkpoint.is_checkpoint(path)
 
 
-def _provenance(model: str, revision: str | None, source: Source, dtype: str) -> dict[str, Any]:
-    """Where a converted model came from."""
-    files = []
-    for path in source.files:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files.append({"name": path.name, "size": path.stat().st_size, "sha256": digest})
-    return {
-        "model": model,
-        "revision": revision,
-        "format": source.format,
-        "files": files,
-        "dtype": dtype,
-        **_made(),
-    }
-
-
 def _made() -> dict[str, Any]:
     """With what, and when."""
     return {
         "versions": {"massive_jax": massive_jax.__version__, "jax": jax.__version__},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+class _Digests:
+    """Sizes and SHA-256 of files, worked out by a thread while something else is done; leaving stops it."""
+
+    def __init__(self, files: Sequence[pathlib.Path]):
+        self._stopped = threading.Event()
+        self._pool = futures.ThreadPoolExecutor(1)
+        self._found = self._pool.submit(lambda: [self._of(path) for path in files])
+
+    def __enter__(self) -> _Digests:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stopped.set()
+        self._pool.shutdown()
+
+    def result(self) -> list[dict[str, Any]]:
+        """Name, size and sha256 of every file; ValueError where one cannot be read."""
+        return self._found.result()
+
+    def _of(self, path: pathlib.Path) -> dict[str, Any]:
+        digest, size = hashlib.sha256(), 0
+        try:
+            with path.open("rb") as file:
+                while not self._stopped.is_set() and (piece := file.read(_PIECE_BYTES)):
+                    digest.update(piece)
+                    size += len(piece)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error}.") from None
+        return {"name": path.name, "size": size, "sha256": digest.hexdigest()}

@@ -1,6 +1,11 @@
 """Fixtures that several test files share. Compiling is what takes time here: most tests run on one tiny model."""
 
 import dataclasses
+import os
+
+# Programs are compiled without LLVM's optimisations, which take longer than running a tiny model: 30 % less processor
+# time for parity and edit tests. Before jax is imported; processes that tests start inherit it.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax
 import numpy as np

@@ -330,7 +330,7 @@ class _Run:
         tokenizer = None if self.file.tokenizer is None else Tokenizer.from_json(self.file.tokenizer)
         provenance = {"training": self.described, "text": self.file.text, "tokenizer": self.file.tokenizer_name}
         model = dataclasses.replace(self.config.model, attention_kernel="xla", dtype="float32")
-        save_params(str(target), model, state.params, tokenizer=tokenizer, provenance=provenance)
+        save_params(str(target), model, state.params, tokenizer=tokenizer, provenance=lambda: provenance)
         return Trained(state.params, self._loss, self._validation, self.file.unigram_entropy(self.parts[1]), target)
 
 

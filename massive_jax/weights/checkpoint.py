@@ -82,9 +82,9 @@ def save_checkpoint(
     dtype: Any,
     tokenizer: Tokenizer | None = None,
     processor: ImageProcessor | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
-    """Writes a checkpoint, one group of layers in memory at a time.
+    """Writes a checkpoint, a group of layers while the next one is read: two are in memory at a time.
 
     Args:
       path: where; nothing may be there. A half-written one that an earlier run left is replaced.
@@ -94,39 +94,36 @@ def save_checkpoint(
       dtype: of the stored parameters.
       tokenizer: goes into the metadata.
       processor: goes into the metadata.
-      provenance: goes into the metadata.
+      provenance: gives what goes into the metadata; asked when everything is read.
 
     Raises:
       ValueError: something is at `path`; it cannot be written.
     """
-    from orbax.checkpoint import v1 as ocp
-
     target = _epath(path)
     if target.exists():
         raise ValueError(f"{path} exists already; name another directory, or remove it.")
-    metadata = {
-        "format": FORMAT,
-        "kind": next(kind for kind, known in _KINDS.items() if isinstance(config, known)),
-        "config": dataclasses.asdict(config),
-        "tokenizer": None if tokenizer is None else tokenizer.to_json(),
-        "processor": None if processor is None else processor.to_json(),
-        "provenance": dict(provenance or {}),
-    }
     group_size = _group_size(expected, dtype)
-    # Uncompressed: trained weights hardly shrink, and reading is what happens often.
-    context = ocp.Context()
-    context.array.saving.use_compression = False
-    context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    last = (config.num_layers - 1) // group_size
     try:
         _remove_unfinished(target)
-        with context:
+        with _Writer(target) as writer:
             for first, group in itertools.groupby(parts, key=lambda part: part.place and part.place[0] // group_size):
                 arrays = _assemble(group, dtype)
                 if first != ():
                     arrays = {_on_disk(path, first * group_size): array for path, array in arrays.items()}
-                tree = flax.traverse_util.unflatten_dict(arrays, sep="/")
-                ocp.partial.save(str(target), tree, custom_metadata={_KEY: metadata})
-            ocp.partial.finalize(str(target))
+                metadata = None
+                if first == last:
+                    metadata = {
+                        "format": FORMAT,
+                        "kind": next(kind for kind, known in _KINDS.items() if isinstance(config, known)),
+                        "config": dataclasses.asdict(config),
+                        "tokenizer": None if tokenizer is None else tokenizer.to_json(),
+                        "processor": None if processor is None else processor.to_json(),
+                        "provenance": dict(provenance()),
+                    }
+                writer.write(flax.traverse_util.unflatten_dict(arrays, sep="/"), metadata and {_KEY: metadata})
+                del arrays
+            writer.finalize()
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error}.") from None
 
@@ -138,7 +135,7 @@ def save_params(
     *,
     tokenizer: Tokenizer | None = None,
     processor: ImageProcessor | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
     """Writes a checkpoint of parameters that are in memory, in their dtype; see `save_checkpoint`."""
     flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
@@ -155,6 +152,54 @@ def save_params(
     save_checkpoint(
         path, config, parts(), expected, dtype=dtype, tokenizer=tokenizer, processor=processor, provenance=provenance
     )
+
+
+class _Writer:
+    """Writes one tree of arrays while the next is made; what goes wrong with one is raised by the next call."""
+
+    def __init__(self, target: epath.Path):
+        from orbax.checkpoint import v1 as ocp
+
+        self._target = target
+        self._pool = futures.ThreadPoolExecutor(1)
+        self._writing: futures.Future[None] | None = None
+        self._context = ocp.Context()
+        # Uncompressed: trained weights hardly shrink, and reading is what happens often.
+        self._context.array.saving.use_compression = False
+        self._context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+        self._context.memory.deepcopy_host_arrays = False  # nobody else has the arrays
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def write(self, tree: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> None:
+        """Starts writing, once the tree before is written: Orbax takes one partial save at a time."""
+        self._finish()
+        self._writing = self._pool.submit(self._save, tree, metadata)
+
+    def finalize(self) -> None:
+        """Gives the checkpoint its name."""
+        from orbax.checkpoint import v1 as ocp
+
+        self._finish()
+        ocp.partial.finalize(str(self._target))
+
+    def _finish(self) -> None:
+        if self._writing is None:
+            return
+        try:
+            self._writing.result()
+        except (OSError, ValueError) as error:  # tensorstore's: a full disk, say
+            raise ValueError(f"{self._target} cannot be written: {error}.") from None
+
+    def _save(self, tree: Any, metadata: Any) -> None:
+        from orbax.checkpoint import v1 as ocp
+
+        with self._context:
+            ocp.partial.save(str(self._target), tree, custom_metadata=metadata)
 
 
 def read_metadata(path: str) -> Checkpoint:
@@ -320,7 +365,7 @@ def _assemble(parts: Iterable[Part], dtype: Any) -> dict[str, Any]:
     """Path -> array of the parts of one group of layers (or of none), stacked over layers, and over experts."""
     found: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
     for part in parts:
-        found.setdefault(part.path, {})[part.place] = np.asarray(part.moved(dtype))
+        found.setdefault(part.path, {})[part.place] = part.moved(dtype)
         del part
     return {path: found[path].pop(()) if () in found[path] else _stack(found[path]) for path in found}
 
@@ -330,6 +375,8 @@ def _stack(parts: dict[tuple[int, ...], np.ndarray]) -> np.ndarray:
     first = min(parts)
     extent = tuple(high - low + 1 for low, high in zip(first, max(parts), strict=True))
     some = parts[first]
+    if len(parts) == 1:
+        return parts.pop(first)[(None,) * len(first)]
     stacked = np.empty((*extent, *some.shape), some.dtype)
     for place in list(parts):
         stacked[tuple(i - low for i, low in zip(place, first, strict=True))] = parts.pop(place)

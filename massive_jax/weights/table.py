@@ -19,9 +19,12 @@ import itertools
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
+from typing import TypeVar
 
 import jax
+import numpy as np
 
+_Array = TypeVar("_Array", jax.Array, np.ndarray)
 LAYER, EXPERT = "{l}", "{e}"
 
 
@@ -113,13 +116,11 @@ def fused_rows(name: str, kernel: str, bias: str | None = None) -> Iterator[Row]
             yield Row(f"{name}.{suffix}", f"layers/attn/{part}/{leaf}", axes, take=(letter, *bounds))
 
 
-def move_axes(
-    x: jax.Array, axes: str | None, sizes: Mapping[str, int], take: tuple[str, ...] | None = None
-) -> jax.Array:
+def move_axes(x: _Array, axes: str | None, sizes: Mapping[str, int], take: tuple[str, ...] | None = None) -> _Array:
     """Splits, takes, permutes and merges the axes of `x` as `axes` and `take` say (see `Row`).
 
     Args:
-      x: the tensor as stored.
+      x: the tensor as stored, of jax or numpy; of the latter the result is a view where it can be one.
       axes: e.g. "(HN)D->DHN"; None returns x.
       sizes: a size for every letter.
       take: e.g. ("Q", "1").
@@ -142,9 +143,9 @@ def move_axes(
         first, axis = _evaluate(start, sizes), flat.index(letter)
         if stop:
             sizes[letter] = _evaluate(stop[0], sizes) - first
-            x = jax.lax.slice_in_dim(x, first, first + sizes[letter], axis=axis)
+            x = x[(slice(None),) * axis + (slice(first, first + sizes[letter]),)]
         else:
-            x = jax.lax.index_in_dim(x, first, axis, keepdims=False)
+            x = x[(slice(None),) * axis + (first,)]
             flat = flat.replace(letter, "")
     order = [flat.index(letter) for letter in "".join(after)]
     return x.transpose(order).reshape([math.prod(sizes[letter] for letter in group) for group in after])

@@ -17,7 +17,7 @@ import pytest
 import massive_jax as mj
 from massive_jax import loading
 from massive_jax.models import AlibiConfig, ExpertsConfig, RopeConfig
-from massive_jax.weights import checkpoint
+from massive_jax.weights import checkpoint, loader
 from massive_jax.weights.loader import Part, expected_shapes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -60,7 +60,7 @@ def assert_same(a, b):
 def test_round_trip_is_bit_identical(tiny_model, tmp_path, monkeypatch, layers_a_group):
     layer = sum(x[0].nbytes for x in jax.tree.leaves(tiny_model.params["layers"]))
     monkeypatch.setattr(checkpoint, "_GROUP_BYTES", layer * layers_a_group)
-    save(tiny_model, tmp_path / "it", provenance={"source": "test"})
+    save(tiny_model, tmp_path / "it", provenance=lambda: {"source": "test"})
     back = mj.load(str(tmp_path / "it"))
     assert_same(tiny_model.params, back.params)
     assert back.config == tiny_model.config
@@ -186,6 +186,51 @@ def test_interrupted_leaves_nothing_that_loads_and_a_rerun_completes(tiny_model,
     save(tiny_model, tmp_path / "it")
     assert_same(tiny_model.params, mj.load(path).params)
     assert [p.name for p in tmp_path.iterdir()] == ["it"]
+
+
+def test_what_fails_in_the_writing_thread_is_raised_and_a_rerun_completes(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_GROUP_BYTES", 1)
+    written = []
+
+    def full(self, tree, metadata):
+        if len(written) == 2:
+            raise OSError("No space left on device")
+        written.append(tree)
+        save_group(self, tree, metadata)
+
+    save_group = checkpoint._Writer._save
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint._Writer, "_save", full)
+        with pytest.raises(ValueError, match="it cannot be written: No space left on device"):
+            save(tiny_model, tmp_path / "it")
+    assert len(written) == 2
+    with pytest.raises(ValueError, match="no model"):
+        mj.load(str(tmp_path / "it"))
+    save(tiny_model, tmp_path / "it")
+    assert_same(tiny_model.params, mj.load(str(tmp_path / "it")).params)
+
+
+def test_a_file_that_cannot_be_hashed_is_named(tiny_model, tmp_path):
+    with loading._Digests([tmp_path / "gone"]) as digests, pytest.raises(ValueError, match="gone cannot be read"):
+        save(tiny_model, tmp_path / "it", provenance=digests.result)
+    assert not (tmp_path / "it").exists()
+
+
+def test_hashing_stops_when_the_conversion_does(tmp_path):
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    with loading._Digests([tmp_path / "endless"]) as digests:
+        assert not digests._found.done()
+    assert digests._found.done()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_parts_are_moved_on_the_host_as_on_the_device(dtype):
+    sizes = (("D", 6), ("H", 4), ("K", 2), ("N", 3), ("Q", 3))
+    raw = np.random.default_rng(0).normal(size=(36, 6)).astype(np.float32) * 10.0 ** np.arange(-8, 4, 2)
+    for axes, take in (("(QHN)D->DHN", ("Q", "1")), ("(QHN)D->D(HN)", ("Q", "2")), ("(HQN)D->DNQH", ("H", "K", "H"))):
+        part = Part("it", (), raw, (axes, sizes, take))
+        want = loader._placer(None, None)(raw, part.move, jax.numpy.dtype(dtype))
+        assert_same({"it": part.moved(jax.numpy.dtype(dtype))}, {"it": np.asarray(want)})
 
 
 def test_killed_process(tmp_path):

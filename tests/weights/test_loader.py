@@ -405,3 +405,9 @@ def test_largest_finite_weights_are_finite():
     for dtype in (np.float32, np.float16, jnp.bfloat16):
         info = jnp.finfo(dtype)
         assert loader.is_finite(np.array([info.max, info.min, 0, info.tiny], dtype))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, jnp.bfloat16])
+def test_no_value_that_is_not_finite_is_missed(dtype, value):
+    assert not loader.is_finite(np.array([1, value, -1], dtype))
