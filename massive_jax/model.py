@@ -129,7 +129,8 @@ class Model:
         self.require_language()
         tokenizer = self.require_tokenizer()
         texts = [text] if isinstance(text, str) else list(text)
-        rows = [[self.bos_id()] * bos + tokenizer.encode(t) for t in texts]
+        prefix = [self.bos_id()] if bos else []
+        rows = [prefix + tokenizer.encode(t) for t in texts]
         if not rows or not all(len(row) > bos for row in rows):
             raise ValueError("the text has no tokens; give a text that is not empty.")
         lengths = sorted({len(row) for row in rows})

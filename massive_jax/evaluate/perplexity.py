@@ -1,4 +1,4 @@
-"""Perplexity, without a [B, T, V] array. Axis letters: see `massive_jax.probe.sites`; C tokens of a chunk."""
+"""Perplexity, without a [B, T, V] array. Axis letters: see `massive_jax.probe.sites`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.batches import Progress, batches, edits_for
 from massive_jax.model import Model, forward
-from massive_jax.models import Head, TransformerConfig, head_logits, head_of
+from massive_jax.models import head_of
+from massive_jax.models.loss import chunked_nll
 from massive_jax.probe import CapturePlan, Edit
-
-_CHUNK = 256  # tokens whose logits exist at one time
 
 
 def perplexity(
@@ -25,6 +23,7 @@ def perplexity(
     windows: Windows,
     edits: Edit | Sequence[Edit] | None = None,
     progress: Progress | None = None,
+    skip: int = 0,
 ) -> float:
     """exp(total negative log-likelihood / predicted tokens) over `windows`, under `edits`.
 
@@ -33,15 +32,16 @@ def perplexity(
       windows: at least two tokens each; the first token of a window is not predicted.
       edits: interventions. A position given as an array has one position a window.
       progress: called with the number of tokens after every batch.
+      skip: how many predictions to leave out at the start of every window.
 
     Returns:
       The perplexity; inf where the likelihood underflows, nan where the model gives nan.
     """
     total = 0.0
     for rows, tokens in batches(windows.tokens, progress):
-        total += float(np.sum(token_nll(model, tokens, edits_for(edits, rows)), dtype=np.float64))
+        total += float(np.sum(token_nll(model, tokens, edits_for(edits, rows))[:, skip:], dtype=np.float64))
     try:
-        return math.exp(total / windows.num_predicted)
+        return math.exp(total / (windows.num_predicted - skip * len(windows.tokens)))
     except OverflowError:
         return math.inf
 
@@ -65,30 +65,3 @@ def token_nll(model: Model, tokens: Any, edits: Edit | Sequence[Edit] | None = N
 def _nll(module: Any, params: Any, edits: Any, tokens: jax.Array) -> jax.Array:
     hidden = forward(module, params, edits, CapturePlan(), tokens, logits=False).last_hidden
     return chunked_nll(module.config, hidden[:, :-1], head_of(module.config, params), tokens[:, 1:])
-
-
-def chunked_nll(config: TransformerConfig, hidden: jax.Array, head: Head, targets: jax.Array) -> jax.Array:
-    """-log p(target) from the final norm's output, some tokens at a time.
-
-    Args:
-      config: the model's; float32 multiplies in full precision on every device.
-      hidden: [B, T, D].
-      head: the output head.
-      targets: int [B, T].
-
-    Returns:
-      float32 [B, T].
-    """
-    B, T, D = hidden.shape
-    padding = -(B * T) % _CHUNK
-    x = jnp.pad(hidden.reshape(B * T, D), ((0, padding), (0, 0))).reshape(-1, _CHUNK, D)
-    y = jnp.pad(targets.reshape(B * T), (0, padding)).reshape(-1, _CHUNK)
-
-    def chunk(xy: tuple[jax.Array, jax.Array]) -> jax.Array:
-        x, y = xy
-        logits = head_logits(config, x, head)
-        return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, y[:, None], axis=-1)[:, 0]
-
-    with jax.default_matmul_precision("highest" if config.dtype == "float32" else "default"):
-        nll = jax.lax.map(chunk, (x, y))
-    return nll.reshape(-1)[: B * T].reshape(B, T)

@@ -3,6 +3,7 @@
 from massive_jax.models.block import Block
 from massive_jax.models.config import (
     AlibiConfig,
+    AttentionBias,
     BlockConfig,
     ExpertsConfig,
     NormConfig,
@@ -21,6 +22,7 @@ def build(config: TransformerConfig | VisionConfig) -> LanguageModel | VisionTra
 
 __all__ = [
     "AlibiConfig",
+    "AttentionBias",
     "Block",
     "BlockConfig",
     "ExpertsConfig",

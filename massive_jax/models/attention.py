@@ -9,11 +9,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from massive_jax.models.attention_bias import (
+    AttentionSlots,
+    OutputGate,
+    SlotPlaces,
+    Slots,
+    attend_with_lse,
+    merge_slots,
+    mix_slots,
+)
 from massive_jax.models.config import BlockConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
 from massive_jax.models.positions import apply_rope
 from massive_jax.probe import ATTENTION_SITES, Tap
+
+# Finite, so that a query that sees nothing (padding) gives no nan, which would spread through its value.
+LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 @jax.tree_util.register_dataclass
@@ -25,17 +37,19 @@ class Surroundings:
       rope: cos and sin of the queries, each float32 [B, T, P]; None without rotary embedding.
       key_rope: of the keys, each [B, S, P].
       bias: float32 [B or 1, H, 1 or T, S], added to the logits; None for none.
-      mask: bool [B or 1, T, S], who sees whom; None for causal with the config's window in every
-        layer, or for all if the config is not causal.
-      slots: int [B, T], where in the cache the keys and values of these tokens go (out of range: nowhere); None for
-        no cache.
+      mask: bool [B or 1, T, S], who sees whom; None for causal with the config's window in every layer, or for all if
+        the config is not causal.
+      cache_slots: int [B, T], where in the cache the keys and values of these tokens go (out of range: nowhere); None
+        for no cache.
+      slot_places: of the attention bias's slots; None without slots.
     """
 
     rope: tuple[jax.Array, jax.Array] | None
     key_rope: tuple[jax.Array, jax.Array] | None
     bias: jax.Array | None
     mask: jax.Array | None
-    slots: jax.Array | None = None
+    cache_slots: jax.Array | None = None
+    slot_places: SlotPlaces | None = None
 
 
 class Attention(nn.Module):
@@ -58,16 +72,19 @@ class Attention(nn.Module):
             query = Norm(cfg.norm, axes, name="query_norm")(query)
             key = Norm(cfg.norm, axes, name="key_norm")(key)
         query, key, value = tap("query", query), tap("key", key), tap("value", value)
-        if around.slots is not None:
-            key, value = self._cached("key", key, around.slots), self._cached("value", value, around.slots)
+        if around.cache_slots is not None:
+            key, value = self._cached("key", key, around.cache_slots), self._cached("value", value, around.cache_slots)
         if around.rope is not None and around.key_rope is not None:
             query = apply_rope(query, *around.rope, interleaved=cfg.rope.interleaved)
             key = apply_rope(key, *around.key_rope, interleaved=cfg.rope.interleaved)
-        sinks = self.param("sinks", nn.initializers.normal(0.02), (H,)) if cfg.sinks else None
-        if tap.wants(*ATTENTION_SITES) or cfg.attention_softcap is not None or sinks is not None:
-            mixed = attend_with_probs(cfg, query, key, value, around, tap, sinks)
+        # A sink token's own pass has no slots: they are made of it.
+        slots = None if around.slot_places is None else AttentionSlots(cfg, name="slots")(query, around.slot_places)
+        if tap.wants(*ATTENTION_SITES):
+            mixed = attend_with_probs(cfg, query, key, value, around, tap, slots)
         else:
-            mixed = attend(cfg, query, key, value, around)
+            mixed = attend(cfg, query, key, value, around, slots)
+        if cfg.gated_attention:
+            mixed = OutputGate(cfg, name="gate")(x, mixed)
         mixed = tap("head_out", mixed)
         return Projection((H, N, D), "BTHN,HND->BTD", cfg.out_bias, name="out")(mixed)
 
@@ -90,27 +107,30 @@ def causal_mask(T: int, window: int | None = None) -> jax.Array:
     return mask if window is None else mask & (distance < window)
 
 
-def attend(cfg: BlockConfig, query: jax.Array, key: jax.Array, value: jax.Array, around: Surroundings) -> jax.Array:
-    """Mixture of values by a fused kernel: query [B, T, H, N], key and value [B, T, K, N] -> [B, T, H, N]."""
-    visible: dict[str, Any]
+def attend(
+    cfg: BlockConfig,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    around: Surroundings,
+    slots: Slots | None = None,
+) -> jax.Array:
+    """Mixture of values, no site tapped: query [B, T, H, N], key and value [B, S, K, N] -> [B, T, H, N]."""
+    if cfg.attention_softcap is not None or cfg.sigmoid_attention or (slots and cfg.attention_kernel == "xla"):
+        # XLA builds the logits in any case, and differentiates their log-sum-exp.
+        logits = jnp.where(visible_keys(cfg, query, around), token_logits(cfg, query, key, around), LOWEST)
+        mixed = mix_values(attention_probs(cfg, logits), value)
+        return merge_slots(mixed, jax.nn.logsumexp(logits, axis=-1), slots) if slots else mixed
+    options: dict[str, Any] = {"scale": cfg.scale, "implementation": cfg.attention_kernel}
     if around.mask is None:
-        window = None if cfg.window is None else (cfg.window - 1, 0)
-        visible = {"is_causal": cfg.causal, "local_window_size": window}
-    else:
-        visible = {"mask": around.mask[:, None]}
+        options |= {"is_causal": cfg.causal, "local_window_size": None if cfg.window is None else (cfg.window - 1, 0)}
+    mask = None if around.mask is None else around.mask[:, None]
     bias = around.bias  # float32: far positions' biases are too large for bfloat16
     if bias is not None:
         bias = jnp.broadcast_to(bias, (*bias.shape[:2], query.shape[1], key.shape[1]))
-    kernel: Any = cfg.attention_kernel
-    return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        bias=bias,
-        scale=cfg.scale,
-        implementation=kernel,
-        **visible,
-    )
+    if slots is None:
+        return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, **options)
+    return merge_slots(*attend_with_lse(tuple(options.items()), query, key, value, bias, mask), slots)
 
 
 def attend_with_probs(
@@ -120,9 +140,26 @@ def attend_with_probs(
     value: jax.Array,
     around: Surroundings,
     tap: Tap,
-    sinks: jax.Array | None = None,
+    slots: Slots | None = None,
 ) -> jax.Array:
-    """`attend` with logits and probabilities [B, H, T, S] built in float32 and tapped, a softcap, and sinks [H]."""
+    """`attend` with logits and probabilities, float32 [B, H, T, S], tapped; the slots are the last of their keys."""
+    logits, visible = token_logits(cfg, query, key, around), visible_keys(cfg, query, around)
+    S = key.shape[1]
+    if slots is not None:
+        logits = jnp.concatenate([logits, slots.logits], axis=-1)
+        visible = jnp.concatenate(
+            [jnp.broadcast_to(visible, (*slots.logits.shape[:3], S)), slots.logits > LOWEST], axis=-1
+        )
+    logits = jnp.where(visible, tap("attn_logits", logits), LOWEST)
+    probs = tap("attn_probs", attention_probs(cfg, logits))
+    mixed = mix_values(probs[..., :S], value)
+    if slots is None or slots.values is None:
+        return mixed
+    return mixed + mix_slots(probs[..., S:], slots.values)
+
+
+def token_logits(cfg: BlockConfig, query: jax.Array, key: jax.Array, around: Surroundings) -> jax.Array:
+    """What enters the softmax for every token, before the mask: float32 [B, H, T, S]."""
     B, T, H, N = query.shape
     S, K = key.shape[1:3]
     grouped = query.reshape(B, T, K, H // K, N)
@@ -130,19 +167,25 @@ def attend_with_probs(
     logits = logits.reshape(B, H, T, S) * cfg.scale
     if cfg.attention_softcap is not None:
         logits = cfg.attention_softcap * jnp.tanh(logits / cfg.attention_softcap)
-    if around.bias is not None:
-        logits = logits + around.bias
-    logits = tap("attn_logits", logits)
-    if cfg.causal or around.mask is not None:
-        mask = causal_mask(T, cfg.window)[None] if around.mask is None else around.mask
-        # Finite, so that a query that sees nothing (padding) gives no nan, which would spread through its value.
-        logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
-    if sinks is None:
-        probs = jax.nn.softmax(logits, axis=-1)
-    else:
-        # The sink is one more logit in the denominator, with no value behind it.
-        extra = jnp.broadcast_to(sinks.astype(jnp.float32)[:, None, None], (B, H, T, 1))
-        probs = jax.nn.softmax(jnp.concatenate([logits, extra], axis=-1), axis=-1)[..., :S]
-    probs = tap("attn_probs", probs)
-    probs = probs.reshape(B, K, -1, T, S).astype(value.dtype)
-    return jnp.einsum("BKGTS,BSKN->BTKGN", probs, value).reshape(B, T, H, N)
+    return logits if around.bias is None else logits + around.bias
+
+
+def visible_keys(cfg: BlockConfig, query: jax.Array, around: Surroundings) -> jax.Array:
+    """Who sees whom: bool [B or 1, 1, T, S]."""
+    if around.mask is None and not cfg.causal:
+        return jnp.ones((1, 1, 1, 1), bool)
+    mask = causal_mask(query.shape[1], cfg.window)[None] if around.mask is None else around.mask
+    return mask[:, None]
+
+
+def attention_probs(cfg: BlockConfig, logits: jax.Array) -> jax.Array:
+    """Masked logits -> what the values are weighted by, float32."""
+    return jax.nn.sigmoid(logits) if cfg.sigmoid_attention else jax.nn.softmax(logits, axis=-1)
+
+
+def mix_values(probs: jax.Array, value: jax.Array) -> jax.Array:
+    """Probabilities [B, H, T, S] and values [B, S, K, N] -> [B, T, H, N]."""
+    B, H, T, S = probs.shape
+    K, N = value.shape[2:]
+    grouped = probs.reshape(B, K, H // K, T, S).astype(value.dtype)
+    return jnp.einsum("BKGTS,BSKN->BTKGN", grouped, value).reshape(B, T, H, N)

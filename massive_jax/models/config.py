@@ -21,6 +21,8 @@ RESIDUALS = ("serial", "parallel", "parallel_shared_norm")
 POSITIONS = ("rope", "learned", "alibi")
 QK_NORMS = (None, "head", "full")
 MLPS = ("gated", "plain", "experts")
+SLOT_KINDS = ("kv", "k", "v", "softmax1", "sink", "sink_token")
+ATTENTION_BIASES = (*SLOT_KINDS, "gate_head", "gate_element", "sigmoid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +141,58 @@ class ExpertsConfig:
             raise ValueError(f"{self.num_chosen} experts a token of {self.num_experts}: expected 1 to that many.")
 
 
+@dataclasses.dataclass(frozen=True)
+class AttentionBias:
+    """An explicit attention bias: what attention can rest on other than a token (paper, section 5).
+
+    Most kinds are slots: n more entries of the softmax, each with a logit s and a value v′, which every query sees:
+
+      "kv": softmax(Q [Kᵀ k′] / √d) [V; v′ᵀ], k′ and v′ learned (paper, equation 3): s = q·k′ / √d.
+      "k": k′ learned, v′ = 0.   "v": v′ learned, s = 0.
+      "softmax1": s = 0, v′ = 0: a softmax with n more in the denominator.
+      "sink": s a learned number a head, v′ = 0 (gpt-oss).
+      "sink_token": k′ and v′ are the keys and values of n learned tokens in front of the sequence, which run through
+        the blocks beside it (paper, appendix).
+
+    The others change the attention itself:
+
+      "gate_head", "gate_element": the heads' outputs times a sigmoid of a linear map of the block's normed input, one a
+        head or one an element (arXiv 2505.06708).
+      "sigmoid": sigmoid(logits) in place of the softmax, without normalisation (arXiv 2410.10781).
+
+    Attributes:
+      kind: one of the above.
+      slots: n.
+      shared: one slot for all heads, instead of one a key/value head (sinks: a query head).
+      prefix: "kv" only: the slots are tokens that stood in front of the sequence, at positions 0 to n - 1: k′ is turned
+        by the rotary embedding of its place, windows and ALiBi count it, and the sequence's positions begin at n.
+      offset: a learned number a head is added to s.
+    """
+
+    kind: str
+    slots: int = 1
+    shared: bool = False
+    prefix: bool = False
+    offset: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ATTENTION_BIASES:
+            raise ValueError(f"attention bias {self.kind!r} is not known; known: {', '.join(ATTENTION_BIASES)}.")
+        if not isinstance(self.slots, int) or self.slots < 1:
+            raise ValueError(f"an attention bias of {self.slots!r} slots: expected a positive integer.")
+        if self.kind not in SLOT_KINDS and (self.slots > 1 or self.shared or self.prefix or self.offset):
+            raise ValueError(f"attention bias {self.kind!r} has no slots: leave slots, shared, prefix and offset out.")
+        if self.prefix and self.kind != "kv":
+            raise ValueError(f"attention bias {self.kind!r} cannot stand for a prefix; only 'kv' can.")
+        if self.kind == "sink_token" and self.shared:
+            raise ValueError("attention bias 'sink_token' has a key and a value for every head: it cannot be shared.")
+
+    @property
+    def num_slots(self) -> int:
+        """n; 0 for the kinds that have no slots."""
+        return self.slots if self.kind in SLOT_KINDS else 0
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
     """Shape and options of the blocks: what a language model and a vision model have in common.
@@ -165,7 +219,7 @@ class BlockConfig:
       clip_qkv: queries, keys and values are clipped to ± this.
       attention_scale: multiplies q·k; None for 1/√N.
       attention_softcap: logits become softcap · tanh(logits / softcap).
-      sinks: a learned logit per head in the softmax's denominator (gpt-oss).
+      attention_bias: explicit attention bias; None for none. Slots are the last keys of the attention sites.
       window: sliding window: a token attends to itself and the window - 1 tokens before it; None for all.
       window_layers: which layers have the window, L booleans; None for all of them.
       mlp: "gated" (down(act(gate) · up)), "plain" (down(act(up))) or "experts".
@@ -199,7 +253,7 @@ class BlockConfig:
     clip_qkv: float | None = None
     attention_scale: float | None = None
     attention_softcap: float | None = None
-    sinks: bool = False
+    attention_bias: AttentionBias | None = None
     window: int | None = None
     window_layers: tuple[bool, ...] | None = None
     mlp: str = "gated"
@@ -271,16 +325,34 @@ class BlockConfig:
         return jnp.dtype(self.dtype)
 
     @property
+    def num_slots(self) -> int:
+        """How many keys the attention bias adds."""
+        return 0 if self.attention_bias is None else self.attention_bias.num_slots
+
+    @property
+    def gated_attention(self) -> bool:
+        """Whether the heads' outputs have gates."""
+        return self.attention_bias is not None and self.attention_bias.kind in ("gate_head", "gate_element")
+
+    @property
+    def sigmoid_attention(self) -> bool:
+        """Whether there is a sigmoid in place of the softmax."""
+        return self.attention_bias is not None and self.attention_bias.kind == "sigmoid"
+
+    @property
     def scale(self) -> float:
         """What q·k is multiplied by."""
         return 1 / math.sqrt(self.head_dim) if self.attention_scale is None else self.attention_scale
 
     def sizes(self, B: int, T: int, S: int | None = None) -> dict[str, int]:
-        """A size for every axis letter of `massive_jax.probe.sites`, for B × T tokens and S keys (None: T)."""
+        """A size for every axis letter of `massive_jax.probe.sites`, for B × T tokens and S keys (None: T).
+
+        The slots of the attention bias are keys too: "S" counts them.
+        """
         return {
             "B": B,
             "T": T,
-            "S": T if S is None else S,
+            "S": (T if S is None else S) + self.num_slots,
             "D": self.hidden_size,
             "H": self.num_heads,
             "K": self.num_kv_heads,
@@ -332,6 +404,8 @@ class TransformerConfig(BlockConfig):
             yield "attention_kernel 'cudnn' would round alibi's bias to 16 bits"
         if not self.causal:
             yield "a language model is causal"
+        if self.prefix_length >= self.max_position:
+            yield f"a prefix of {self.prefix_length} tokens leaves nothing of max_position {self.max_position}"
 
     def _ropes(self) -> Iterator[RopeConfig]:
         """Every rotary embedding of the model."""
@@ -342,7 +416,15 @@ class TransformerConfig(BlockConfig):
     @property
     def context_length(self) -> int:
         """Longest sequence accepted, in tokens: dynamic rope scaling stretches `max_position` by its factor."""
-        return int(self.max_position * (self.rope.factor if self.rope.kind == "dynamic" else 1))
+        return int(self.max_position * (self.rope.factor if self.rope.kind == "dynamic" else 1)) - self.prefix_length
+
+    @property
+    def prefix_length(self) -> int:
+        """The position of the first token: that many places before it are the attention bias's."""
+        bias = self.attention_bias
+        # Sink tokens have no place in a table of learned positions (paper's released code).
+        placed = bias is not None and (bias.prefix or (bias.kind == "sink_token" and self.position != "learned"))
+        return self.num_slots if placed else 0
 
     @property
     def absent_sites(self) -> frozenset[str]:

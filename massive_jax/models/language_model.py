@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from massive_jax.models.attention import Surroundings, causal_mask
+from massive_jax.models.attention_bias import SlotPlaces
 from massive_jax.models.config import RopeConfig, TransformerConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
 from massive_jax.models.positions import alibi_bias, rope_tables
-from massive_jax.models.stack import outer_tap, run_blocks, sow
+from massive_jax.models.stack import LayerKinds, outer_tap, run_blocks, sow
 from massive_jax.probe import CapturePlan
 
 
@@ -27,9 +28,14 @@ class LanguageModel(nn.Module):
     `module.apply({"params": P, "edits": E}, tokens, capture=plan, mutable=["intermediates"])`, where E comes from
     `massive_jax.probe.compile_edits` and plan from `massive_jax.probe.compile_captures`. Sown under
     `intermediates`: site name -> tensor or `Stats`, per-layer sites with a leading axis of the layers asked for.
+
+    Attributes:
+      config: the options.
+      remat: what of a block is computed again in the backward pass instead of kept (`massive_jax.models.stack.REMAT`).
     """
 
     config: TransformerConfig
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -76,9 +82,9 @@ class LanguageModel(nn.Module):
 
         embedding, x = self._embed(tokens, places.queries)
         x = tap("embed", x)
-        around, local = self._surroundings(places)
-        sizes = cfg.sizes(B, T, places.keys.shape[1])
-        x, results = run_blocks(cfg, x, tap, sizes, around, local, self._windowed())
+        sizes, around = cfg.sizes(B, T, places.keys.shape[1]), self._surroundings(places)
+        sink, alone = self._sink_tokens()
+        x, results = run_blocks(cfg, x, tap, sizes, around, self._windowed(), sink, alone, self.remat)
 
         x = tap("final_norm", Norm(cfg.norm, name="norm")(x) if cfg.final_norm else x)
         if cfg.embedding_size is not None:
@@ -114,7 +120,7 @@ class LanguageModel(nn.Module):
     def _places(self, B: int, T: int, positions: jax.Array | None, slots: jax.Array | None) -> _Places:
         """Where the tokens of this call and those of the cache stand in their sequences."""
         if slots is None or positions is None:
-            here = jnp.broadcast_to(jnp.arange(T), (B, T))
+            here = jnp.broadcast_to(jnp.arange(T) + self.config.prefix_length, (B, T))
             return _Places(here, here, None, None, 0)
         stored = self.variable("cache", "positions", lambda: jnp.full((B, T), -1, jnp.int32))
         rows = jnp.arange(B)[:, None]
@@ -123,33 +129,57 @@ class LanguageModel(nn.Module):
         # A token's position is its place among the tokens that are still in the cache; it is the one it came with until
         # something is evicted.
         order = jnp.argsort(jnp.where(taken, stored.value, jnp.iinfo(jnp.int32).max), axis=1, stable=True)
-        keys = jnp.argsort(order, axis=1)
+        keys = jnp.argsort(order, axis=1) + self.config.prefix_length
         queries = jnp.take_along_axis(keys, slots, axis=1, mode="clip")
         # Sequences end in the same column, so an edit's position is that many columns further right.
         shift = T - 1 - positions[:, -1]
         return _Places(queries, jnp.where(taken, keys, 0), taken, slots, shift)
 
-    def _surroundings(self, places: _Places) -> tuple[Surroundings, Surroundings | None]:
+    def _surroundings(self, places: _Places, with_slots: bool = True) -> LayerKinds:
         """What attention sees in a layer, and in a windowed one where only some are (None where all are alike)."""
         cfg = self.config
-        S = places.keys.shape[1]
-
-        def around(rope: RopeConfig, mask: jax.Array | None) -> Surroundings:
-            tables = key_tables = None
-            if cfg.position == "rope":
-                tables = key_tables = rope_tables(rope, cfg.head_dim, places.queries, S)
-                if places.slots is not None:
-                    key_tables = rope_tables(rope, cfg.head_dim, places.keys, S)
-            return Surroundings(tables, key_tables, bias, mask, places.slots)
-
-        bias = None
+        n, S = cfg.num_slots, places.keys.shape[1]
+        before = jnp.arange(cfg.prefix_length)[None]  # positions of the slots, where they have any
+        bias = slots_bias = None
         if cfg.alibi is not None:
-            bias = alibi_bias(cfg.alibi, cfg.num_heads, places.keys) * (cfg.scale if cfg.alibi.before_scale else 1.0)
+            everywhere = jnp.concatenate(
+                [jnp.broadcast_to(before, (len(places.keys), before.size)), places.keys], axis=1
+            )
+            bias = alibi_bias(cfg.alibi, cfg.num_heads, everywhere) * (cfg.scale if cfg.alibi.before_scale else 1.0)
+            slots_bias, bias = bias[..., : before.size], bias[..., before.size :]
+
+        def around(rope: RopeConfig, mask: jax.Array | None, window: int | None) -> Surroundings:
+            tables = key_tables = slot_tables = None
+            if cfg.position == "rope":
+                length = S + before.size
+                tables = key_tables = rope_tables(rope, cfg.head_dim, places.queries, length)
+                if places.slots is not None:
+                    key_tables = rope_tables(rope, cfg.head_dim, places.keys, length)
+                slot_tables = rope_tables(rope, cfg.head_dim, before, length)
+            slot_places = None
+            if n and with_slots:
+                slot_places = SlotPlaces()
+                if before.size:
+                    # Only a window can hide a prefix: all of it comes before every token.
+                    near = places.queries[..., None] - before < (window or places.queries.shape[1] + S + n)
+                    slot_places = SlotPlaces(slot_tables, slots_bias, near)
+            return Surroundings(tables, key_tables, bias, mask, places.slots, slot_places)
+
         local_rope = cfg.local_rope or cfg.rope
         if cfg.window_layers is None:
             mask = None if places.slots is None else places.mask(cfg.window)
-            return around(cfg.rope if cfg.window is None else local_rope, mask), None
-        return around(cfg.rope, places.mask(None)), around(local_rope, places.mask(cfg.window))
+            return around(cfg.rope if cfg.window is None else local_rope, mask, cfg.window), None
+        return around(cfg.rope, places.mask(None), None), around(local_rope, places.mask(cfg.window), cfg.window)
+
+    def _sink_tokens(self) -> tuple[jax.Array | None, LayerKinds | None]:
+        """The learned sink tokens [1, n, D], None without any, and what they see: each other."""
+        cfg = self.config
+        if cfg.attention_bias is None or cfg.attention_bias.kind != "sink_token":
+            return None, None
+        shape = (cfg.num_slots, cfg.hidden_size)
+        sink = self.param("sink_token", nn.initializers.normal(0.02), shape, jnp.float32).astype(cfg.jnp_dtype)[None]
+        places = _Places(jnp.arange(cfg.num_slots)[None], jnp.arange(cfg.num_slots)[None], None, None, 0)
+        return sink, self._surroundings(places, with_slots=False)
 
     def _head(self, embedding: jax.Array) -> Head:
         cfg = self.config
@@ -211,9 +241,17 @@ class Head:
 
 def head_logits(config: TransformerConfig, x: jax.Array, head: Head) -> jax.Array:
     """Next-token logits [..., V] in float32 from the model's last hidden state [..., W]."""
-    logits = jnp.einsum("...W,VW->...V", x, head.kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-    if head.bias is not None:
-        logits = logits + head.bias.astype(jnp.float32)
+    return logits_of(config, head_product(x, head), head.bias)
+
+
+def head_product(x: jax.Array, head: Head) -> jax.Array:
+    """The product with the head's kernel: [..., W] -> float32 [..., V]."""
+    return jnp.einsum("...W,VW->...V", x, head.kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def logits_of(config: TransformerConfig, product: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """The logits from `head_product`: bias [V], scale and softcap."""
+    logits = product if bias is None else product + bias.astype(jnp.float32)
     if config.logit_scale is not None:
         logits = logits * config.logit_scale
     if config.logit_softcap is not None:

@@ -5,8 +5,9 @@ Axis letters: see `massive_jax.probe.sites`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,20 @@ from massive_jax.models.attention import Surroundings
 from massive_jax.models.block import Block
 from massive_jax.models.config import BlockConfig
 from massive_jax.probe import ALL_SITES, Capture, CapturePlan, Tap, compile_captures, empty_results, present
+
+# What attention sees in a layer, and in a windowed one where only some layers are; None where all are alike.
+LayerKinds: TypeAlias = tuple[Surroundings, Surroundings | None]
+
+# What the backward pass finds of a block: all of it, the products with weights, or its input only.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+# What is kept of the blocks' pass over sink tokens.
+_KEYS_AND_VALUES = compile_captures(Capture(("key", "value"), layers=1), 1)
+_FIRST_SLOT = {"key": 0, "value": 0}
 
 # What is sown when `intermediates` is mutable and nothing in particular is asked for.
 DEFAULT_CAPTURE = Capture("block_out", top_k=3, median=True)
@@ -45,9 +60,11 @@ def run_blocks(
     x: jax.Array,
     tap: Tap,
     sizes: Mapping[str, int],
-    around: Surroundings,
-    local: Surroundings | None = None,
+    around: LayerKinds,
     windowed: Sequence[bool] | None = None,
+    sink: jax.Array | None = None,
+    alone: LayerKinds | None = None,
+    remat: str = "none",
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Runs the L blocks under `nn.scan`; their parameters are the submodule "layers" of the module that calls.
 
@@ -56,9 +73,11 @@ def run_blocks(
       x: [B, T, D], the input of block 1.
       tap: see `outer_tap`.
       sizes: a size for every axis letter.
-      around: what attention sees in a layer.
-      local: in a windowed one, where only some are; None where all are alike.
-      windowed: which those are, L booleans.
+      around: what attention sees.
+      windowed: which layers are windowed, L booleans.
+      sink: sink tokens [1, n, D], which run beside the sequence and are slots of its attention; None for none.
+      alone: what they see: each other.
+      remat: what of a block is computed again in the backward pass instead of kept: a name in `REMAT`.
 
     Returns:
       The output of block L [B, T, D], and what was captured in the blocks, for `sow`.
@@ -66,26 +85,37 @@ def run_blocks(
     edits, plan, shift = tap.all_edits, tap.plan, tap.shift
     flags = jnp.asarray(tuple(windowed or (False,) * config.num_layers))
     layers = (jnp.arange(1, config.num_layers + 1), flags, dict(plan.slots))
-    carry = (x, empty_results(plan, sizes, config.jnp_dtype))
+    nothing_kept = empty_results(_KEYS_AND_VALUES, config.sizes(1, config.num_slots), config.jnp_dtype)
+    carry = (x, sink, empty_results(plan, sizes, config.jnp_dtype))
 
-    def step(block: Block, carry: Any, layer: Any, around: Any, local: Any, edits: Any) -> tuple[Any, None]:
-        x, results = carry
+    def step(block: Block, carry: Any, layer: Any, around: Any, alone: Any, edits: Any) -> tuple[Any, None]:
+        x, sink, results = carry
         number, windowed, slots = layer
-        if local is not None:
-            around = jax.tree.map(lambda here, there: jnp.where(windowed, there, here), around, local)
+        around = _of_layer(around, windowed)
+        if sink is not None:
+            kept = Tap({}, _KEYS_AND_VALUES, slots=_FIRST_SLOT, results=nothing_kept)
+            sink = block(sink, _of_layer(alone, windowed), kept)
+            tokens = (kept.results["key"].tensor[0], kept.results["value"].tensor[0])
+            around = dataclasses.replace(around, slot_places=dataclasses.replace(around.slot_places, tokens=tokens))
         tap = Tap(edits, plan, number, slots, results, shift=shift)
         x = block(x, around, tap)
-        return (x, tap.results), None
+        return (x, sink, tap.results), None
 
     scan = nn.scan(
-        step,
+        step if remat == "none" else nn.remat(step, prevent_cse=False, policy=REMAT[remat]),
         variable_axes={"params": 0, "cache": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=config.num_layers,
     )
-    (x, results), _ = scan(Block(config, name="layers"), carry, layers, around, local, edits)
+    (x, _, results), _ = scan(Block(config, name="layers"), carry, layers, around, alone, edits)
     return x, results
+
+
+def _of_layer(around: LayerKinds, windowed: jax.Array) -> Surroundings:
+    """What a layer's attention sees."""
+    here, local = around
+    return here if local is None else jax.tree.map(lambda a, b: jnp.where(windowed, b, a), here, local)
 
 
 def sow(module: nn.Module, tap: Tap, results: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from massive_jax.models.attention import Surroundings
+from massive_jax.models.attention_bias import SlotPlaces
 from massive_jax.models.linear import Projection
 from massive_jax.models.mlp import MLP
 from massive_jax.models.norms import Norm
@@ -57,7 +58,9 @@ class VisionTransformer(nn.Module):
         rope = None
         if cfg.position == "rope":
             rope = axial_rope_tables(cfg.rope, cfg.head_dim, grid, cfg.prefix)
-        x, results = run_blocks(cfg, x, tap, sizes, Surroundings(rope, rope, None, None))
+        slots = SlotPlaces() if cfg.num_slots else None
+        around = Surroundings(rope, rope, None, None, slot_places=slots)
+        x, results = run_blocks(cfg, x, tap, sizes, (around, None))
         hidden = tap("final_norm", Norm(cfg.norm, name="norm")(x) if cfg.final_norm else x)
         pooled = self._pool(hidden)
         out = None

@@ -74,6 +74,9 @@ class VisionConfig(BlockConfig):
             yield f"a rope over rows and columns turns whole heads of 4·n dims, unscaled (head_dim {self.head_dim})"
         if self.registers < 0 or self.num_classes < 0:
             yield f"registers {self.registers} and num_classes {self.num_classes} must not be negative"
+        bias = self.attention_bias
+        if bias is not None and (bias.prefix or bias.kind == "sink_token"):
+            yield "a prefix and sink tokens are in front of a causal sequence; images have registers"
         if not self.class_token and self.pooling in ("class", "class_and_patch_mean"):
             yield f"pooling {self.pooling!r} needs a class token"
         if self.mlp == "experts" and self.pooling == "attention":

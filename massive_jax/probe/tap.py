@@ -28,7 +28,7 @@ class Tap:
         edits: EditCollection,
         plan: CapturePlan,
         layer: jax.Array | int = 0,
-        slots: Mapping[str, jax.Array] | None = None,
+        slots: Mapping[str, Any] | None = None,
         results: Mapping[str, Any] | None = None,
         shift: jax.Array | int = 0,
     ):

@@ -4,6 +4,7 @@ Nothing here knows of models or of jax, and matplotlib is imported only when a f
 """
 
 from massive_jax.report.attention import plot_attention
+from massive_jax.report.emergence import plot_emergence
 from massive_jax.report.feature_map import plot_feature_map
 from massive_jax.report.files import atomic_write, read_json, write_arrays, write_json
 from massive_jax.report.html import Section, Summary, Table, write_report
@@ -19,6 +20,7 @@ __all__ = [
     "label",
     "number",
     "plot_attention",
+    "plot_emergence",
     "plot_feature_map",
     "plot_intervention",
     "plot_layerwise",

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from massive_jax.models.config import ExpertsConfig, TransformerConfig
+from massive_jax.models.config import AttentionBias, ExpertsConfig, TransformerConfig
 from massive_jax.weights.table import Row
 from massive_jax.zoo import gguf, llama
 from massive_jax.zoo.family import Family, Preset
@@ -43,7 +43,12 @@ def config(fields: Fields) -> TransformerConfig:
     windows = fields.windows(num_layers, fields.nullable("sliding_window", absent=128), alternating)
     rope = fields.rope(fields.get("max_position_embeddings"), theta=150000.0)
     return dataclasses.replace(
-        llama.config(fields, rope), **windows, mlp="experts", experts=experts, sinks=True, model_type="gpt_oss"
+        llama.config(fields, rope),
+        **windows,
+        mlp="experts",
+        experts=experts,
+        attention_bias=AttentionBias("sink"),
+        model_type="gpt_oss",
     )
 
 
@@ -56,7 +61,7 @@ TABLE = dataclasses.replace(
     llama.TABLE,
     rows=(
         *llama.TABLE.rows,
-        Row(_LAYER + "self_attn.sinks", "layers/attn/sinks"),
+        Row(_LAYER + "self_attn.sinks", "layers/attn/slots/logit"),
         Row(_LAYER + "mlp.router.weight", "layers/experts/router/kernel", "ED->DE"),
         Row(_LAYER + "mlp.router.bias", "layers/experts/router/bias"),
         Row(_EXPERTS + "gate_up_proj", "layers/experts/gate", "ED(FU)->EDF", ("U", "0")),
@@ -91,7 +96,7 @@ GGUF_TABLE = dataclasses.replace(
     _DECODER,
     rows=(
         *_DECODER.rows,
-        Row(_BLOCK + "attn_sinks.weight", "layers/attn/sinks"),
+        Row(_BLOCK + "attn_sinks.weight", "layers/attn/slots/logit"),
         Row(_BLOCK + "post_attention_norm.weight", "layers/mlp_norm/scale"),
     ),
 )

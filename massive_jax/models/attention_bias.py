@@ -1,0 +1,186 @@
+"""Explicit attention bias (paper, section 5): the slots, and their merge with what a kernel computes.
+
+With an output o and a log-sum-exp lse of the tokens' logits, and slots with logits s and values v′,
+
+    o′ = σ(lse − logsumexp(s)) · o + σ(logsumexp(s) − lse) · softmax(s) v′
+
+is exactly softmax([logits, s]) [V; v′]: no column is added to the keys, and any kernel will do.
+Axis letters: see `massive_jax.probe.sites`; G = H / K, n slots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from massive_jax.models.config import BlockConfig
+from massive_jax.models.linear import Projection
+from massive_jax.models.positions import apply_rope
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SlotPlaces:
+    """What the slots of an attention bias need to know about a layer; all None for slots that stand nowhere.
+
+    Attributes:
+      rope: cos and sin of a prefix, each float32 [1, n, P].
+      bias: float32 [B or 1, H, 1, n], added to the logits (ALiBi).
+      mask: bool [B, T, n], which query sees which slot; None for all.
+      tokens: keys and values of this layer's sink tokens, each [1, n, K, N].
+    """
+
+    rope: tuple[jax.Array, jax.Array] | None = None
+    bias: jax.Array | None = None
+    mask: jax.Array | None = None
+    tokens: tuple[jax.Array, jax.Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """What a query sees beside the tokens.
+
+    Attributes:
+      logits: float32 [B, H, T, n]; the lowest finite number where a slot is out of sight.
+      values: [K, n, N]; None for zeros.
+    """
+
+    logits: jax.Array
+    values: jax.Array | None
+
+
+class AttentionSlots(nn.Module):
+    """The learned slots of one layer, seen by its queries. Parameters: key, value [K, n, N], logit [H]."""
+
+    config: BlockConfig
+
+    @nn.compact
+    def __call__(self, query: jax.Array, places: SlotPlaces) -> Slots:
+        """Queries [B, T, H, N], as they enter the attention -> slots."""
+        cfg, bias = self.config, self.config.attention_bias
+        assert bias is not None
+        B, T, H, N = query.shape
+        K, n = cfg.num_kv_heads, bias.slots
+        init = nn.initializers.normal(0.02)  # paper's released code
+        heads = 1 if bias.shared else K
+
+        def learned(name: str) -> jax.Array:
+            x = self.param(name, init, (heads, n, N)).astype(query.dtype)
+            return jnp.broadcast_to(x, (K, n, N))
+
+        key = value = None
+        if places.tokens is not None:
+            key, value = (jnp.moveaxis(x[0], 0, 1) for x in places.tokens)
+        else:
+            key = learned("key") if bias.kind in ("kv", "k") else None
+            value = learned("value") if bias.kind in ("kv", "v") else None
+        logits = jnp.zeros((B, H, T, n), jnp.float32)
+        if key is not None:
+            if places.rope is not None:
+                turned = apply_rope(jnp.moveaxis(key, 0, 1)[None], *places.rope, interleaved=cfg.rope.interleaved)
+                key = jnp.moveaxis(turned[0], 0, 1)
+            grouped = query.reshape(B, T, K, H // K, N)
+            logits = jnp.einsum("BTKGN,KnN->BKGTn", grouped, key, preferred_element_type=jnp.float32)
+            logits = logits.reshape(B, H, T, n) * cfg.scale
+        if cfg.attention_softcap is not None:
+            logits = cfg.attention_softcap * jnp.tanh(logits / cfg.attention_softcap)
+        if bias.kind == "sink" or bias.offset:
+            offset = self.param("logit", init, (1 if bias.shared else H,))
+            logits = logits + offset.astype(jnp.float32)[:, None, None]
+        if places.bias is not None:
+            logits = logits + places.bias
+        if places.mask is not None:
+            logits = jnp.where(places.mask[:, None], logits, jnp.finfo(jnp.float32).min)
+        return Slots(logits, value)
+
+
+class OutputGate(nn.Module):
+    """σ(x W) on the heads' outputs, one gate a head or one an element (arXiv 2505.06708, equation 5)."""
+
+    config: BlockConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
+        """The block's normed input [B, T, D] and the heads' outputs [B, T, H, N] -> gated outputs."""
+        cfg = self.config
+        D, H, N = cfg.hidden_size, cfg.num_heads, cfg.head_dim
+        assert cfg.attention_bias is not None
+        if cfg.attention_bias.kind == "gate_head":
+            return mixed * jax.nn.sigmoid(Projection((D, H), "BTD,DH->BTH", name="gate")(x))[..., None]
+        return mixed * jax.nn.sigmoid(Projection((D, H, N), "BTD,DHN->BTHN", name="gate")(x))
+
+
+def merge_slots(mixed: jax.Array, lse: jax.Array, slots: Slots) -> jax.Array:
+    """The tokens' mixture [B, T, H, N] with its log-sum-exp, float32 [B, H, T], and the slots -> the whole mixture."""
+    slots_lse = jax.nn.logsumexp(slots.logits, axis=-1)
+    tokens_share = jnp.moveaxis(jax.nn.sigmoid(lse - slots_lse), 1, 2)
+    out = mixed * tokens_share[..., None].astype(mixed.dtype)
+    if slots.values is None:
+        return out
+    probs = jax.nn.softmax(slots.logits, axis=-1) * jax.nn.sigmoid(slots_lse - lse)[..., None]
+    return out + mix_slots(probs, slots.values).astype(mixed.dtype)
+
+
+def mix_slots(probs: jax.Array, values: jax.Array) -> jax.Array:
+    """What the slots add to the heads' outputs: probabilities [B, H, T, n] and values [K, n, N] -> [B, T, H, N]."""
+    B, H, T, n = probs.shape
+    K, N = values.shape[0], values.shape[-1]
+    grouped = probs.reshape(B, K, H // K, T, n).astype(values.dtype)
+    return jnp.einsum("BKGTn,KnN->BTKGN", grouped, values).reshape(B, T, H, N)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend_with_lse(
+    options: tuple[tuple[str, Any], ...],
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """`jax.nn.dot_product_attention` and its log-sum-exp, float32 [B, H, T], both differentiable.
+
+    jax's own log-sum-exp has no gradient. With p the probabilities, ∂lse/∂q = Σ_j p_j k_j · scale, which is the same
+    attention with the keys for values, and ∂lse/∂k_j = p_j q · scale, the gradient of those values: so the kernel
+    itself does both. In a 16-bit dtype the log-sum-exp is rounded to it, as jax returns it.
+
+    Args:
+      options: static options of `dot_product_attention`, with "scale" among them, as (name, value) pairs.
+      query: [B, T, H, N].
+      key: [B, S, K, N].
+      value: [B, S, K, N].
+      bias: as `dot_product_attention` has it, without a gradient; or None.
+      mask: likewise.
+    """
+    out, lse = jax.nn.dot_product_attention(
+        query, key, value, bias=bias, mask=mask, return_residual=True, **dict(options)
+    )
+    return out, jnp.moveaxis(lse.astype(jnp.float32), 1, 2)
+
+
+def _forward(options: Any, query: Any, key: Any, value: Any, bias: Any, mask: Any) -> Any:
+    return attend_with_lse(options, query, key, value, bias, mask), (query, key, value, bias, mask)
+
+
+def _backward(options: Any, kept: Any, cotangents: Any) -> Any:
+    query, key, value, bias, mask = kept
+    of_out, of_lse = cotangents
+    scale = dict(options)["scale"]
+
+    def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, **dict(options))
+
+    of_query, of_key, of_value = jax.vjp(attention, query, key, value)[1](of_out)
+    mean_key, of_values = jax.vjp(functools.partial(attention, query, key), key)
+    weight = scale * jnp.moveaxis(of_lse, 1, 2)[..., None]
+    of_query += (weight * mean_key).astype(query.dtype)
+    of_key += of_values((weight * query).astype(query.dtype))[0]
+    return of_query, of_key, of_value, None, None
+
+
+attend_with_lse.defvjp(_forward, _backward)

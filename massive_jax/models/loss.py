@@ -1,0 +1,100 @@
+"""Negative log-likelihood without a [B, T, V] array.
+
+Axis letters: see `massive_jax.probe.sites`; C positions of a chunk.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from massive_jax.models.config import TransformerConfig
+from massive_jax.models.language_model import Head, head_logits, head_product, logits_of
+
+_CHUNK = 256  # tokens whose logits exist at one time …
+_CHUNK_WITH_GRADIENT = 2048  # … and while training, where each chunk also reads and writes the head's gradient
+_FEWEST = 16  # positions of a chunk: a batch that is split over devices is as wide as they are many
+
+
+def chunked_nll(config: TransformerConfig, hidden: jax.Array, head: Head, targets: jax.Array) -> jax.Array:
+    """-log p(target) from the final norm's output, some positions at a time.
+
+    Args:
+      config: the model's; float32 multiplies in full precision on every device.
+      hidden: [B, T, D].
+      head: the output head.
+      targets: int [B, T].
+
+    Returns:
+      float32 [B, T].
+    """
+    B, T, _ = hidden.shape
+    with _precision(config):
+        nll = jax.lax.map(
+            lambda xy: _nll(head_logits(config, xy[0], head), xy[1]),
+            tuple(_chunks(array, _CHUNK) for array in (hidden, targets)),
+        )
+    return jnp.moveaxis(nll, 0, 1).reshape(B, -1)[:, :T]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def mean_nll(config: TransformerConfig, hidden: jax.Array, head: Head, targets: jax.Array) -> jax.Array:
+    """The mean of `chunked_nll`, float32 []; to be differentiated.
+
+    Its gradient is worked out while the logits of a chunk exist, so that they are neither kept nor computed twice.
+    """
+    return jnp.mean(chunked_nll(config, hidden, head, targets))
+
+
+def _forward(config: TransformerConfig, hidden: jax.Array, head: Head, targets: jax.Array) -> tuple[jax.Array, Any]:
+    B, T, _ = hidden.shape
+    weights = jnp.full((1, T), 1 / (B * T), jnp.float32)  # padding of the last chunk: 0
+    chunks = tuple(_chunks(array, _CHUNK_WITH_GRADIENT, B) for array in (hidden, targets, weights))
+
+    def step(carry: tuple[jax.Array, Head], chunk: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, Head], jax.Array]:
+        total, gradient = carry
+        x, y, weight = chunk
+
+        # Through what comes after the product only: both products of its gradient are then in the dtype of `x`.
+        def loss(product: jax.Array, bias: jax.Array | None) -> jax.Array:
+            return jnp.sum(_nll(logits_of(config, product, bias), y) * weight)
+
+        found, (product, bias) = jax.value_and_grad(loss, (0, 1))(head_product(x, head), head.bias)
+        product = product.astype(x.dtype)
+        kernel = jnp.einsum("BCV,BCW->VW", product, x, preferred_element_type=jnp.float32)
+        ours = Head(kernel.astype(head.kernel.dtype), bias)
+        dx = jnp.einsum("BCV,VW->BCW", product, head.kernel.astype(x.dtype))
+        return (total + found, jax.tree.map(jnp.add, gradient, ours)), dx
+
+    with _precision(config):
+        carry = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, head))
+        (total, gradient), dx = jax.lax.scan(step, carry, chunks)
+    return total, (jnp.moveaxis(dx, 0, 1).reshape(B, -1, hidden.shape[-1])[:, :T], gradient)
+
+
+def _backward(config: TransformerConfig, gradients: Any, cotangent: jax.Array) -> tuple[Any, ...]:
+    hidden, head = jax.tree.map(lambda g: (cotangent * g).astype(g.dtype), gradients)
+    return hidden, head, None
+
+
+mean_nll.defvjp(_forward, _backward)
+
+
+def _nll(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """[..., V] float32, int [...] -> [...]."""
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+
+
+def _chunks(array: jax.Array, tokens: int, batch: int | None = None) -> jax.Array:
+    """[B, T, ...] -> [chunks, B, C, ...], padded with zeros. The batch stays an axis: devices may share it."""
+    B, T = array.shape[:2]
+    C = min(T, max(_FEWEST, tokens // (batch or B)))
+    array = jnp.pad(array, ((0, 0), (0, -T % C), *((0, 0),) * (array.ndim - 2)))
+    return jnp.moveaxis(array.reshape(B, -1, C, *array.shape[2:]), 1, 0)
+
+
+def _precision(config: TransformerConfig) -> Any:
+    return jax.default_matmul_precision("highest" if config.dtype == "float32" else "default")

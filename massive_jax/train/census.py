@@ -1,0 +1,58 @@
+"""The census: every so often, where the largest activations of every layer are, and what attends to the first token.
+
+Axis letters: see `massive_jax.probe.sites`; W windows, k values kept of each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from massive_jax.analysis import attention_shares
+from massive_jax.model import forward
+from massive_jax.models import LanguageModel
+from massive_jax.probe import Capture, compile_captures
+
+TOP_K = 3
+
+
+def take_census(module: LanguageModel, params: Any, tokens: np.ndarray) -> list[dict[str, Any]]:
+    """Every layer's state on `tokens` [W, T], reduced inside the blocks: one record a layer.
+
+    Returns:
+      Of each layer: "layer" (1-based); "top": the largest of all windows, largest first, each with "value" (signed),
+      "position" and "dim"; "largest": the largest magnitude and "median": the median magnitude, "kurtosis", each the
+      mean over windows; "sink_rate" and "slot_rate": share of attention on position 0 and on the slots of an attention
+      bias, means over heads, queries and windows.
+    """
+    capture = (
+        Capture("block_out", top_k=TOP_K, median=True, kurtosis=True),
+        Capture("attn_probs", mass=True),
+    )
+    plan = compile_captures(capture, module.config.num_layers, module.config.absent_sites)
+    found = jax.device_get(forward(module, params, {}, plan, tokens, logits=False).intermediates)
+    stats, mass = found["block_out"], found["attn_probs"].mass
+    first, slots = (attention_shares(mass, keys) for keys in ([0], range(tokens.shape[1], mass.shape[-1])))
+    return [
+        {
+            "layer": index + 1,
+            "top": _largest(stats.top_values[index], stats.top_positions[index], stats.top_dims[index]),
+            "largest": float(np.abs(stats.top_values[index, :, 0]).mean()),
+            "median": float(stats.median[index].mean()),
+            "kurtosis": float(stats.kurtosis[index].mean()),
+            "sink_rate": float(first[index]),
+            "slot_rate": float(slots[index]),
+        }
+        for index in range(module.config.num_layers)
+    ]
+
+
+def _largest(values: np.ndarray, positions: np.ndarray, dims: np.ndarray) -> list[dict[str, Any]]:
+    """The k largest of all windows, each place once; each argument [W, k]."""
+    places: dict[tuple[int, int], float] = {}
+    for i in np.argsort(-np.abs(values), axis=None, kind="stable"):
+        places.setdefault((int(positions.flat[i]), int(dims.flat[i])), float(values.flat[i]))
+    kept = list(places.items())[: values.shape[1]]
+    return [{"value": value, "position": position, "dim": dim} for (position, dim), value in kept]

@@ -1,0 +1,123 @@
+"""What a training reports: a line of JSON a step, TensorBoard event files, a line on the terminal."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from massive_jax.models import LanguageModel, TransformerConfig
+from massive_jax.report import atomic_write
+from massive_jax.weights.loader import expected_shapes
+
+# Products in 16 bits, dense, in FLOP/s of one device, by the start of its name (the vendors' data sheets).
+PEAK_FLOPS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def peak_flops(dtype: str) -> float | None:
+    """FLOP/s of one device of this machine; None where it is not known, or for float32."""
+    kind = jax.devices()[0].device_kind
+    if dtype == "float32":
+        return None
+    return next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), None)
+
+
+def flops_per_token(config: TransformerConfig, context: int) -> float:
+    """FLOPs of one token's forward and backward pass, as PaLM counts them (arXiv 2204.02311, appendix B).
+
+    Six for each weight that multiplies (tables that are looked up do not; a tied head does), and those of attention
+    over the whole context.
+    """
+    shapes = expected_shapes(LanguageModel(config))
+    looked_up = {"position_embedding"} | (set() if config.tie_embeddings else {"embedding"})
+    weights = 0
+    for path, shape in shapes.items():
+        if path in looked_up:
+            continue
+        size = 1
+        for n in shape:
+            size *= n
+        weights += size
+    return 6.0 * weights + 12.0 * config.num_layers * config.num_heads * config.head_dim * context
+
+
+class JsonLines:
+    """A file with one JSON object a line, each with its "step", written as they come."""
+
+    def __init__(self, path: pathlib.Path, done: int):
+        """Opens `path` to go on after step `done`: what a run that was killed wrote of later steps is removed."""
+        kept = [record for record in read_lines(path) if record["step"] <= done] if done else []
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Adds a record."""
+        self._file.write(json.dumps(record) + "\n")
+
+    def flush(self) -> None:
+        """Gives what was written to the operating system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of a `JsonLines` file; a last line that was not written whole is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+class Metrics:
+    """Where a training writes: metrics.jsonl, census.jsonl, tensorboard/, and `say`, a line at a time."""
+
+    def __init__(self, workdir: pathlib.Path, done: int, say: Callable[[str], Any]):
+        """Opens the files in `workdir` to go on after step `done`."""
+        from tensorboardX import SummaryWriter
+
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._steps = JsonLines(workdir / "metrics.jsonl", done)
+        self._census = JsonLines(workdir / "census.jsonl", done)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=done + 1 if done else None)
+        self.say = say
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes the metrics of a step."""
+        self._steps.write({"step": step, **values})
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def census(self, step: int, layers: list[dict[str, Any]]) -> None:
+        """Writes a census."""
+        self._census.write({"step": step, "layers": layers})
+        for name in ("largest", "kurtosis", "sink_rate"):
+            self._board.add_scalar(f"census/{name}", max(layer[name] for layer in layers), step)
+        self.flush()
+
+    def flush(self) -> None:
+        """Gives what was written to the operating system."""
+        self._steps.flush()
+        self._census.flush()
+        self._board.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in (self._steps, self._census, self._board):
+            file.close()

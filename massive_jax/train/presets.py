@@ -1,0 +1,84 @@
+"""Trainings as data: a model's shape and a recipe for a machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from massive_jax.models import AttentionBias, TransformerConfig
+from massive_jax.train.optimizer import OptimizerConfig
+from massive_jax.zoo import nanogpt
+from massive_jax.zoo.fields import Fields
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainPreset:
+    """A training without its data.
+
+    Attributes:
+      shape: of the model, in nanoGPT's names.
+      optimizer: the recipe.
+      dtype: of the activations.
+      options: the other fields of `TrainConfig`.
+      text: what it trains on unless told; None where that must be given.
+    """
+
+    shape: Mapping[str, Any]
+    optimizer: OptimizerConfig
+    dtype: str
+    options: Mapping[str, Any]
+    text: str | None = None
+
+    def model(self, *, attention_bias: AttentionBias | None, dtype: str, kernel: str) -> TransformerConfig:
+        """The model, with an attention bias, in a dtype, on an attention kernel."""
+        config = nanogpt.config(Fields(dict(self.shape), "preset"))
+        return dataclasses.replace(config, attention_bias=attention_bias, dtype=dtype, attention_kernel=kernel)
+
+
+# nanoGPT's GPT-2 124M: no biases, a vocabulary padded to a multiple of 64.
+_GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50304, "block_size": 1024, "bias": False}
+
+PRESETS: Mapping[str, TrainPreset] = {
+    # The paper's: 491,520 tokens a step, 50,000 steps of a cosine over 600,000.
+    "paper": TrainPreset(
+        _GPT2,
+        OptimizerConfig(),
+        "bfloat16",
+        {
+            "steps": 50_000,
+            "batch": 480,
+            "context": 1024,
+            "accumulate": 40,
+            "validation": 0.0005,
+            "eval_every": 500,
+            "census_every": 500,
+            "checkpoint_every": 1000,
+            "eval_batches": 16,
+        },
+    ),
+    # The same model for hours on one GPU: 65,536 tokens a step and a cosine that comes down.
+    "gpu": TrainPreset(
+        _GPT2,
+        OptimizerConfig(warmup_steps=500, decay_steps=10_000),
+        "bfloat16",
+        {
+            "steps": 10_000,
+            "batch": 64,
+            "context": 1024,
+            "accumulate": 4,
+            "validation": 0.005,
+            "eval_every": 250,
+            "census_every": 250,
+            "checkpoint_every": 500,
+        },
+    ),
+    # Minutes on two cores: bytes of a text that is there.
+    "small": TrainPreset(
+        {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 256, "block_size": 128, "bias": False},
+        OptimizerConfig(learning_rate=2e-3, final_learning_rate=2e-4, warmup_steps=50, decay_steps=800),
+        "float32",
+        {"steps": 800, "batch": 16, "context": 128, "eval_every": 100, "census_every": 100, "checkpoint_every": 200},
+        text="python",
+    ),
+}

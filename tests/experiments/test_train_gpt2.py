@@ -1,0 +1,118 @@
+"""The training binary: what it writes, what a SIGTERM does to its loss curve, and bad input."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from absl import flags
+
+from experiments import common
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+FLAGS = flags.FLAGS
+TINY = ("--context=16", "--batch=4", "--steps=12", "--checkpoint_every=4", "--eval_every=6", "--census_every=6")
+
+
+def command(workdir, *arguments):
+    return [sys.executable, "-m", "experiments.train_gpt2", f"--workdir={workdir}", *TINY, *arguments]
+
+
+def losses(workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    records = [json.loads(line) for line in lines]
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+@pytest.mark.slow
+def test_sigterm_and_resume_give_the_same_curve(tmp_path, text_file):
+    """As processes: one left alone, one stopped by SIGTERM mid-run and started again."""
+    data = f"--data={text_file}"
+    subprocess.run(command(tmp_path / "whole", data), check=True, capture_output=True)
+    process = subprocess.Popen(
+        command(tmp_path / "stopped", data, "--log_every=1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while len(losses(tmp_path / "stopped")) < 5 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    stopped = len(losses(tmp_path / "stopped"))
+    assert process.returncode == 143, out
+    assert 5 <= stopped < 12
+    assert f"stopped by SIGTERM after step {stopped}" in out
+    done = subprocess.run(command(tmp_path / "stopped", data), check=True, capture_output=True, text=True)
+    assert f"going on after step {stopped}" in done.stdout
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 12
+
+
+@pytest.fixture
+def binary(clean_flags, tmp_path):
+    """Runs the binary in-process with bad input: gives the message."""
+
+    def run(capsys, name, *arguments):
+        clean_flags()
+        module = importlib.import_module(f"experiments.{name}")
+
+        def main():
+            common.guarded(module.main, common.parse_flags([name, f"--workdir={tmp_path / 'results'}", *arguments]))
+
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 1
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset=paper"], "--preset=paper needs --data"),
+        (["--mesh=2"], "give two numbers of devices"),
+        (["--mesh=4,4", "--context=16"], "a mesh of 4 × 4 needs 16 devices"),
+        (["--attention_bias=nothing"], "should be one of"),
+        (["--attention_bias=gate_head", "--slots=2"], "has no slots"),
+        (["--context=4096"], "more than the model's max_position 128"),
+        (["--context=128"], "a longer text or a shorter context"),
+        (["--data=missing.bin"], "no token file 'missing.bin'"),
+        (["--learning_rate=0"], "give a positive one"),
+    ],
+)
+def test_bad_input(binary, capsys, text_file, arguments, message):
+    data = [] if any("data" in a or "paper" in a for a in arguments) else [f"--data={text_file}"]
+    assert message in binary(capsys, "train_gpt2", *data, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --text and --out"),
+        (["--adopt=x.bin"], "needs --vocab_size"),
+        (["--out=x", "--adopt=y"], "give --text"),
+    ],
+)
+def test_bad_input_of_prepare_data(binary, capsys, arguments, message):
+    assert message in binary(capsys, "prepare_data", *arguments)
+
+
+def test_trains_a_variant(run, text_file):
+    """In-process: the result, the picture, a model that another experiment takes."""
+    result = run("train_gpt2", f"--data={text_file}", *TINY, "--attention_bias=kv")
+    assert result["attention_bias"] == "kv"
+    assert result["unigram_entropy"] > 1
+    assert result["tokens"] == 12 * 4 * 16
+    assert [layer["layer"] for layer in result["census"]["layers"]] == [1, 2, 3, 4]
+    assert all(0 < layer["slot_rate"] < 1 for layer in result["census"]["layers"])
+    assert (run.workdir / "emergence.png").read_bytes().startswith(b"\x89PNG")
+    layers = run("layerwise", f"--model={run.workdir / 'model'}")["layers"]
+    assert len(layers) == 4

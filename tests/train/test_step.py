@@ -1,0 +1,126 @@
+"""The step: the loss and its gradient, accumulation, rematerialisation, and the same numbers on eight devices."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from train_shapes import GPT, RECIPE, gpt
+
+from massive_jax.models import Head, LanguageModel, head_logits, loss
+from massive_jax.train import Trainer
+
+TOKENS = np.random.default_rng(0).integers(0, 256, (4, 17)).astype(np.int32)
+
+
+def assert_close(a, b, **tolerance):
+    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **tolerance, err_msg=str(path))
+
+
+@pytest.mark.parametrize("changes", [{}, {"logit_softcap": 2.0, "logit_scale": 0.5}])
+def test_loss_and_gradient_are_those_of_whole_logits(changes, monkeypatch):
+    monkeypatch.setattr(loss, "_CHUNK_WITH_GRADIENT", 8)
+    monkeypatch.setattr(loss, "_FEWEST", 3)
+    config = gpt(**changes)
+    rng = np.random.default_rng(1)
+    hidden = jnp.asarray(rng.normal(size=(2, 10, 32)), jnp.float32)
+    bias = jnp.asarray(rng.normal(size=256), jnp.float32) if changes else None
+    head = Head(jnp.asarray(rng.normal(size=(256, 32)), jnp.float32), bias)
+    targets = jnp.asarray(rng.integers(0, 256, (2, 10)))
+
+    def whole(hidden, head):
+        return optax.softmax_cross_entropy_with_integer_labels(head_logits(config, hidden, head), targets).mean()
+
+    def ours(hidden, head):
+        return 3 * loss.mean_nll(config, hidden, head, targets) / 3
+
+    expected, found = (jax.value_and_grad(f, (0, 1))(hidden, head) for f in (whole, ours))
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(loss.mean_nll(config, hidden, head, targets), expected[0], rtol=1e-6)
+
+
+def run(trainer, steps=2, tokens=TOKENS):
+    state, losses = trainer.init(0), []
+    for _ in range(steps):
+        state, metrics = trainer.step(state, tokens)
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return run(Trainer(LanguageModel(GPT), RECIPE))
+
+
+def test_starts_as_nanogpt():
+    params = Trainer(LanguageModel(GPT), RECIPE).init(0).params
+    assert np.std(params["layers"]["mlp"]["up"]["kernel"]) == pytest.approx(0.02, rel=0.05)
+    assert np.std(params["layers"]["mlp"]["down"]["kernel"]) == pytest.approx(0.01, rel=0.05)  # 0.02 / √4
+    assert float(jnp.abs(params["layers"]["attn"]["query"]["kernel"][0, 0] - 0).max()) > 0
+    assert not np.array_equal(*params["layers"]["attn"]["query"]["kernel"])
+
+
+def test_first_loss_is_near_uniform_and_falls(plain):
+    _, losses = plain
+    assert losses[0] == pytest.approx(np.log(256), abs=0.1)
+    assert losses[1] < losses[0]
+
+
+def test_accumulated_step_equals_whole_step(plain):
+    state, losses = run(Trainer(LanguageModel(GPT), RECIPE, accumulate=2))
+    np.testing.assert_allclose(losses, plain[1], rtol=1e-5)
+    assert_close(state.opt_state, plain[0].opt_state, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialised_step_equals_plain_step(plain, remat):
+    state, losses = run(Trainer(LanguageModel(GPT, remat=remat), RECIPE))
+    np.testing.assert_allclose(losses, plain[1], rtol=1e-5)
+    assert_close(state.opt_state, plain[0].opt_state, atol=1e-5)
+
+
+def test_half_precision_computes_on_float32_masters(plain):
+    state, losses = run(Trainer(LanguageModel(gpt(dtype="bfloat16")), RECIPE))
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(losses, plain[1], rtol=1e-2)
+    assert losses != plain[1]
+
+
+SHARDED = """
+import jax, numpy as np
+from train_shapes import GPT, RECIPE
+from massive_jax.models import LanguageModel
+from massive_jax.parallel import make_mesh
+from massive_jax.train import Trainer
+tokens = np.random.default_rng(0).integers(0, 256, (8, 17)).astype(np.int32)
+found = []
+for mesh, accumulate in ((None, 1), (make_mesh(4, 2), 2)):
+    trainer = Trainer(LanguageModel(GPT), RECIPE, accumulate, mesh)
+    state = trainer.init(0)
+    state, metrics = trainer.step(state, tokens)
+    if mesh is not None:
+        kernel = state.params["layers"]["mlp"]["up"]["kernel"]
+        moment = state.opt_state[1][0].mu["layers"]["mlp"]["up"]["kernel"]
+        for x in (kernel, moment):
+            assert x.sharding.shard_shape(x.shape) == (2, 8, 64), x.sharding
+    found.append((jax.device_get(metrics), jax.device_get(state.params)))
+for other in found[1:]:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found[0], other)
+print("same")
+"""
+
+
+def test_on_eight_devices():
+    """Data, fully sharded and tensor parallel steps give the state of one device."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)]),
+    }
+    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "same", done.stderr[-2000:]
