@@ -30,6 +30,7 @@ from massive_jax.zoo import (
     phi,
     qwen2,
     qwen3,
+    timm,
     vit,
 )
 from massive_jax.zoo.family import Family, Preset, WheelFile
@@ -66,6 +67,7 @@ FAMILIES: Mapping[str, Family] = {
         clip.CLIP_VISION,
         clip.SIGLIP,
         clip.SIGLIP_VISION,
+        timm.FAMILY,
     )
 }
 PRESETS: Mapping[str, Preset] = {name: p for family in FAMILIES.values() for name, p in family.presets.items()}
@@ -100,6 +102,8 @@ def describe(source: Source) -> tuple[TransformerConfig | VisionConfig, WeightTa
         table = family.gguf_table
     else:
         config = source.config
+        if "model_type" not in config and "architecture" in config:
+            config = {**config, "model_type": timm.FAMILY.model_type}
         model_type = str(config.get("model_type"))
         if model_type not in FAMILIES:
             raise ValueError(
