@@ -46,6 +46,7 @@ setuptools.setup(
         "orbax-checkpoint>=0.12",
         "safetensors>=0.5",
         "tensorboardX>=2.6",
+        "tensorstore>=0.1.84",
         "tokenizers>=0.22",
         "tqdm>=4.66",
         "transformers>=5.0",

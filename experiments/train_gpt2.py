@@ -13,8 +13,8 @@ one), and every step has the loss it would have had, to the last bit, on as many
 
 --workdir gets metrics.jsonl (a line a step), census.jsonl (each layer's largest activations, median, kurtosis, share of
 attention on position 0 and on the bias's slots, every --census_every steps), tensorboard/, checkpoints/, emergence.png,
-model/ (any --model takes it) and train_gpt2.json: preset, attention_bias, text, tokenizer, dtype, steps, tokens, parameters,
-loss, validation_loss, unigram_entropy, census (the last).
+model/ (any --model takes it) and train_gpt2.json: preset, attention_bias, text, tokenizer, dtype, steps, tokens,
+parameters, loss, validation_loss, unigram_entropy, census (the last).
 """
 
 from __future__ import annotations

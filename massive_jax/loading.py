@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import pathlib
 import re
@@ -56,7 +57,8 @@ def load(
         found = checkpoint.read_metadata(model)
         config = dataclasses.replace(found.config, dtype=dtype)
         module = LanguageModel(config)
-        params = checkpoint.load_checkpoint(model, expected_shapes(module), dtype=config.jnp_dtype, mesh=mesh)
+        expected = functools.partial(expected_shapes, module)
+        params = checkpoint.load_checkpoint(model, expected, dtype=config.jnp_dtype, mesh=mesh)
         return Model(module, params, config, found.tokenizer, name=model)
     with open_source(model, revision=revision) as source:
         config, table = zoo.describe(source)

@@ -42,9 +42,9 @@ class Operation:
     def parse(cls, text: str) -> Operation:
         """Reads "zero", "mean", "shuffle", "set=0.5", "scale=2", "add=1", "noise=3"; ValueError otherwise."""
         op, _, number = text.partition("=")
-        takes_number = op in OPS and op != "shuffle"
+        takes_number = op in OPS and op not in ("shuffle", "quantize")  # one number has no scale but its own
         known = "zero, mean, shuffle, set=X, scale=X, add=X, noise=X"
-        if op not in ("zero", "mean", *OPS) or takes_number != bool(number):
+        if not (takes_number or op in ("zero", "mean", "shuffle")) or takes_number != bool(number):
             raise ValueError(f"unknown operation {text!r}; known: {known} (X a number).")
         try:
             value = float(number) if number else None

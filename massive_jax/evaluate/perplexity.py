@@ -23,6 +23,7 @@ def perplexity(
     windows: Windows,
     edits: Edit | Sequence[Edit] | None = None,
     progress: Progress | None = None,
+    skip: int = 0,
 ) -> float:
     """exp(total negative log-likelihood / predicted tokens) over `windows`, under `edits`.
 
@@ -31,15 +32,16 @@ def perplexity(
       windows: at least two tokens each; the first token of a window is not predicted.
       edits: interventions. A position given as an array has one position a window.
       progress: called with the number of tokens after every batch.
+      skip: how many predictions to leave out at the start of every window.
 
     Returns:
       The perplexity; inf where the likelihood underflows, nan where the model gives nan.
     """
     total = 0.0
     for rows, tokens in batches(windows.tokens, progress):
-        total += float(np.sum(token_nll(model, tokens, edits_for(edits, rows)), dtype=np.float64))
+        total += float(np.sum(token_nll(model, tokens, edits_for(edits, rows))[:, skip:], dtype=np.float64))
     try:
-        return math.exp(total / windows.num_predicted)
+        return math.exp(total / (windows.num_predicted - skip * len(windows.tokens)))
     except OverflowError:
         return math.inf
 

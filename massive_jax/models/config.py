@@ -183,8 +183,8 @@ class AttentionBias:
             raise ValueError(f"attention bias {self.kind!r} has no slots: leave slots, shared, prefix and offset out.")
         if self.prefix and self.kind != "kv":
             raise ValueError(f"attention bias {self.kind!r} cannot stand for a prefix; only 'kv' can.")
-        if self.kind == "sink_token" and (self.shared or self.offset):
-            raise ValueError("attention bias 'sink_token' has a key and a value for every head: no shared, no offset.")
+        if self.kind == "sink_token" and self.shared:
+            raise ValueError("attention bias 'sink_token' has a key and a value for every head: it cannot be shared.")
 
     @property
     def num_slots(self) -> int:

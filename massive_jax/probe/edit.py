@@ -20,8 +20,9 @@ from jax import lax
 
 from massive_jax.probe.sites import ALL_SITES, AXIS_NAMES, Site, check_layers, find_site, is_index
 
-OPS = ("set", "scale", "add", "noise", "shuffle")
+OPS = ("set", "scale", "add", "noise", "shuffle", "quantize")
 NO_LAYER = -1  # the layer of a padding row: matches none
+ALL_LAYERS = -2  # matches every layer
 _MIN_ROWS = 4
 
 PositionRule: TypeAlias = Callable[[np.ndarray], np.ndarray]
@@ -39,20 +40,23 @@ class Edit:
 
     Attributes:
       site: where (see `massive_jax.probe.sites.ALL_SITES`).
-      layer: 1-based; None (or 0) for the sites that are not in a block: embed, final_norm, logits.
+      layer: 1-based, or "all"; None (or 0) for the sites that are not in a block: embed, final_norm, logits.
       position: token position(s) to edit: None for all, an int, an int array [B] (one a sequence, -1 for none), a
         rule's name ("first", "last"; language models also know "first_delimiter") or a function tokens [B, T] -> [B].
       dim: index along the last axis (width, head width, MLP width or vocabulary); None for all.
-      op: "set" (x ← value), "scale" (x ← value·x), "add" (x ← x + value), "noise" (x ← x + value·N(0, 1)) or
-        "shuffle" (x ← the same dims at another position, by a random cyclic permutation of the positions).
-      value: a number, or with dim=None an array with one value a dim. Noise: the standard deviation. Unused by shuffle.
+      op: "set" (x ← value), "scale" (x ← value·x), "add" (x ← x + value), "noise" (x ← x + value·N(0, 1)), "shuffle"
+        (x ← the same dims at another position, by a random cyclic permutation of the positions) or "quantize" (x ← the
+        nearest of 2^value - 1 evenly spaced numbers from -max|x| to max|x|, with one max for what is edited of a
+        sequence: absmax quantisation with a scale per tensor).
+      value: a number, or with dim=None an array with one value a dim. Noise: the standard deviation. Quantize: the
+        number of bits, from 2 to 16. Unused by shuffle.
       head: head index for the sites that have heads; None for all.
       key: key position for attn_logits and attn_probs; None for all.
       seed: seed of noise and shuffle.
     """
 
     site: str
-    layer: int | None = None
+    layer: int | str | None = None
     position: int | str | Sequence[int] | np.ndarray | PositionRule | None = None
     dim: int | None = None
     op: str = "set"
@@ -68,7 +72,7 @@ class EditRows:
     """K edits of one site that index the same axes, as arrays; padding rows have layer -1.
 
     Attributes:
-      layer: int32 [K], 1-based, 0 for a site outside the blocks.
+      layer: int32 [K], 1-based, 0 for a site outside the blocks, -2 for all layers.
       index: axis letter -> int32 indices: [K, B] for the position (-1 for none), [K] for the others. An axis that
         is absent is edited whole.
       op: int32 [K], an index into `OPS`.
@@ -157,7 +161,7 @@ def apply_edits(
     def one(x: jax.Array, numbered: tuple[jax.Array, EditRows]) -> tuple[jax.Array, None]:
         number, row = numbered
         index: list[Any] = [jnp.arange(B)]
-        active = jnp.broadcast_to(row.layer == layer, (B,))
+        active = jnp.broadcast_to((row.layer == layer) | (row.layer == ALL_LAYERS), (B,))
         for axis, size in zip(site.axes[1:], x.shape[1:], strict=True):
             if axis in row.index:
                 i = jnp.broadcast_to(row.index[axis], (B,))
@@ -185,6 +189,11 @@ def apply_edits(
                 other = jnp.take(x, source, axis=t)
             return other.at[tuple(moved)].get(mode="fill", fill_value=0).astype(jnp.float32)
 
+        def quantized() -> jax.Array:
+            largest = jnp.max(jnp.abs(old), axis=tuple(range(1, old.ndim)), keepdims=True)
+            step = jnp.maximum(largest / (2.0 ** (value - 1) - 1), jnp.finfo(jnp.float32).tiny)
+            return jnp.round(old / step) * step
+
         new = lax.switch(
             jnp.where(jnp.any(active), row.op, 0),
             (
@@ -193,6 +202,7 @@ def apply_edits(
                 lambda: old + value,
                 lambda: old + value * jax.random.normal(key, old.shape),
                 shuffled,
+                quantized,
             ),
         )
         return at.set(new.astype(x.dtype), mode="drop"), None
@@ -209,9 +219,12 @@ def _pack(
     if 0 in site.shape(sizes):
         raise ValueError(f"this model has no site {site.name}.")
     if site.per_layer:
-        if edit.layer is None:
-            raise ValueError(f"{site.name} is in every block: give layer=1 to {sizes['L']}.")
-        (layer,) = check_layers([edit.layer], sizes["L"], "layer")
+        if edit.layer == "all":
+            layer = ALL_LAYERS
+        elif edit.layer is None:
+            raise ValueError(f"{site.name} is in every block: give layer=1 to {sizes['L']}, or 'all'.")
+        else:
+            (layer,) = check_layers([edit.layer], sizes["L"], "layer")  # type: ignore[list-item]
     elif edit.layer not in (None, 0):
         raise ValueError(f"{site.name} is outside the blocks: leave layer out (given {edit.layer}).")
     else:
@@ -250,6 +263,8 @@ def _pack(
         )
     else:
         value = np.broadcast_to(value, (sizes[last],))
+    if edit.op == "quantize" and not np.isin(value, range(2, 17)).all():
+        raise ValueError(f"value is {edit.value!r}; quantize takes a whole number of bits, 2 to 16.")
     op = np.int32(OPS.index(edit.op))
     return site, EditRows(np.int32(layer), index, op, value, np.uint32(edit.seed & 0xFFFFFFFF))
 

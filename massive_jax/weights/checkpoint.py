@@ -8,22 +8,23 @@ is written under another name and renamed when it is whole: what is at its path 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 import os
 import typing
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from concurrent import futures
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from massive_jax.models.config import TransformerConfig
 from massive_jax.parallel import param_sharding
+from massive_jax.weights import source
 from massive_jax.weights.loader import Part
 from massive_jax.weights.tokenizer import Tokenizer
 
@@ -35,6 +36,9 @@ _KEY = "massive_jax"
 _LAYERS = "layers"
 _CHUNK_BYTES = 16 << 20  # pieces that are read and written side by side
 _GROUP_BYTES = 512 << 20  # of layers that are stacked on disk; a larger layer is a group by itself
+_READERS = 4  # parameters that are read side by side
+_ALIGNMENT = 64  # what XLA asks of host memory
+_Groups: TypeAlias = dict[int | None, Any]  # first layer (None where not stacked) -> array on disk, in order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +62,8 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
 
     try:
         # Orbax takes any directory for a checkpoint, even an empty one: its metadata file tells.
-        return (_epath(str(path)) / "_CHECKPOINT_METADATA").exists() and ocp.is_orbax_checkpoint(str(path))
+        where = _epath(str(path))
+        return (where / "_CHECKPOINT_METADATA").exists() and ocp.is_orbax_checkpoint(where)
     except (OSError, ValueError):
         return False
 
@@ -151,7 +156,7 @@ def read_metadata(path: str) -> Checkpoint:
     if not is_checkpoint(path):
         raise ValueError(f"{path} holds no finished checkpoint; convert the model again (checkpoints/README.md).")
     # Only this file: the sizes of the arrays are not needed yet.
-    stored = (ocp.checkpointables_metadata(path).custom_metadata or {}).get(_KEY)
+    stored = (ocp.checkpointables_metadata(_epath(path)).custom_metadata or {}).get(_KEY)
     if not isinstance(stored, dict):
         raise ValueError(f"{path} is an Orbax checkpoint, but not of this project: it has no config.")
     if stored.get("format") != FORMAT:
@@ -165,49 +170,121 @@ def read_metadata(path: str) -> Checkpoint:
 
 
 def load_checkpoint(
-    path: str, expected: Mapping[str, tuple[int, ...]], *, dtype: Any, mesh: Mesh | None = None
+    path: str, expected: Callable[[], Mapping[str, tuple[int, ...]]], *, dtype: Any, mesh: Mesh | None = None
 ) -> dict[str, Any]:
     """Restores the parameters of the checkpoint at `path` onto the default device, or split over `mesh`.
 
+    The arrays that Orbax wrote are read with the library that it reads them with, into memory that becomes the device's
+    own where device and host share theirs: through Orbax itself every byte is copied twice more.
+
     Args:
       path: a directory or `gs://…`.
-      expected: parameter path -> shape, of the model its config describes.
+      expected: gives parameter path -> shape, of the model its config describes. Asked while the arrays are being read:
+        tracing a module takes as long.
       dtype: of the parameters; cast while reading where it differs from the stored one.
       mesh: see `massive_jax.parallel`.
 
     Raises:
-      ValueError: the arrays are not those of the model.
+      ValueError: the arrays are not those of the model, or cannot be read.
     """
-    from orbax.checkpoint import v1 as ocp
-
-    if mesh is None:
-        mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1])
-    # The groups are those of the stored dtype, not of the one asked for.
-    starts = sorted(int(first) for first in _stored_tree(path).get(_LAYERS, {}))
-    wanted: dict[str, jax.ShapeDtypeStruct] = {}
-    groups: dict[str, list[str]] = {}
-    for name, shape in expected.items():
-        sharding = param_sharding(name, shape, mesh)
-        if not name.startswith(_LAYERS + "/"):
-            wanted[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-            continue
-        groups[name] = [_on_disk(name, first) for first in starts]
-        for part, (first, stop) in zip(groups[name], itertools.pairwise([*starts, shape[0]]), strict=True):
-            wanted[part] = jax.ShapeDtypeStruct((stop - first, *shape[1:]), dtype, sharding=sharding)
     try:
-        tree = ocp.load(path, flax.traverse_util.unflatten_dict(wanted, sep="/"))
-    except (ValueError, KeyError) as error:
+        stored = _open_arrays(_epath(path))
+        with futures.ThreadPoolExecutor(_READERS) as pool:
+            found = {name: pool.submit(_read, name, groups, dtype, mesh) for name, groups in stored.items()}
+            try:
+                _check_shapes({name: _whole_shape(groups) for name, groups in stored.items()}, expected())
+                params = {name: array.result() for name, array in found.items()}
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: the arrays are not those of the model its metadata describes: {error}") from None
-    flat: dict[str, jax.Array] = flax.traverse_util.flatten_dict(tree, sep="/")
-    for name, parts in groups.items():
-        arrays = [flat.pop(part) for part in parts]
-        flat[name] = arrays[0] if len(arrays) == 1 else _join(param_sharding(name, expected[name], mesh))(*arrays)
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
+    return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
-@functools.cache
-def _join(sharding: Any) -> Any:
-    return jax.jit(lambda *arrays: jnp.concatenate(arrays), out_shardings=sharding)
+def _open_arrays(path: epath.Path) -> dict[str, _Groups]:
+    """Parameter path -> its groups of layers, unread."""
+    import tensorstore as ts
+
+    directory = next((child for child in path.iterdir() if (child / "manifest.ocdbt").exists()), None)
+    if directory is None:
+        raise ValueError("there are none")
+    location = f"{directory}/"
+    base = location if "://" in location else {"driver": "file", "path": location}
+    database = {"driver": "ocdbt", "base": base, "cache_pool": "cache_pool#nodes"}
+    context = ts.Context({"cache_pool#nodes": {"total_bytes_limit": 100_000_000}, "file_io_mode": {"mode": "memmap"}})
+    keys = (key.decode() for key in ts.KvStore.open(database, context=context).result().list().result())
+    names = [key.removesuffix("/zarr.json") for key in keys if key.endswith("/zarr.json")]
+    # A missing piece is an error, not zeros.
+    specs = [
+        {"driver": "zarr3", "kvstore": {**database, "path": f"{name}/"}, "fill_missing_data_reads": False}
+        for name in names
+    ]
+    opened = [ts.open(spec, open=True, read=True, context=context) for spec in specs]
+    arrays: dict[str, _Groups] = {}
+    for name, array in zip(names, opened, strict=True):
+        parts = name.split(".")
+        stacked = parts[0] == _LAYERS
+        first = int(parts.pop(1)) if stacked else None
+        arrays.setdefault("/".join(parts), {})[first] = array.result()
+    return {name: dict(sorted(groups.items())) for name, groups in arrays.items()}
+
+
+def _whole_shape(groups: _Groups) -> tuple[int, ...]:
+    """The shape of a parameter, its groups of layers joined."""
+    if None in groups:
+        return tuple(groups[None].shape)
+    stop = 0
+    for first, array in groups.items():
+        if first != stop:
+            raise ValueError(f"layers {stop + 1} to {first} are missing")
+        stop += array.shape[0]
+    shapes = {tuple(array.shape[1:]) for array in groups.values()}
+    if len(shapes) > 1:
+        raise ValueError(f"layers have different shapes: {sorted(shapes)}")
+    return (stop, *shapes.pop())
+
+
+def _check_shapes(stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    wrong = [
+        f"{name} {list(stored[name]) if name in stored else 'missing'}"
+        f" (expected {list(expected[name]) if name in expected else 'none'})"
+        for name in sorted({*stored, *expected})
+        if stored.get(name) != expected.get(name)
+    ]
+    if wrong:
+        raise ValueError(source.listed(wrong))
+
+
+def _read(name: str, groups: _Groups, dtype: Any, mesh: Mesh | None) -> jax.Array:
+    """A parameter from its groups of layers, onto its devices."""
+    import tensorstore as ts
+
+    shape = _whole_shape(groups)
+
+    def shard(index: Any) -> np.ndarray:
+        out = _aligned(tuple(len(range(size)[part]) for size, part in zip(shape, index, strict=True)), dtype)
+        reading = []
+        for first, array in groups.items():
+            # Layers are never split over devices.
+            rows = out if first is None else out[first : first + array.shape[0]]
+            part = array[index if first is None else (slice(None), *index[1:])]
+            cast = part if part.dtype.numpy_dtype == out.dtype else ts.cast(part, out.dtype)
+            reading.append(ts.array(rows).write(cast[ts.d[:].translate_to[0]]))
+        for it in reading:
+            it.result()
+        return out
+
+    sharding = param_sharding(name, shape, mesh) or SingleDeviceSharding(jax.devices()[0])
+    return jax.make_array_from_callback(shape, sharding, shard)
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array, not initialised, at an address where jax takes it over without a copy."""
+    size = math.prod(shape) * jnp.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _on_disk(path: str, first: int) -> str:
@@ -220,13 +297,6 @@ def _group_size(expected: Mapping[str, tuple[int, ...]], dtype: Any) -> int:
     stacked = [shape for path, shape in expected.items() if path.startswith(_LAYERS + "/")]
     layer_bytes = sum(math.prod(shape[1:]) for shape in stacked) * jnp.dtype(dtype).itemsize
     return max(1, _GROUP_BYTES // max(1, layer_bytes))
-
-
-def _stored_tree(path: str) -> Mapping[str, Any]:
-    from orbax.checkpoint import v1 as ocp
-
-    tree: Any = ocp.metadata(path).metadata
-    return tree
 
 
 def _assemble(parts: Iterable[Part], dtype: Any) -> dict[str, Any]:
@@ -252,7 +322,8 @@ def _stack(parts: dict[tuple[int, ...], np.ndarray]) -> np.ndarray:
 def _epath(path: str) -> epath.Path:
     from etils import epath
 
-    return epath.Path(path)
+    found = epath.Path(path)
+    return found if "://" in path else found.expanduser().absolute()
 
 
 def _remove_unfinished(target: epath.Path) -> None:

@@ -11,7 +11,7 @@ import logging
 import operator
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,16 +34,29 @@ class Tokenizer:
       bos_id, eos_id: the tokens that begin and end a text; None where the model has none.
 
     Args:
-      backend: does the work. It is taken over: its truncation and padding are switched off.
+      backend: does the work; or what builds it, called when the tokenizer is first used. It is taken over: its
+        truncation and padding are switched off.
       bos_id, eos_id: as above.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, bos_id: int | None = None, eos_id: int | None = None):
-        backend.no_truncation()  # a tokenizer.json may ask for either; both would silently change a text
-        backend.no_padding()
-        self._backend = backend
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer | Callable[[], tokenizers.Tokenizer],
+        bos_id: int | None = None,
+        eos_id: int | None = None,
+    ):
+        self._given = backend
+        if not callable(backend):
+            _ = self._backend
         self.bos_id = bos_id
         self.eos_id = eos_id
+
+    @functools.cached_property
+    def _backend(self) -> tokenizers.Tokenizer:
+        backend = self._given() if callable(self._given) else self._given
+        backend.no_truncation()  # a tokenizer.json may ask for either; both would silently change a text
+        backend.no_padding()
+        return backend
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -167,14 +180,23 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Tokenizer:
-        """The tokenizer that `to_json` wrote; ValueError where it is damaged."""
-        import tokenizers
+        """The tokenizer that `to_json` wrote; built when it is first used, which takes a tenth of a second.
 
-        try:
-            backend = tokenizers.Tokenizer.from_str(stored["tokenizer"])
-            return cls(backend, stored["bos_id"], stored["eos_id"])
-        except Exception as error:  # the tokenizers package raises bare Exception
-            raise ValueError(f"the stored tokenizer cannot be read: {error}.") from None
+        Raises:
+          ValueError: `stored` is not what `to_json` writes. A damaged tokenizer inside it is one at the first use.
+        """
+        if not isinstance(stored, Mapping) or not {"tokenizer", "bos_id", "eos_id"} <= stored.keys():
+            raise ValueError("the stored tokenizer cannot be read: it lacks tokenizer, bos_id or eos_id.")
+
+        def build() -> tokenizers.Tokenizer:
+            import tokenizers
+
+            try:
+                return tokenizers.Tokenizer.from_str(stored["tokenizer"])
+            except Exception as error:  # the tokenizers package raises bare Exception
+                raise ValueError(f"the stored tokenizer cannot be read: {error}. Convert the model again.") from None
+
+        return cls(build, stored["bos_id"], stored["eos_id"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a `tokenizer.json`; it does not hold `bos_id` and `eos_id`.

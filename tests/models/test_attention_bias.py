@@ -10,10 +10,10 @@ import torch
 from tiny import TINY
 
 import massive_jax as mj
-from massive_jax.models import AttentionBias, RopeConfig
+from massive_jax.models import AttentionBias
 from massive_jax.models.attention import LOWEST, Surroundings, attend, attend_with_probs, causal_mask
 from massive_jax.models.attention_bias import AttentionSlots, SlotPlaces, attend_with_lse, merge_slots
-from massive_jax.probe import CapturePlan, Tap, compile_captures, empty_results
+from massive_jax.probe import Tap, compile_captures, empty_results
 
 B, T, H, K, N = 2, 7, 4, 2, 8
 BIASES = {
@@ -262,7 +262,7 @@ def test_sigmoid(make_model, tiny_tokens):
         ({"kind": "kv", "slots": 0}, "positive"),
         ({"kind": "gate_head", "slots": 2}, "no slots"),
         ({"kind": "k", "prefix": True}, "only 'kv'"),
-        ({"kind": "sink_token", "shared": True}, "no shared"),
+        ({"kind": "sink_token", "shared": True}, "cannot be shared"),
     ],
 )
 def test_bad_options(options, message):

@@ -361,4 +361,34 @@ def test_stacking_nothing_is_refused():
 
 
 def test_the_operations_are_the_documented_ones():
-    assert OPS == ("set", "scale", "add", "noise", "shuffle")
+    assert OPS == ("set", "scale", "add", "noise", "shuffle", "quantize")
+
+
+def test_quantize():
+    """To a grid of 2^bits - 1 points between minus and plus the largest magnitude of each sequence's part."""
+    x = tensor()
+    for index, part in (({}, np.s_[:]), ({"position": 2}, np.s_[2])):
+        got = apply(x, [Edit("query", layer=2, op="quantize", value=4, **index)])
+        expected = x.copy()
+        for b in range(B):
+            step = np.abs(x[b][part]).max() / 7
+            expected[b][part] = np.round(x[b][part] / step) * step
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    assert len(np.unique(apply(x, [Edit("query", layer=2, op="quantize", value=2)])[0])) == 3
+    np.testing.assert_array_equal(apply(0 * x, [Edit("query", layer=2, op="quantize", value=8)]), 0 * x)
+
+
+@pytest.mark.parametrize("bits", [1, 17, 2.5, None, [8.0] * (N - 1) + [0.0]])
+def test_quantize_takes_whole_bits(bits):
+    with pytest.raises(ValueError, match="value"):
+        compile_edits(Edit("query", layer=2, op="quantize", value=bits), SIZES)
+
+
+def test_all_layers():
+    x, edit = tensor(), Edit("query", layer="all", position=1, value=3.0)
+    for layer in range(1, L + 1):
+        np.testing.assert_array_equal(
+            apply(x, [edit], layer=layer), apply(x, [Edit("query", layer=layer, position=1, value=3.0)], layer=layer)
+        )
+    with pytest.raises(ValueError, match="leave layer out"):
+        compile_edits(Edit("embed", layer="all"), SIZES)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,68 @@ def test_other_dtype(tiny_model, tmp_path):
     half = mj.load(str(tmp_path / "it"), dtype="bfloat16")
     assert half.config.dtype == "bfloat16"
     assert_same(jax.tree.map(lambda x: x.astype("bfloat16"), tiny_model.params), half.params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_arrays_are_those_that_orbax_reads_and_are_the_callers_own(tiny_model, tmp_path, dtype):
+    from orbax.checkpoint import v1 as ocp
+
+    save(tiny_model, tmp_path / "it")
+    ours = mj.load(str(tmp_path / "it"), dtype=dtype).params
+    theirs = ocp.load(tmp_path / "it")["layers"].pop("000")
+    assert_same(ours["layers"], jax.tree.map(lambda x: x.astype(dtype), theirs))
+    before = jax.tree.map(np.array, ours)
+    shutil.rmtree(tmp_path / "it")
+    assert_same(ours, before)
+    # A training step may give them up: they are written over in place.
+    changed = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(ours)
+    assert all(x.is_deleted() for x in jax.tree.leaves(ours))
+    assert_same(changed, jax.tree.map(lambda x: x + np.asarray(1, dtype), before))
+
+
+def data_files(path):
+    return sorted((f for f in path.glob("**/d/*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def cut(path):
+    largest = data_files(path)[-1]
+    os.truncate(largest, largest.stat().st_size // 2)
+
+
+def remove(path):
+    data_files(path)[-1].unlink()
+
+
+@pytest.mark.parametrize("damage", [cut, remove])
+def test_damaged_files_are_an_error(tiny_model, tmp_path, damage):
+    save(tiny_model, tmp_path / "it")
+    damage(tmp_path / "it")
+    with pytest.raises(
+        ValueError, match=r"it: the arrays are not those of the model.*(CORRUPT|DATA_LOSS|OUT_OF|NOT_F)"
+    ):
+        mj.load(str(tmp_path / "it"))
+
+
+def test_arrays_that_are_not_the_models_are_all_named(tiny_model, tmp_path):
+    config = dataclasses.replace(tiny_model.config, num_layers=3, mlp_bias=True)
+    expected = expected_shapes(tiny_model.module)
+    checkpoint.save_checkpoint(str(tmp_path / "it"), config, parts_of(tiny_model), expected, dtype="float32")
+    with pytest.raises(ValueError, match=r"the arrays are not those of the model its metadata describes") as caught:
+        mj.load(str(tmp_path / "it"))
+    for message in (
+        "layers/attn/query/kernel [4, 32, 4, 8] (expected [3, 32, 4, 8])",
+        "layers/mlp/up/bias missing (expected [3, 48])",
+    ):
+        assert message in str(caught.value)
+
+
+def test_missing_layers_are_an_error(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_GROUP_BYTES", 1)
+    kept = (part for part in parts_of(tiny_model) if part.place != (1,))
+    expected = expected_shapes(tiny_model.module)
+    checkpoint.save_checkpoint(str(tmp_path / "it"), tiny_model.config, kept, expected, dtype="float32")
+    with pytest.raises(ValueError, match="layers 2 to 2 are missing"):
+        mj.load(str(tmp_path / "it"))
 
 
 def test_what_is_there_is_not_overwritten(tiny_model, tmp_path):

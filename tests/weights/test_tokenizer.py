@@ -422,3 +422,18 @@ def test_a_gguf_files_tokenizer_and_its_errors(tmp_path):
         pytest.raises(ValueError, match=r"bad\.gguf: .*martian"),
     ):
         source.tokenizer()
+
+
+def test_a_stored_tokenizer_is_built_at_its_first_use(byte_tokenizer):
+    stored = byte_tokenizer.to_json()
+    back = Tokenizer.from_json(stored)
+    assert "_backend" not in vars(back)
+    assert back.bos_id == byte_tokenizer.bos_id
+    assert back.encode("a b") == byte_tokenizer.encode("a b")
+    assert back.to_json() == stored
+    damaged = Tokenizer.from_json({**stored, "tokenizer": "{"})
+    for use in (lambda: damaged.encode("a"), lambda: damaged.vocab_size, damaged.to_json):
+        with pytest.raises(ValueError, match="the stored tokenizer cannot be read: .* Convert the model again"):
+            use()
+    with pytest.raises(ValueError, match="it lacks tokenizer, bos_id or eos_id"):
+        Tokenizer.from_json({"tokenizer": "{}"})

@@ -1,0 +1,5 @@
+"""Explicit attention bias for trained models: pure functions from (config, params) to (config, params)."""
+
+from massive_jax.bias.transforms import absorb_mean, absorb_prefix, absorb_sink_token, add_bias, rebuild, remove_bias
+
+__all__ = ["absorb_mean", "absorb_prefix", "absorb_sink_token", "add_bias", "rebuild", "remove_bias"]

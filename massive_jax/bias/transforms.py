@@ -1,0 +1,219 @@
+"""Putting an explicit attention bias into a trained model, and taking it out (paper, section 5, and a step beyond).
+
+A trained model keeps its bias implicitly: a token in front (BOS, say) carries massive activations, and its keys and
+values, the same for every text, are what attention rests on. They can be had without the token: computed once, they
+become the slots of an explicit bias, the token leaves the sequence, and the massive activations leave the residual
+stream with it. Axis letters: see `massive_jax.probe.sites`; P tokens of a prefix, W sequences, n slots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from massive_jax.model import Model, forward
+from massive_jax.models import AttentionBias, LanguageModel, TransformerConfig
+from massive_jax.probe import Capture, Edit, compile_captures
+
+Params: TypeAlias = Mapping[str, Any]
+_SLOTS, _GATE, _SINK_TOKEN = "layers/attn/slots/", "layers/attn/gate/", "sink_token"
+_OUT = "layers/attn/out/kernel"
+_SEQUENCES = 16  # run together by `absorb_mean`
+
+
+def absorb_prefix(
+    config: TransformerConfig, params: Params, prefix: Sequence[int] | np.ndarray
+) -> tuple[TransformerConfig, Params]:
+    """A model that computes without a fixed prefix what the given one computes behind it, exactly.
+
+    The prefix's keys and values at every layer and head become slots; the sequence's positions begin after it. Give the
+    new model the text without the prefix: its outputs are those of the given model at the text's positions.
+
+    Args:
+      config: of a causal language model without an attention bias.
+      params: its parameters.
+      prefix: token ids, int [P]; [BOS], say.
+
+    Raises:
+      ValueError: the model has a bias already; no tokens, or ids outside the vocabulary; a prefix that leaves nothing
+        of the context.
+    """
+    _require_no_bias(config)
+    ids = np.asarray(prefix)
+    if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"the prefix is {ids.dtype}{list(ids.shape)}; give token ids, int [P], at least one.")
+    new = dataclasses.replace(config, attention_bias=AttentionBias("kv", slots=int(ids.size), prefix=True))
+    if ids.size >= config.context_length:
+        raise ValueError(f"a prefix of {ids.size} tokens leaves nothing of the context of {config.context_length}.")
+    keys, values = _keys_and_values(config, params, ids[None])
+    return new, _with_slots(params, keys[:, 0], values[:, 0])
+
+
+def absorb_mean(
+    config: TransformerConfig, params: Params, tokens: np.ndarray, position: int | np.ndarray = 0
+) -> tuple[TransformerConfig, Params]:
+    """The paper's "set to the mean" (section 3.1) as weights, for models whose sink is not a fixed prefix.
+
+    The keys and values of the sink, the token at `position` of every sequence, averaged over the sequences, become one
+    slot in front of the text: it has position 0, the text begins at 1.
+
+    Args:
+      config: of a causal language model without an attention bias.
+      params: its parameters.
+      tokens: int [W, T].
+      position: of the sink, one or int [W] (the first delimiter's, say; -1 for a sequence without).
+
+    Raises:
+      ValueError: the model has a bias already; tokens or positions out of range; no sequence with a sink.
+    """
+    _require_no_bias(config)
+    tokens = Model(LanguageModel(config), params, config).check_tokens(tokens)
+    positions = np.broadcast_to(np.asarray(position), len(tokens))
+    if positions.min() < -1 or positions.max() >= tokens.shape[1]:
+        raise ValueError(f"position {position} is out of range; the tokens have 0 to {tokens.shape[1] - 1}.")
+    rows = np.flatnonzero(positions >= 0)
+    if not rows.size:
+        raise ValueError("no sequence has a sink: every position is -1.")
+    # Nothing after a sink has a part in its keys and values.
+    tokens = tokens[rows, : positions.max() + 1]
+    total: Any = 0
+    for start in range(0, len(rows), _SEQUENCES):
+        batch = slice(start, start + _SEQUENCES)
+        found = _keys_and_values(config, params, tokens[batch])
+        at = positions[rows[batch]]
+        total = total + np.stack([np.asarray(x, np.float64)[:, np.arange(len(at)), at].sum(axis=1) for x in found])
+    keys, values = (jnp.asarray(x / len(rows), config.jnp_dtype)[:, None] for x in total)
+    new = dataclasses.replace(config, attention_bias=AttentionBias("kv", prefix=True))
+    return new, _with_slots(params, keys, values)
+
+
+def absorb_sink_token(config: TransformerConfig, params: Params) -> tuple[TransformerConfig, Params]:
+    """The learned sink tokens of a model (kind "sink_token") as slots of kind "kv", exactly.
+
+    Raises:
+      ValueError: the model has no sink token.
+    """
+    if config.attention_bias is None or config.attention_bias.kind != "sink_token":
+        raise ValueError(f"the model has no sink token; its attention bias is {config.attention_bias}.")
+    n = config.num_slots
+    plain, rest = dataclasses.replace(config, attention_bias=None), _without(params, _SLOTS, _SINK_TOKEN)
+    # An edit in front of the blocks puts the learned vectors where the token embeddings would be.
+    model = Model(LanguageModel(plain), rest, plain)
+    tokens = np.zeros((1, n), np.int32)
+    vectors = np.asarray(params[_SINK_TOKEN], np.float32)
+    edits = [Edit("embed", position=i, value=vector) for i, vector in enumerate(vectors)]
+    keys, values = _keys_and_values(plain, rest, tokens, model.compile_edits(edits, tokens))
+    bias = AttentionBias("kv", slots=n, prefix=config.prefix_length > 0, offset=config.attention_bias.offset)
+    new = dataclasses.replace(config, attention_bias=bias)
+    return new, _with_slots(_without(params, _SINK_TOKEN), keys[:, 0], values[:, 0])
+
+
+def add_bias(
+    config: TransformerConfig, params: Params, bias: AttentionBias, *, logit: float = -20.0, seed: int = 0
+) -> tuple[TransformerConfig, Params]:
+    """A model with an attention bias to be trained, which so far changes nothing.
+
+    Slots get a learned offset of their logit that starts so low (`logit`) that their share of the attention is below
+    float32's resolution; raise it to let them in from the start. Keys and values start at N(0, 0.02²). Gates start at
+    sigmoid(0) = 1/2, and the output projection is doubled.
+
+    Args:
+      config: of a model without an attention bias.
+      params: its parameters.
+      bias: which. Its `offset` is switched on where the kind is not itself one.
+      logit: where the slots' logits start.
+      seed: of the keys and values.
+
+    Raises:
+      ValueError: the model has a bias already; "sigmoid", which cannot be added without changing the model; a prefix.
+    """
+    _require_no_bias(config)
+    if bias.kind == "sigmoid":
+        raise ValueError("sigmoid attention cannot be added to a model without changing it; train it from the start.")
+    if bias.prefix:
+        raise ValueError("a prefix is made of tokens: absorb_prefix adds it.")
+    if bias.num_slots and bias.kind != "sink":
+        bias = dataclasses.replace(bias, offset=True)
+    new = dataclasses.replace(config, attention_bias=bias)
+    flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
+    dtype = flat[_OUT].dtype
+    fresh = jax.eval_shape(LanguageModel(new).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    rng = np.random.default_rng(seed)
+    for path, leaf in flax.traverse_util.flatten_dict(fresh, sep="/").items():
+        if path in flat:
+            continue
+        if path == _SLOTS + "logit":
+            value = np.full(leaf.shape, logit)
+        elif path.startswith(_GATE):
+            value = np.zeros(leaf.shape)
+        else:
+            value = 0.02 * rng.standard_normal(leaf.shape)
+        flat[path] = jnp.asarray(value, dtype)
+    if not bias.num_slots:
+        flat[_OUT] = 2 * flat[_OUT]
+    return new, flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def remove_bias(config: TransformerConfig, params: Params) -> tuple[TransformerConfig, Params]:
+    """The model without its attention bias: the inverse of the others.
+
+    What `absorb_prefix` made computes again what it did, given the prefix; slots that were trained are lost.
+
+    Raises:
+      ValueError: there is no bias; trained gates, or sigmoid attention: without them it is another model.
+    """
+    bias = config.attention_bias
+    if bias is None:
+        raise ValueError("the model has no attention bias.")
+    rest = dict(_without(params, _SLOTS, _GATE, _SINK_TOKEN))
+    if config.gated_attention:
+        gates = flax.traverse_util.flatten_dict(dict(params), sep="/")
+        if any(np.any(np.asarray(x)) for path, x in gates.items() if path.startswith(_GATE)):
+            raise ValueError("the gates have been trained: without them the model is another.")
+        flat = flax.traverse_util.flatten_dict(rest, sep="/")
+        flat[_OUT] = flat[_OUT] / 2
+        rest = flax.traverse_util.unflatten_dict(flat, sep="/")
+    elif not bias.num_slots:
+        raise ValueError(f"attention bias {bias.kind!r} cannot be taken out: without it the model is another.")
+    return dataclasses.replace(config, attention_bias=None), rest
+
+
+def rebuild(model: Model, config: TransformerConfig, params: Params) -> Model:
+    """`model` with another config and parameters; tokenizer and name are kept."""
+    return dataclasses.replace(model, module=LanguageModel(config), params=params, config=config)
+
+
+def _require_no_bias(config: TransformerConfig) -> None:
+    if config.attention_bias is not None:
+        raise ValueError(f"the model has an attention bias already ({config.attention_bias}); take it out first.")
+
+
+def _keys_and_values(
+    config: TransformerConfig, params: Params, tokens: np.ndarray, edits: Any = None
+) -> tuple[jax.Array, jax.Array]:
+    """Keys, before the rotary embedding, and values of every layer: int [B, T] -> two [L, B, T, K, N]."""
+    module = LanguageModel(config)
+    tokens = Model(module, params, config).check_tokens(tokens)
+    plan = compile_captures(Capture(("key", "value")), config.num_layers)
+    found = forward(module, params, edits or {}, plan, tokens, logits=False).intermediates
+    return found["key"], found["value"]
+
+
+def _with_slots(params: Params, keys: jax.Array, values: jax.Array) -> Params:
+    """`params` with slots: keys and values each [L, n, K, N]."""
+    flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
+    for name, x in (("key", keys), ("value", values)):
+        flat[_SLOTS + name] = jnp.moveaxis(x, 1, 2).astype(flat[_OUT].dtype)
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _without(params: Params, *prefixes: str) -> Params:
+    flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
+    kept = {path: x for path, x in flat.items() if not path.startswith(prefixes)}
+    return flax.traverse_util.unflatten_dict(kept, sep="/")
