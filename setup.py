@@ -44,6 +44,7 @@ setuptools.setup(
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
+        "pillow>=11.3",
         "safetensors>=0.5",
         "tensorboardX>=2.6",
         "tensorstore>=0.1.84",

@@ -1,18 +1,20 @@
 """Attention of one layer, before and after the softmax, and the share of it that lands on the massive tokens per layer.
 
   python -m experiments.attention_map --layer=13 --head=mean --workdir=results
+  python -m experiments.attention_map --model=dinov2_large --images=FILE
 
 Writes attention_map.json, attention_map.npz (logits and probs, [T, S], masked entries NaN) and attention_map.png.
 On the default model about 6 s; expect most of the attention on position 0 after layer 12 (paper, section 4).
 
 attention_map.json: model, dtype, bos, text (null), tokens, windows, context, layer, head, massive_positions (where
 any layer has a massive activation), shares: per layer the share of attention on those, averaged over heads and queries;
-emergence_layer: the first layer with one, or null.
+emergence_layer: the first layer with one, or null. Of an image (the first): as in layerwise.json.
 """
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,9 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
-from experiments.flags import definition, layer, model, prompt
+from experiments.flags import definition, images, layer, model, prompt
 from massive_jax.analysis import attention_shares, find_massive
-from massive_jax.evaluate import LayerTable, measure_layers
+from massive_jax.evaluate import LayerTable, input_length, measure_layers
 from massive_jax.models.attention import causal_mask
 from massive_jax.report import atomic_write, label, plot_attention, write_json
 
@@ -30,7 +32,7 @@ _HEAD = flags.DEFINE_string("head", "mean", "Head to draw, from 0; 'mean' averag
 flags.register_validator(_HEAD, lambda text: text == "mean" or text.isdecimal(), "give 'mean' or a head, from 0 on.")
 
 if __name__ == "__main__":
-    for module in (common, model, prompt, layer, definition):
+    for module in (common, model, prompt, images, layer, definition):
         flags.adopt_module_key_flags(module)
 
 
@@ -46,20 +48,22 @@ def parse_head(num_heads: int) -> int | None:
 
 def run(
     model: mj.Model,
-    tokens: np.ndarray,
+    inputs: np.ndarray,
     table: LayerTable,
     number: int | None,
     head: int | None,
     workdir: pathlib.Path,
+    source: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Draws layer `number` (None: the one after activations reach full size) for `tokens` [1, T]; returns a record."""
+    """Draws layer `number` (None: the one after activations reach full size) for one input; returns a record."""
     number = number or min(table.full_size_layer + 1, len(table.layers))
     # The share is a reduction of every layer; the whole logits and probabilities are kept of one.
     share = mj.Capture("attn_probs", mass=True)
-    mass = model(tokens, capture=share, logits=False).intermediates["attn_probs"].mass
-    both = model(tokens, capture=mj.Capture(("attn_logits", "attn_probs"), layers=(number,)), logits=False)
+    mass = model(inputs, capture=share, logits=False).intermediates["attn_probs"].mass
+    both = model(inputs, capture=mj.Capture(("attn_logits", "attn_probs"), layers=(number,)), logits=False)
     windowed = model.config.window_layers is None or model.config.window_layers[number - 1]
-    visible = np.asarray(causal_mask(tokens.shape[1], model.config.window if windowed else None))
+    T = input_length(model, inputs)
+    visible = np.asarray(causal_mask(T, model.config.window if windowed else None)) | (not model.config.causal)
     logits, probs = (
         np.where(visible, _over_heads(np.asarray(both.intermediates[site][0, 0]), head), np.nan)
         for site in ("attn_logits", "attn_probs")
@@ -67,7 +71,7 @@ def run(
     massive = [find_massive(summary.locations) for summary in table.layers]
     positions = sorted({int(found.position) for layer in massive for found in layer})
     result = {
-        **common.header(model, tokens),
+        **common.header(model, inputs, source),
         "layer": number,
         "head": "mean" if head is None else head,
         "massive_positions": positions,
@@ -90,9 +94,9 @@ def main() -> None:
     """Runs the binary."""
     out, lm = common.workdir(), common.load_model()
     number, head = layer.parse_layer(lm.config.num_layers), parse_head(lm.config.num_heads)
-    tokens = common.prompt_tokens(lm)
-    table = measure_layers(lm, tokens, thresholds=definition.thresholds())
-    result = run(lm, tokens, table, number, head, out)
+    inputs, source = common.prompt_or_image(lm)
+    table = measure_layers(lm, inputs, thresholds=definition.thresholds())
+    result = run(lm, inputs, table, number, head, out, source)
     if result["massive_positions"]:
         where = ", ".join(f"{p} {label(result['tokens'][p])}" for p in result["massive_positions"])
         print(f"massive tokens at position {where}; from layer {result['emergence_layer']} on")

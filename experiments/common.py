@@ -20,10 +20,13 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 import massive_jax as mj
+from experiments.flags import images as image_flags
 from experiments.flags import model as model_flags
 from experiments.flags import prompt as prompt_flags
 from experiments.flags import text as text_flags
-from massive_jax.data import Windows, cut_windows
+from massive_jax.data import Windows, cut_windows, list_images
+from massive_jax.evaluate import Images
+from massive_jax.models import VisionConfig
 from massive_jax.report import label, number
 from massive_jax.weights.wheel import cache_dir
 
@@ -116,12 +119,37 @@ def prompt_tokens(model: mj.Model) -> np.ndarray:
     return model.check_tokens(model.tokenize(prompt_flags.PROMPT.value, bos=model_flags.BOS.value))
 
 
+def images(model: mj.Model) -> Images:
+    """The images that the flags ask for; ValueError where there are none, or the model cannot take them."""
+    if image_flags.IMAGES.value is None:
+        raise ValueError(f"{model.name} is a vision model: give it images with --images=FILE or a folder.")
+    paths = list_images(image_flags.IMAGES.value).paths[: image_flags.NUM_IMAGES.value]
+    pixels = model.check_images(model.preprocess(list(paths), image_flags.IMAGE_SIZE.value))
+    return Images(pixels, tuple(path.name for path in paths))
+
+
+def takes_images(model: mj.Model) -> bool:
+    """Whether it is a vision model; ValueError where --images is given and it is not."""
+    vision = isinstance(model.config, VisionConfig)
+    if not vision and image_flags.IMAGES.value is not None:
+        raise ValueError(f"{model.name} is a language model: it cannot look at --images; name a vision --model.")
+    return vision
+
+
+def prompt_or_image(model: mj.Model) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """One input and the header's source of it: the prompt's tokens [1, T] and None, or the first image and its name."""
+    if not takes_images(model):
+        return prompt_tokens(model), None
+    found = images(model)
+    return found.inputs[:1], found.names[:1]
+
+
 def windows(model: mj.Model, text: str, least: int = 1) -> Windows:
     """The windows of `text` that the flags ask for, of at least `least` tokens each."""
     return cut_windows(
         model,
         text,
-        context=text_flags.context(model.config.context_length - model_flags.BOS.value),
+        context=text_flags.context(model.require_language().context_length - model_flags.BOS.value),
         windows=text_flags.windows(),
         bos=model_flags.BOS.value,
         tokens=least,
@@ -135,23 +163,38 @@ def progress(total: int, what: str) -> Iterator[Callable[[int], Any]]:
         yield bar.update
 
 
-def header(model: mj.Model, tokens: np.ndarray, text: str | None = None) -> dict[str, Any]:
+def header(model: mj.Model, inputs: np.ndarray, source: str | Sequence[str] | None = None) -> dict[str, Any]:
     """The fields every result starts with: what was run, on what.
 
     Args:
       model: the model.
-      tokens: int [W, T]; the texts in the header are the first row's.
-      text: the name of the text they are windows of; None for a prompt.
+      inputs: int [W, T]; the texts in the header are the first row's. Or images [B, height, width, 3].
+      source: the name of the text they are windows of, None for a prompt; or the images' names.
     """
+    if isinstance(model.config, VisionConfig):
+        return {
+            "model": model.name,
+            "dtype": model.config.dtype,
+            "images": list(source or ()),
+            "image_size": list(inputs.shape[1:3]),
+            "tokens": model.token_texts(inputs[0]),
+        }
     return {
         "model": model.name,
         "dtype": model.config.dtype,
         "bos": model_flags.BOS.value,
-        "text": text,
-        "tokens": model.token_texts(tokens[0]),
-        "windows": len(tokens),
-        "context": tokens.shape[1] - model_flags.BOS.value,
+        "text": source,
+        "tokens": model.token_texts(inputs[0]),
+        "windows": len(inputs),
+        "context": inputs.shape[1] - model_flags.BOS.value,
     }
+
+
+def shared_token(model: mj.Model, inputs: np.ndarray, w: int, position: int) -> str | None:
+    """What the token at `position` of input `w` is called; None where it is another one in other inputs."""
+    if inputs.ndim == 2 and (inputs[:, position] != inputs[w, position]).any():
+        return None
+    return model.token_texts(inputs[w])[position]
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

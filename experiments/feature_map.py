@@ -1,17 +1,20 @@
 """The paper's 3D picture: |hidden state| of one layer over tokens × dims, with what is massive in it labelled.
 
   python -m experiments.feature_map --layer=12 --workdir=results
+  python -m experiments.feature_map --model=dinov2_reg_large --images=FILE
 
 Writes feature_map.json and feature_map.png. On the default model about 5 s; expect one spike at position 0, dim 507.
 
 feature_map.json: model, dtype, bos, text (null), tokens, windows, context, thresholds, layer, median (magnitude),
 massive: [{position, dim, token, value, ratio}], those of the 16 largest that meet the definition, values signed; dims:
-the labelled ones, where a magnitude or its ratio to the median meets its criterion.
+the labelled ones, where a magnitude or its ratio to the median meets its criterion. Of an image (the first): as in
+layerwise.json.
 """
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
-from experiments.flags import definition, layer, model, prompt
+from experiments.flags import definition, images, layer, model, prompt
 from massive_jax.analysis import Thresholds, find_massive
 from massive_jax.evaluate import LayerTable, hidden_state, measure_layers
 from massive_jax.report import label, plot_feature_map, write_json
@@ -27,26 +30,27 @@ from massive_jax.report import label, plot_feature_map, write_json
 _DIMS = 6  # labelled, besides the massive ones
 
 if __name__ == "__main__":
-    for module in (common, model, prompt, layer, definition):
+    for module in (common, model, prompt, images, layer, definition):
         flags.adopt_module_key_flags(module)
 
 
 def run(
     model: mj.Model,
-    tokens: np.ndarray,
+    inputs: np.ndarray,
     table: LayerTable,
     number: int | None,
     workdir: pathlib.Path,
     thresholds: Thresholds,
+    source: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Draws layer `number` (None: where activations reach full size) for `tokens` [1, T]; returns the record."""
+    """Draws layer `number` (None: where activations reach full size) for one input; returns the record."""
     number = number or table.full_size_layer
-    hidden = hidden_state(model, tokens, number)[0]
+    hidden = hidden_state(model, inputs, number)[0]
     summary = table.layers[number - 1]
     massive = find_massive(summary.locations)
-    texts = model.token_texts(tokens[0])
+    texts = model.token_texts(inputs[0])
     result = {
-        **common.header(model, tokens),
+        **common.header(model, inputs, source),
         "thresholds": {"magnitude": thresholds.magnitude, "ratio": thresholds.ratio},
         "layer": number,
         "median": summary.median,
@@ -64,13 +68,10 @@ def run(
 def main() -> None:
     """Runs the binary."""
     out, lm = common.workdir(), common.load_model()
-    number, tokens, thresholds = (
-        layer.parse_layer(lm.config.num_layers),
-        common.prompt_tokens(lm),
-        definition.thresholds(),
-    )
-    table = measure_layers(lm, tokens, thresholds=thresholds)
-    result = run(lm, tokens, table, number, out, thresholds)
+    number, thresholds = layer.parse_layer(lm.config.num_layers), definition.thresholds()
+    inputs, source = common.prompt_or_image(lm)
+    table = measure_layers(lm, inputs, thresholds=thresholds)
+    result = run(lm, inputs, table, number, out, thresholds, source)
     rows = [(m["position"], label(m["token"]), m["dim"], m["value"], m["ratio"]) for m in result["massive"]]
     print(f"layer {result['layer']}, median magnitude {result['median']:.4g}:")
     if rows:

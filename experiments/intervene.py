@@ -1,6 +1,7 @@
-"""Perplexity with massive activations set to zero, to their mean, or otherwise changed, and with random controls.
+"""Perplexity, or how far an image model stays itself, with massive activations set to zero, their mean or otherwise.
 
   python -m experiments.intervene --layer=12 --sites=0:507,0:247,0:14 --ops=zero,mean --workdir=results
+  python -m experiments.intervene --model=dinov2_reg_large --images=FOLDER --ops=zero,mean
 
 Writes intervene.json and intervene.png. On the default model with four windows of 512 tokens about 30 s; expect a
 perplexity above 100,000 for zero and the original's within 1 % for mean and the controls (paper, section 3.1).
@@ -12,9 +13,13 @@ Windows are consecutive, non-overlapping runs of --context tokens from the start
 without special tokens (--bos puts one in front of each: its position is 0). Perplexity is exp(total negative
 log-likelihood / predicted tokens).
 
+A vision model runs --images and is compared with itself unedited: top1_agreement, the share of images whose most likely
+class stays, where it has a head; otherwise cosine_similarity of the pooled features, averaged over the images.
+
 intervene.json: model, dtype, bos, text, windows, context, layer, sites: [{position, dim, value_mean}], mean_values,
 controls: [{position, dim}], seed, predicted_tokens, perplexity: {original, zero, mean, random_zero, …}. JSON has no
-infinity: such a number is null, and the key non_finite says what it was.
+infinity: such a number is null, and the key non_finite says what it was. Of images: images and image_size in place of
+bos, text, windows, context and predicted_tokens, and top1_agreement or cosine_similarity in place of perplexity.
 """
 
 from __future__ import annotations
@@ -28,22 +33,25 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
-from experiments.flags import definition, layer, model, text
+from experiments.flags import definition, images, layer, model, text
 from massive_jax.analysis import Thresholds, find_massive, median_sites
 from massive_jax.data import Windows, load_text
 from massive_jax.evaluate import (
+    Images,
     Operation,
     PlaceInStream,
     check_sites,
     hidden_state,
+    input_length,
     intervene,
     measure_layers,
+    measure_of,
     parse_sites,
-    perplexity,
     site_means,
 )
 from massive_jax.report import number as in_words
 from massive_jax.report import plot_intervention, write_json
+from massive_jax.report.intervention import METRICS
 
 _SITES = flags.DEFINE_string(
     "sites",
@@ -82,25 +90,30 @@ flags.register_validator(_OPS, _reads(_parse_operations))
 flags.register_validator(_SITES, _reads(lambda text: text == "auto" or parse_sites(text)))
 
 if __name__ == "__main__":
-    for module in (common, model, text, layer, definition):
+    for module in (common, model, text, images, layer, definition):
         flags.adopt_module_key_flags(module)
 
 
 def find_sites(
-    model: mj.Model, windows: Windows, number: int | None, sites: str, thresholds: Thresholds, required: bool = True
+    model: mj.Model,
+    data: Windows | Images,
+    number: int | None,
+    sites: str,
+    thresholds: Thresholds,
+    required: bool = True,
 ) -> tuple[int, list[PlaceInStream]]:
-    """The layer and the places to edit: as given, or found in `windows`.
+    """The layer and the places to edit: as given, or found in `data`.
 
     Raises:
       ValueError: a given site is out of range; nothing at that layer meets the definition and it is `required`.
     """
     given = None if sites == "auto" else parse_sites(sites)
     if given is not None:
-        check_sites(model, windows, given)
+        check_sites(model, data, given)
         if number is not None:
             return number, given
-    with common.progress(windows.tokens.size, "finding sites") as progress:
-        table = measure_layers(model, windows.tokens, thresholds=thresholds, progress=progress)
+    with common.progress(_tokens(model, data), "finding sites") as progress:
+        table = measure_layers(model, data.inputs, thresholds=thresholds, progress=progress)
     number = number or table.full_size_layer
     if given is not None:
         return number, given
@@ -119,34 +132,36 @@ def find_sites(
 
 def run(
     model: mj.Model,
-    windows: Windows,
+    data: Windows | Images,
     number: int,
     sites: Sequence[PlaceInStream],
     operations: Sequence[Operation],
     workdir: pathlib.Path,
     *,
-    text: str,
+    source: str | Sequence[str],
     controls: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measures, writes intervene.json and intervene.png, and returns what was written."""
     passes = 1 + 1 + len(operations) * (2 if controls else 1)
-    with common.progress(windows.tokens.size * passes, "perplexity") as progress:
-        means = site_means(model, windows, number, sites, progress)
-        found = {"original": perplexity(model, windows, progress=progress)}
+    with common.progress(_tokens(model, data) * passes, "interventions") as progress:
+        means = site_means(model, data, number, sites, progress)
+        metric, measure = measure_of(model, data, progress)
+        # Of images the unedited model has been run, and agrees with itself.
+        found = {"original": 1.0 if isinstance(data, Images) else measure([], progress)}
         if not math.isfinite(found["original"]):
             raise ValueError(f"{model.name}: the perplexity of the unedited model is {found['original']} on this text.")
-        found |= intervene(model, windows, number, sites, operations, means, progress, seed)
+        found |= intervene(model, data, number, sites, operations, means, progress, seed, measure)
         control: list[PlaceInStream] = []
         if controls:
-            hidden = hidden_state(model, windows.tokens[:1], number)[0]
+            hidden = hidden_state(model, data.inputs[:1], number)[0]
             taken = [(site.position, site.dim) for site in sites if isinstance(site.position, int)]
             control = [PlaceInStream(*c) for c in median_sites(hidden, len(sites), exclude=taken, seed=seed)]
-            control_means = site_means(model, windows, number, control)
-            changed = intervene(model, windows, number, control, operations, control_means, progress, seed)
+            control_means = site_means(model, data, number, control)
+            changed = intervene(model, data, number, control, operations, control_means, progress, seed, measure)
             found |= {f"random_{name}": value for name, value in changed.items()}
     result = {
-        **common.header(model, windows.tokens, text),
+        **common.header(model, data.inputs, source),
         "layer": number,
         "sites": [
             {"position": site.position, "dim": site.dim, "value_mean": mean}
@@ -155,8 +170,8 @@ def run(
         "mean_values": means,
         "controls": [{"position": site.position, "dim": site.dim} for site in control],
         "seed": seed,
-        "predicted_tokens": windows.num_predicted,
-        "perplexity": found,
+        **({"predicted_tokens": data.num_predicted} if isinstance(data, Windows) else {}),
+        metric: found,
     }
     del result["tokens"]  # the whole of a window says nothing here
     write_json(workdir / "intervene.json", result)
@@ -164,24 +179,32 @@ def run(
     return result
 
 
+def _tokens(model: mj.Model, data: Windows | Images) -> int:
+    """How many tokens one pass over `data` is."""
+    return len(data.inputs) * input_length(model, data.inputs)
+
+
 def show(result: dict[str, Any]) -> None:
-    """Prints the sites and the perplexities."""
+    """Prints the sites and what the interventions did."""
     sites = ", ".join(f"{s['position']}:{s['dim']} (mean {in_words(s['value_mean'])})" for s in result["sites"])
     print(f"layer {result['layer']}, sites position:dim {sites}")
-    common.print_table(("intervention", "perplexity"), list(result["perplexity"].items()))
+    metric = next(name for name in METRICS if name in result)
+    common.print_table(("intervention", metric.replace("_", " ")), list(result[metric].items()))
 
 
-def check_flags(model: mj.Model, windows: Windows) -> None:
-    """ValueError where --sites names a place that the model or the windows do not have."""
+def check_flags(model: mj.Model, data: Windows | Images) -> None:
+    """ValueError where --sites names a place that the model or the inputs do not have."""
     if _SITES.value != "auto":
-        check_sites(model, windows, parse_sites(_SITES.value))
+        check_sites(model, data, parse_sites(_SITES.value))
 
 
-def from_flags(model: mj.Model, windows: Windows, workdir: pathlib.Path, sites_required: bool = True) -> dict[str, Any]:
-    """`run` with what the flags say; where no site is found and none is required, the original perplexity only."""
+def from_flags(
+    model: mj.Model, data: Windows | Images, workdir: pathlib.Path, sites_required: bool = True
+) -> dict[str, Any]:
+    """`run` with what the flags say; where no site is found and none is required, the original only."""
     number, sites = find_sites(
         model,
-        windows,
+        data,
         layer.parse_layer(model.config.num_layers),
         _SITES.value,
         definition.thresholds(),
@@ -189,12 +212,12 @@ def from_flags(model: mj.Model, windows: Windows, workdir: pathlib.Path, sites_r
     )
     return run(
         model,
-        windows,
+        data,
         number,
         sites,
         _parse_operations(_OPS.value) if sites else [],
         workdir,
-        text=text.name(),
+        source=data.names if isinstance(data, Images) else text.name(),
         controls=_CONTROLS.value and bool(sites),
         seed=_SEED.value,
     )
@@ -203,8 +226,9 @@ def from_flags(model: mj.Model, windows: Windows, workdir: pathlib.Path, sites_r
 def main() -> None:
     """Runs the binary."""
     out, content = common.workdir(), load_text(text.name())
-    lm = common.load_model()
-    result = from_flags(lm, common.windows(lm, content, least=2), out)
+    found = common.load_model()
+    data = common.images(found) if common.takes_images(found) else common.windows(found, content, least=2)
+    result = from_flags(found, data, out)
     show(result)
     print(f"wrote {out / 'intervene.json'} and {out / 'intervene.png'}")
 

@@ -2,10 +2,11 @@
 
   python -m experiments.layerwise --workdir=results
   python -m experiments.layerwise --text=FILE --windows=8 --context=512
+  python -m experiments.layerwise --model=dinov2_reg_large --images=FOLDER
 
-Runs the prompt, or windows of a text where --text, --windows or --context is given. Writes layerwise.json and
-layerwise.png. On the default model about 5 s; expect 23,147 at layer 12, position 0, dim 507, some 13,000 times the
-median (paper, sections 2 and 2.1).
+Runs the prompt, or windows of a text where --text, --windows or --context is given; a vision model --images. Writes
+layerwise.json and layerwise.png. On the default model about 5 s; expect 23,147 at layer 12, position 0, dim 507, some
+13,000 times the median (paper, sections 2 and 2.1).
 
 layerwise.json: model, dtype, bos, text (null for the prompt), tokens (of the first window), windows, context,
 thresholds, layers: [{layer, top: [{value, position, dim, token, share}], median}], the output of block `layer`,
@@ -13,12 +14,14 @@ thresholds, layers: [{layer, top: [{value, position, dim, token, share}], median
 meets_magnitude, meets_ratio}], those of a layer's 16 largest locations that meet one criterion or both. Over several
 windows a value is the mean over the windows that have the location among their 16 largest, and share is the fraction of
 those; massive are locations with a share of at least one half; position is "first_delimiter" where they follow that
-token; token is null where it differs between the windows.
+token; token is null where it differs between the windows. Of images: in
+place of bos, text, windows and context images (their names) and image_size; tokens are CLS, reg1, …, (row,column).
 """
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,34 +29,38 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
-from experiments.flags import definition, model, prompt, text
+from experiments.flags import definition, images, model, prompt, text
 from massive_jax.analysis import FIRST_DELIMITER, Location, Thresholds, find_massive
 from massive_jax.data import load_text
-from massive_jax.evaluate import LayerTable, measure_layers
+from massive_jax.evaluate import LayerTable, input_length, measure_layers
 from massive_jax.report import plot_layerwise, write_json
 
 _TOP = 3
 
 if __name__ == "__main__":
-    for module in (common, model, prompt, text, definition):
+    for module in (common, model, prompt, text, images, definition):
         flags.adopt_module_key_flags(module)
 
 
 def run(
-    model: mj.Model, tokens: np.ndarray, workdir: pathlib.Path, thresholds: Thresholds, text: str | None = None
+    model: mj.Model,
+    inputs: np.ndarray,
+    workdir: pathlib.Path,
+    thresholds: Thresholds,
+    source: str | Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], LayerTable]:
-    """Measures `tokens` [W, T] (of `text`), writes layerwise.json and .png, and returns what was written."""
-    with common.progress(tokens.size, "layers") as progress:
-        table = measure_layers(model, tokens, thresholds=thresholds, progress=progress)
+    """Measures tokens [W, T] or images (of `source`), writes layerwise.json and .png, and returns what was written."""
+    with common.progress(len(inputs) * input_length(model, inputs), "layers") as progress:
+        table = measure_layers(model, inputs, thresholds=thresholds, progress=progress)
 
     def record(location: Location) -> dict[str, Any]:
         w, position = location.example
-        same = location.position == FIRST_DELIMITER or (tokens[:, position] == tokens[w, position]).all()
+        rows = inputs[w : w + 1] if location.position == FIRST_DELIMITER else inputs
         return {
             "value": location.value,
             "position": location.position,
             "dim": location.dim,
-            "token": model.token_texts(tokens[w, [position]])[0] if same else None,
+            "token": common.shared_token(model, rows, w if len(rows) > 1 else 0, position),
         }
 
     def layer(summary: Any) -> dict[str, Any]:
@@ -61,7 +68,7 @@ def run(
         return {"layer": summary.layer, "top": top, "median": summary.median}
 
     result = {
-        **common.header(model, tokens, text),
+        **common.header(model, inputs, source),
         "thresholds": {"magnitude": thresholds.magnitude, "ratio": thresholds.ratio},
         "layers": [layer(summary) for summary in table.layers],
         "final_norm": layer(table.final_norm),
@@ -99,9 +106,14 @@ def main() -> None:
     out = common.workdir()
     name = text.name() if text.given() else None
     content = None if name is None else load_text(name)
-    lm = common.load_model()
-    tokens = common.prompt_tokens(lm) if content is None else common.windows(lm, content).tokens
-    result, _ = run(lm, tokens, out, definition.thresholds(), name)
+    found = common.load_model()
+    source: str | Sequence[str] | None = name
+    if common.takes_images(found):
+        data = common.images(found)
+        inputs, source = data.inputs, data.names
+    else:
+        inputs = common.prompt_tokens(found) if content is None else common.windows(found, content).tokens
+    result, _ = run(found, inputs, out, definition.thresholds(), source)
     show(result)
     print(f"wrote {out / 'layerwise.json'} and {out / 'layerwise.png'}")
 

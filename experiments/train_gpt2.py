@@ -33,7 +33,7 @@ from experiments.flags import model, text
 from experiments.prepare_data import prepare
 from massive_jax.models import AttentionBias, LanguageModel
 from massive_jax.models.config import ATTENTION_BIASES
-from massive_jax.models.language_model import REMAT
+from massive_jax.models.stack import REMAT
 from massive_jax.report import number, plot_emergence, write_json
 from massive_jax.train import Preempted, TokenFile, TrainConfig, read_lines, train
 from massive_jax.train.presets import PRESETS, TrainPreset

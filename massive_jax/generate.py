@@ -112,7 +112,7 @@ def generate(
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} and top_p {top_p}: expected at least 0, and above 0 up to 1.")
     total = T + max_new_tokens
-    context = model.config.context_length
+    context = model.require_language().context_length
     if cache is None and total > context:
         raise ValueError(
             f"{T} + {max_new_tokens} tokens are more than the model's context of {context}; generate fewer, or bound "

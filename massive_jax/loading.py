@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 import massive_jax
 from massive_jax import zoo
 from massive_jax.model import Model
-from massive_jax.models import LanguageModel
+from massive_jax.models import TransformerConfig, VisionConfig, build
 from massive_jax.models.config import DTYPES
 from massive_jax.weights import checkpoint, hub, wheel
 from massive_jax.weights.gguf_source import GGUFSource
@@ -56,14 +56,14 @@ def load(
     if _is_checkpoint(model):
         found = checkpoint.read_metadata(model)
         config = dataclasses.replace(found.config, dtype=dtype)
-        module = LanguageModel(config)
+        module = build(config)
         expected = functools.partial(expected_shapes, module)
         params = checkpoint.load_checkpoint(model, expected, dtype=config.jnp_dtype, mesh=mesh)
-        return Model(module, params, config, found.tokenizer, name=model)
+        return Model(module, params, config, found.tokenizer, name=model, processor=found.processor)
     with open_source(model, revision=revision) as source:
         config, table = zoo.describe(source)
         config = dataclasses.replace(config, dtype=dtype)
-        module = LanguageModel(config)
+        module = build(config)
         params = load_params(
             source,
             module,
@@ -74,7 +74,7 @@ def load(
             allow_nonfinite=allow_nonfinite,
             progress=progress,
         )
-        return Model(module, params, config, source.tokenizer(), name=model)
+        return Model(module, params, config, **_inputs(source, config), name=model)
 
 
 def convert(
@@ -98,14 +98,14 @@ def convert(
     with open_source(model, revision=revision) as source:
         config, table = zoo.describe(source)
         config = dataclasses.replace(config, dtype=dtype)
-        expected = expected_shapes(LanguageModel(config))
+        expected = expected_shapes(build(config))
         checkpoint.save_checkpoint(
             out,
             config,
             stream_params(source, expected, table, sizes=config.sizes(1, 1), progress=progress),
             expected,
             dtype=config.jnp_dtype,
-            tokenizer=source.tokenizer(),
+            **_inputs(source, config),
             provenance=_provenance(model, revision, source, dtype),
         )
 
@@ -129,6 +129,13 @@ def open_source(model: str, *, revision: str | None = None) -> Source:
         f"no model {model!r}: it is no file or directory here, no hub id (org/name) and no zoo name. "
         f"Zoo names: {', '.join(zoo.PRESETS)}."
     )
+
+
+def _inputs(source: Source, config: TransformerConfig | VisionConfig) -> dict[str, Any]:
+    """What makes a model's input: a tokenizer, or an image processor."""
+    if isinstance(config, VisionConfig):
+        return {"processor": source.processor()}  # a tokenizer there is of the text tower
+    return {"tokenizer": source.tokenizer()}
 
 
 def _check_dtype(dtype: str) -> None:

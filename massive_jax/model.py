@@ -1,4 +1,4 @@
-"""`Model`: a module, its parameters and its tokenizer behind one call.
+"""`Model`: a module, its parameters and what makes its input behind one call.
 
 Everything it does can be had without it: `model.module.apply({"params": model.params, "edits": E}, tokens, …)` with
 collections from `massive_jax.probe`. Axis letters: see `massive_jax.probe.sites`.
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from massive_jax.models import LanguageModel, TransformerConfig
+from massive_jax.models import LanguageModel, TransformerConfig, VisionConfig, VisionTransformer
+from massive_jax.models.vision_config import CHANNELS
 from massive_jax.probe import (
     RULES,
     Capture,
@@ -27,6 +28,7 @@ from massive_jax.probe import (
 from massive_jax.weights.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from massive_jax.data.images import ImageProcessor
     from massive_jax.generate import Generation
 
 DELIMITERS = (".", "\n")  # the tokens that carry massive activations besides the first one (paper, section 2.2)
@@ -38,35 +40,37 @@ class Output:
     """What a forward pass gives.
 
     Attributes:
-      logits: [B, T, V] float32; None where they were not asked for.
-      last_hidden: [B, T, D], after the final norm.
+      logits: [B, T, V] float32, of an image [B, V]; None where they were not asked for, or there is no head.
+      last_hidden: [B, T, D], after the final norm, where there is one: Hugging Face's `last_hidden_state`.
       intermediates: site -> tensor or `Stats`; per-layer sites have a leading axis of the layers asked for.
+      pooled: an image's one feature [B, W], which a head reads; None of a language model.
     """
 
     logits: jax.Array | None
     last_hidden: jax.Array
     intermediates: dict[str, Any]
+    pooled: jax.Array | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("module", "logits"))
 def forward(
-    module: LanguageModel,
+    module: LanguageModel | VisionTransformer,
     params: Any,
     edits: EditCollection,
     plan: CapturePlan,
-    tokens: jax.Array,
+    inputs: jax.Array,
     logits: bool = True,
 ) -> Output:
     """The compiled forward pass: one program a shape of its arguments, whatever the edits and layers are."""
-    (out, hidden), sown = module.apply(
-        {"params": params, "edits": edits}, tokens, capture=plan, logits=logits, mutable=["intermediates"]
+    (out, hidden, *pooled), sown = module.apply(
+        {"params": params, "edits": edits}, inputs, capture=plan, logits=logits, mutable=["intermediates"]
     )
-    return Output(out, hidden, dict(sown.get("intermediates", {})))
+    return Output(out, hidden, dict(sown.get("intermediates", {})), *pooled)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A language model ready to be called.
+    """A language or vision model ready to be called.
 
     Attributes:
       module: the Flax module, for pure-functional use.
@@ -74,17 +78,19 @@ class Model:
       config: its options.
       tokenizer: None where the checkpoint has none.
       name: what it was loaded as, for results.
+      processor: of images; None where the checkpoint has none.
     """
 
-    module: LanguageModel
+    module: LanguageModel | VisionTransformer
     params: Any
-    config: TransformerConfig
+    config: TransformerConfig | VisionConfig
     tokenizer: Tokenizer | None = None
     name: str = "model"
+    processor: ImageProcessor | None = None
 
     def __call__(
         self,
-        tokens: Any,
+        inputs: Any,
         *,
         capture: Capture | Sequence[Capture] | CapturePlan | None = None,
         edits: Edit | Sequence[Edit] | EditCollection | None = None,
@@ -93,18 +99,19 @@ class Model:
         """Runs the model.
 
         Args:
-          tokens: int [B, T].
+          inputs: tokens, int [B, T]; of a vision model images, float32 [B, height, width, 3], from `preprocess`.
           capture: what to keep of the forward pass.
           edits: interventions, in order; or already compiled.
           logits: whether to compute the logits.
 
         Raises:
-          ValueError: tokens that are not int [B, T], empty, longer than the context, or outside the vocabulary; see
-            `Capture` and `Edit` for theirs. Raised before anything is compiled.
+          ValueError: tokens that are not int [B, T], empty, longer than the context, or outside the vocabulary; images
+            of the wrong shape or dtype, not finite, or of a size that the model does not take; see `Capture` and `Edit`
+            for theirs. Raised before anything is compiled.
         """
-        tokens = self.check_tokens(tokens)
+        inputs = self.check_inputs(inputs)
         return forward(
-            self.module, self.params, self.compile_edits(edits, tokens), self.compile_captures(capture), tokens, logits
+            self.module, self.params, self.compile_edits(edits, inputs), self.compile_captures(capture), inputs, logits
         )
 
     def generate(self, tokens: Any, **options: Any) -> Generation:
@@ -119,6 +126,7 @@ class Model:
         Raises:
           ValueError: no tokenizer; an empty text; texts of different lengths; `bos` where the tokenizer has none.
         """
+        self.require_language()
         tokenizer = self.require_tokenizer()
         texts = [text] if isinstance(text, str) else list(text)
         prefix = [self.bos_id()] if bos else []
@@ -143,39 +151,105 @@ class Model:
             raise ValueError(f"{self.name}: the checkpoint has no tokenizer; give token ids, or add tokenizer.json.")
         return self.tokenizer
 
-    def token_texts(self, tokens: Any) -> list[str]:
-        """Text of each token of one sequence, for labels; the id where there is no tokenizer. int [T] -> T strings."""
-        ids = [int(i) for i in np.asarray(tokens)]
+    def preprocess(self, images: Any, size: int | None = None) -> np.ndarray:
+        """Images as the checkpoint wants them: float32 [B, height, width, 3].
+
+        Args:
+          images: an image (PIL, or an array uint8 [height, width, 3]), a path, or a list of these.
+          size: side of the result, in pixels, in place of the checkpoint's.
+
+        Raises:
+          ValueError: not a vision model; the checkpoint does not say how; not an image (see `ImageProcessor`).
+        """
+        self.require_vision()
+        if self.processor is None:
+            raise ValueError(
+                f"{self.name}: the checkpoint has no preprocessor_config.json; add it, or give images float32 "
+                "[batch, height, width, 3], normalised as the model was trained."
+            )
+        return self.processor(images, size)
+
+    def require_language(self) -> TransformerConfig:
+        """The config of a language model; ValueError for a vision model."""
+        if not isinstance(self.config, TransformerConfig):
+            raise ValueError(f"{self.name} is a vision model: it takes images, not tokens; see `preprocess`.")
+        return self.config
+
+    def require_vision(self) -> VisionConfig:
+        """The config of a vision model; ValueError for a language model."""
+        if not isinstance(self.config, VisionConfig):
+            raise ValueError(f"{self.name} is a language model: it takes tokens, not images; see `tokenize`.")
+        return self.config
+
+    def token_texts(self, inputs: Any) -> list[str]:
+        """What each token of one input is called, for labels: T strings.
+
+        Of a sequence int [T] the tokens' texts, or ids where there is no tokenizer; of an image [height, width, 3] CLS,
+        reg1, … and the (row,column) of each patch.
+        """
+        if isinstance(self.config, VisionConfig):
+            return self.config.token_names(*np.shape(inputs)[:2])
+        ids = [int(i) for i in np.asarray(inputs)]
         return [self.tokenizer.token_text(i) if self.tokenizer else str(i) for i in ids]
+
+    def check_inputs(self, inputs: Any) -> Any:
+        """`inputs` as an array that this model can take; see `__call__` for the errors."""
+        return self.check_images(inputs) if isinstance(self.config, VisionConfig) else self.check_tokens(inputs)
+
+    def check_images(self, images: Any) -> Any:
+        """`images` as an array float32 [B, height, width, 3] that this model can take; see `__call__`."""
+        config = self.require_vision()
+        if not isinstance(images, jax.core.Tracer):
+            images = np.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != CHANNELS or images.dtype != np.float32:
+            raise ValueError(
+                f"images are {images.dtype}{list(images.shape)}; give float32 [batch, height, width, {CHANNELS}], as "
+                "`preprocess` makes them."
+            )
+        (height, width), side = images.shape[1:3], config.patch_size
+        native = (height, width) == config.image_size
+        if 0 in images.shape:
+            raise ValueError(f"images have shape {list(images.shape)}: there is nothing to run.")
+        if not native and (height % side or width % side):
+            raise ValueError(f"images of {height} × {width} pixels do not divide into patches of {side} × {side}.")
+        if not native and config.position == "learned" and config.interpolation is None:
+            only = " × ".join(map(str, config.image_size))
+            raise ValueError(
+                f"images of {height} × {width} pixels: without interpolation this model takes only {only}."
+            )
+        if isinstance(images, np.ndarray) and not np.isfinite(images).all():
+            raise ValueError("images hold values that are NaN or infinite.")
+        return images
 
     def check_tokens(self, tokens: Any) -> Any:
         """`tokens` as an array int [B, T] that this model can take; see `__call__` for the errors."""
+        config = self.require_language()
         if not isinstance(tokens, jax.core.Tracer):
             tokens = np.asarray(tokens)
         if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(f"tokens are {tokens.dtype}{list(tokens.shape)}; give integers [batch, position].")
         if 0 in tokens.shape:
             raise ValueError(f"tokens have shape {list(tokens.shape)}: there is nothing to run.")
-        if tokens.shape[1] > self.config.context_length:
+        if tokens.shape[1] > config.context_length:
             raise ValueError(
-                f"{tokens.shape[1]} tokens are more than the model's context of {self.config.context_length}; "
+                f"{tokens.shape[1]} tokens are more than the model's context of {config.context_length}; "
                 "shorten the text or use windows."
             )
         if isinstance(tokens, jax.core.Tracer):
             return tokens
-        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
+        if tokens.min() < 0 or tokens.max() >= config.vocab_size:
             raise ValueError(
                 f"token ids from {tokens.min()} to {tokens.max()} do not fit the vocabulary of "
-                f"{self.config.vocab_size} (ids 0 to {self.config.vocab_size - 1})."
+                f"{config.vocab_size} (ids 0 to {config.vocab_size - 1})."
             )
         return tokens.astype(np.int32)
 
-    def compile_edits(self, edits: Edit | Sequence[Edit] | EditCollection | None, tokens: Any) -> EditCollection:
-        """`edits` as the `edits` collection for `tokens` [B, T] (see `massive_jax.probe.compile_edits`)."""
+    def compile_edits(self, edits: Edit | Sequence[Edit] | EditCollection | None, inputs: Any) -> EditCollection:
+        """`edits` as the `edits` collection for `inputs` (see `massive_jax.probe.compile_edits`)."""
         if isinstance(edits, Mapping):
             return edits
-        concrete = None if isinstance(tokens, jax.core.Tracer) else tokens
-        sizes, absent = self.config.sizes(*tokens.shape), self.config.absent_sites
+        concrete = None if isinstance(inputs, jax.core.Tracer) else inputs
+        sizes, absent = self.config.input_sizes(inputs.shape), self.config.absent_sites
         return compile_edits(edits or (), sizes, concrete, self.rules(), absent)
 
     def compile_captures(self, capture: Capture | Sequence[Capture] | CapturePlan | None) -> CapturePlan:
@@ -188,6 +262,8 @@ class Model:
 
     def rules(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
         """The position rules that an `Edit` may name."""
+        if isinstance(config := self.config, VisionConfig):
+            return {**RULES, "last": lambda x: np.full(len(x), config.num_tokens(*x.shape[1:3]) - 1, np.int32)}
         return {**RULES, "first_delimiter": self.first_delimiter}
 
     def first_delimiter(self, tokens: np.ndarray) -> np.ndarray:

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from tiny import BOS, TINY
+from tiny import BOS, TINY, TINY_VISION
 
 import massive_jax as mj
-from massive_jax.models import LanguageModel
+from massive_jax.models import build
 from massive_jax.weights.tokenizer import Tokenizer
 
 
@@ -35,32 +35,47 @@ def byte_tokenizer():
     return Tokenizer(backend, bos_id=BOS)
 
 
+def random_model(config, seed: int = 0, **parts) -> mj.Model:
+    """A model of `config` whose every parameter is away from its default."""
+    module = build(config)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), config.example)["params"]
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        name = path[-1].key
+        if name == "scale":
+            value = 1 + 0.3 * rng.normal(size=leaf.shape)
+        elif name == "kernel":
+            # The contracted axes come first, after the layers' own: one for most, H and N for "out".
+            fan_in = leaf.shape[1] * (leaf.shape[2] if path[-2].key == "out" else 1)
+            value = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
+        else:
+            value = 0.5 * rng.normal(size=leaf.shape)
+        return jax.numpy.asarray(value, config.jnp_dtype)
+
+    return mj.Model(module, jax.tree_util.tree_map_with_path(fill, shapes), config, name="tiny", **parts)
+
+
 @pytest.fixture(scope="session")
 def make_model(byte_tokenizer):
-    """Builds a random model: `make_model(**changes)` of `TINY`. Every parameter is away from its default."""
+    """Builds a random language model: `make_model(**changes)` of `TINY`."""
 
     def make(seed: int = 0, **changes) -> mj.Model:
-        config = dataclasses.replace(TINY, **changes)
-        module = LanguageModel(config)
-        shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
-        rng = np.random.default_rng(seed)
-
-        def fill(path, leaf):
-            name = path[-1].key
-            if name == "scale":
-                value = 1 + 0.3 * rng.normal(size=leaf.shape)
-            elif name == "kernel":
-                # The contracted axes come first, after the layers' own: one for most, H and N for "out".
-                fan_in = leaf.shape[1] * (leaf.shape[2] if path[-2].key == "out" else 1)
-                value = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
-            else:
-                value = 0.5 * rng.normal(size=leaf.shape)
-            return jax.numpy.asarray(value, config.jnp_dtype)
-
-        params = jax.tree_util.tree_map_with_path(fill, shapes)
-        return mj.Model(module, params, config, byte_tokenizer, name="tiny")
+        return random_model(dataclasses.replace(TINY, **changes), seed, tokenizer=byte_tokenizer)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_vision():
+    """Three blocks of width 32, class token, two registers, 4 × 4 patches of 7 × 7 pixels, a head of 5 classes."""
+    return random_model(TINY_VISION)
+
+
+@pytest.fixture(scope="session")
+def tiny_images():
+    """float32 [2, 28, 28, 3]."""
+    return np.random.default_rng(1).normal(size=(2, 28, 28, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="session")

@@ -32,10 +32,11 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """One family in torch: its model class, and site -> `Place`."""
+    """One family in torch: its model class, site -> `Place`, and what else its forward takes, given the input."""
 
     model_class: type
     places: Mapping[str, Place]
+    options: Callable[[np.ndarray], Mapping] = lambda inputs: {}
 
 
 _LAYER = "model.layers.{l}."
@@ -75,7 +76,7 @@ def random_model(reference: Reference, config, seed: int = 0, dtype: torch.dtype
         for name, param in model.named_parameters():
             if ("norm" in name or ".ln_" in name) and name.endswith("weight"):
                 param.copy_(1 + normal(param, 0.3))
-            elif param.ndim == 1:
+            elif param.ndim <= 1:
                 param.copy_(normal(param, 0.3))
             elif any(word in name for word in ("embed", "wte", "wpe")):
                 param.copy_(normal(param, 0.7))
@@ -101,8 +102,11 @@ def change_config(directory, changes: Mapping) -> None:
     path.write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
 
 
-def run(reference: Reference, model, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Site -> float32 array, the sites of a block stacked over layers; shapes as torch has them, heads unsplit."""
+def run(reference: Reference, model, inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """Site -> float32 array, the sites of a block stacked over layers; shapes as torch has them, heads unsplit.
+
+    Of images [B, height, width, 3] also "last_hidden", "pooled" and "logits", those that the model returns.
+    """
     num_layers = model.config.num_hidden_layers
     found: dict[tuple[str, int], torch.Tensor] = {}
     handles = []
@@ -124,11 +128,17 @@ def run(reference: Reference, model, tokens: np.ndarray) -> dict[str, np.ndarray
             watch(site, place, layer)
     try:
         with torch.no_grad():
-            model(torch.from_numpy(tokens.astype(np.int64)))
+            if inputs.ndim == 4:
+                pixels = torch.from_numpy(np.moveaxis(inputs, -1, 1).copy()).to(model.dtype)
+                out = model(pixels, **reference.options(inputs))
+            else:
+                out = model(torch.from_numpy(inputs.astype(np.int64)))
     finally:
         for handle in handles:
             handle.remove()
-    return {
+    returned = {"last_hidden": "last_hidden_state", "pooled": "pooler_output", "logits": "logits"}
+    values = {name: getattr(out, field, None) for name, field in returned.items() if inputs.ndim == 4}
+    return {name: value.float().numpy() for name, value in values.items() if value is not None} | {
         site: torch.stack([found[site, layer] for layer in range(num_layers)]).numpy()
         if "{l}" in place.module
         else found[site, 0].numpy()
@@ -147,7 +157,7 @@ def errors_by_site(ours: Mapping, theirs: Mapping) -> dict[str, list[float]]:
     errors = {}
     for site, expected in theirs.items():
         got = np.asarray(ours[site]).reshape(expected.shape)
-        per_layer = site not in ("embed", "final_norm", "logits")
+        per_layer = site not in ("patch_embed", "embed", "final_norm", "logits")
         errors[site] = (
             [relative_error(a, b) for a, b in zip(got, expected, strict=True)]
             if per_layer

@@ -11,11 +11,13 @@ from massive_jax.analysis.massive import (
     median_sites,
     rank_locations,
 )
+from massive_jax.analysis.registers import RegisterMeans
 
 __all__ = [
     "DEFINITION",
     "FIRST_DELIMITER",
     "Location",
+    "RegisterMeans",
     "Thresholds",
     "attention_shares",
     "find_massive",

@@ -1,6 +1,19 @@
-"""Text input: sources and windows."""
+"""Text and image input: sources, windows, preprocessing."""
 
+from massive_jax.data.image_batches import image_batches
+from massive_jax.data.images import ImageList, ImageProcessor, list_images, read_image
 from massive_jax.data.text import BUILT_IN, DATASETS, load_text
 from massive_jax.data.windows import Windows, cut_windows
 
-__all__ = ["BUILT_IN", "DATASETS", "Windows", "cut_windows", "load_text"]
+__all__ = [
+    "BUILT_IN",
+    "DATASETS",
+    "ImageList",
+    "ImageProcessor",
+    "Windows",
+    "cut_windows",
+    "image_batches",
+    "list_images",
+    "load_text",
+    "read_image",
+]

@@ -24,6 +24,11 @@ class Windows:
     bos: bool
 
     @property
+    def inputs(self) -> np.ndarray:
+        """The tokens: what a model takes."""
+        return self.tokens
+
+    @property
     def num_predicted(self) -> int:
         """Number of tokens predicted: all but the first of each window (with BOS, all tokens of the text)."""
         return self.tokens.shape[0] * (self.tokens.shape[1] - 1)
@@ -49,10 +54,10 @@ def cut_windows(
     prefix = [model.bos_id()] if bos else []
     if context + len(prefix) < tokens or context < 1:
         raise ValueError(f"a context of {context} tokens is too short; at least {max(1, tokens - len(prefix))}.")
-    if context + len(prefix) > model.config.context_length:
+    if context + len(prefix) > model.require_language().context_length:
         raise ValueError(
             f"a context of {context} tokens{' and BOS' if bos else ''} is longer than the model's "
-            f"{model.config.context_length}."
+            f"{model.require_language().context_length}."
         )
     if windows is not None and windows < 1:
         raise ValueError(f"{windows} windows: at least one is needed.")

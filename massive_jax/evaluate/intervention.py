@@ -1,4 +1,4 @@
-"""Setting massive activations to something else, and what becomes of the perplexity (paper, section 3.1).
+"""Setting massive activations to something else, and what becomes of the model (paper, sections 3.1 and 5).
 
 Axis letters: see `massive_jax.probe.sites`; W windows.
 """
@@ -13,8 +13,8 @@ import numpy as np
 
 from massive_jax.analysis.massive import FIRST_DELIMITER
 from massive_jax.data.windows import Windows
-from massive_jax.evaluate.batches import Progress, batches
-from massive_jax.evaluate.perplexity import perplexity
+from massive_jax.evaluate.agreement import Images, Measure, measure_of
+from massive_jax.evaluate.batches import Progress, batches, input_length
 from massive_jax.model import Model
 from massive_jax.probe import OPS, Capture, Edit
 from massive_jax.probe.sites import check_layers
@@ -84,41 +84,44 @@ def parse_sites(text: str) -> list[PlaceInStream]:
     return sites
 
 
-def hidden_state(model: Model, tokens: np.ndarray, layer: int) -> np.ndarray:
-    """Output of block `layer`: int [B, T] -> float32 [B, T, D] on the host."""
+def hidden_state(model: Model, inputs: np.ndarray, layer: int) -> np.ndarray:
+    """Output of block `layer`: tokens or images -> float32 [B, T, D] on the host."""
     check_layers([layer], model.config.num_layers, "layer")
-    out = model(tokens, capture=Capture("block_out", layers=(layer,)), logits=False)
+    out = model(inputs, capture=Capture("block_out", layers=(layer,)), logits=False)
     return np.asarray(out.intermediates["block_out"][0], np.float32)
 
 
-def check_sites(model: Model, windows: Windows, sites: Sequence[PlaceInStream]) -> None:
-    """Nothing where every window has every site; ValueError that names those out of range otherwise."""
-    width, length = model.config.hidden_size, windows.tokens.shape[1]
+def check_sites(model: Model, data: Windows | Images, sites: Sequence[PlaceInStream]) -> None:
+    """Nothing where every input has every site; ValueError that names those out of range otherwise."""
+    width, length = model.config.hidden_size, input_length(model, data.inputs)
     bad = [s for s in sites if not 0 <= s.dim < width or not (isinstance(s.position, str) or s.position < length)]
     if bad:
         raise ValueError(
-            f"site{'s' * (len(bad) > 1)} {', '.join(map(str, bad))} out of range: the windows have positions 0 to "
+            f"site{'s' * (len(bad) > 1)} {', '.join(map(str, bad))} out of range: the inputs have positions 0 to "
             f"{length - 1}, the model dims 0 to {width - 1}."
         )
-    if any(isinstance(s.position, str) for s in sites) and not (model.first_delimiter(windows.tokens) >= 0).any():
+    at_delimiter = any(isinstance(s.position, str) for s in sites)
+    if at_delimiter and isinstance(data, Images):
+        raise ValueError("a site is at the first delimiter, which an image does not have.")
+    if at_delimiter and not (model.first_delimiter(data.inputs) >= 0).any():
         raise ValueError("a site is at the first delimiter, and no window has one.")
 
 
 def site_means(
-    model: Model, windows: Windows, layer: int, sites: Sequence[PlaceInStream], progress: Progress | None = None
+    model: Model, data: Windows | Images, layer: int, sites: Sequence[PlaceInStream], progress: Progress | None = None
 ) -> list[float]:
-    """Mean over the windows of the activation at each site of the output of block `layer`, unedited.
+    """Mean over the inputs of the activation at each site of the output of block `layer`, unedited.
 
     Raises:
       ValueError: a layer, position or dim out of range; a delimiter site in a text without delimiters.
     """
-    check_sites(model, windows, sites)
+    check_sites(model, data, sites)
     values: list[list[np.ndarray]] = [[] for _ in sites]
-    for _, tokens in batches(windows.tokens, progress):
-        hidden = hidden_state(model, tokens, layer)
+    for _, inputs in batches(data.inputs, progress, input_length(model, data.inputs)):
+        hidden = hidden_state(model, inputs, layer)
         for found, site in zip(values, sites, strict=True):
-            position = model.first_delimiter(tokens) if isinstance(site.position, str) else site.position
-            positions = np.broadcast_to(np.asarray(position), len(tokens))
+            position = model.first_delimiter(inputs) if isinstance(site.position, str) else site.position
+            positions = np.broadcast_to(np.asarray(position), len(inputs))
             rows = np.flatnonzero(positions >= 0)
             found.append(hidden[rows, positions[rows], site.dim])
     return [float(np.concatenate(found).mean(dtype=np.float64)) for found in values]
@@ -126,21 +129,23 @@ def site_means(
 
 def intervene(
     model: Model,
-    windows: Windows,
+    data: Windows | Images,
     layer: int,
     sites: Sequence[PlaceInStream],
     operations: Sequence[Operation],
     means: Sequence[float],
     progress: Progress | None = None,
     seed: int = 0,
+    measure: Measure | None = None,
 ) -> dict[str, float]:
-    """Perplexity under each operation at all of `sites` of the output of block `layer`, by the operation's name."""
+    """`measure` under each operation at all of `sites` of the output of block `layer`, by the operation's name.
+
+    The measure is the one of `measure_of` unless given.
+    """
+    measure = measure or measure_of(model, data)[1]
     return {
-        str(operation): perplexity(
-            model,
-            windows,
-            [operation.edit(layer, site, mean, seed) for site, mean in zip(sites, means, strict=True)],
-            progress,
+        str(operation): measure(
+            [operation.edit(layer, site, mean, seed) for site, mean in zip(sites, means, strict=True)], progress
         )
         for operation in operations
     }

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from massive_jax.analysis import DEFINITION, Location, Thresholds, full_size_layer, rank_locations
-from massive_jax.evaluate.batches import Progress, batches
+from massive_jax.evaluate.batches import Progress, batches, input_length
 from massive_jax.model import Model
 from massive_jax.probe import Capture, Stats
 
@@ -47,16 +47,16 @@ class LayerTable:
 
 
 def measure_layers(
-    model: Model, tokens: np.ndarray, *, thresholds: Thresholds = DEFINITION, progress: Progress | None = None
+    model: Model, inputs: np.ndarray, *, thresholds: Thresholds = DEFINITION, progress: Progress | None = None
 ) -> LayerTable:
-    """Measures every layer of `model` on `tokens` [W, T], reducing inside the blocks.
+    """Measures every layer of `model` on tokens [W, T] or images [W, height, width, 3], reducing inside the blocks.
 
     Raises:
       ValueError: an activation that is not finite, of which there is no median; the message names the first layer.
     """
     capture = Capture(("block_out", "final_norm"), top_k=_KEPT, median=True)
     found: list[dict[str, Stats]] = []
-    for _, batch in batches(tokens, progress):
+    for _, batch in batches(inputs, progress, input_length(model, inputs)):
         found.append(jax.device_get(model(batch, capture=capture, logits=False).intermediates))
     blocks: Stats = _concatenate([f["block_out"] for f in found], axis=1)
     final: Stats = _concatenate([f["final_norm"] for f in found], axis=0)
@@ -66,7 +66,7 @@ def measure_layers(
             f"{model.name}: the output of block {int(np.argmin(finite)) + 1} has values that are not finite in "
             f"{model.config.dtype}: the weights are damaged, or a number is too large for it (float16 ends at 65,504)."
         )
-    delimiters = model.first_delimiter(tokens) if model.tokenizer else None
+    delimiters = model.first_delimiter(inputs) if model.tokenizer else None
 
     def summary(layer: int | None, stats: Stats) -> LayerSummary:
         locations = rank_locations(

@@ -4,23 +4,36 @@ from massive_jax.models.block import Block
 from massive_jax.models.config import (
     AlibiConfig,
     AttentionBias,
+    BlockConfig,
     ExpertsConfig,
     NormConfig,
     RopeConfig,
     TransformerConfig,
 )
 from massive_jax.models.language_model import Head, LanguageModel, empty_cache, head_logits, head_of
+from massive_jax.models.vision import VisionTransformer
+from massive_jax.models.vision_config import VisionConfig
+
+
+def build(config: TransformerConfig | VisionConfig) -> LanguageModel | VisionTransformer:
+    """The module of a config."""
+    return VisionTransformer(config) if isinstance(config, VisionConfig) else LanguageModel(config)
+
 
 __all__ = [
     "AlibiConfig",
     "AttentionBias",
     "Block",
+    "BlockConfig",
     "ExpertsConfig",
     "Head",
     "LanguageModel",
     "NormConfig",
     "RopeConfig",
     "TransformerConfig",
+    "VisionConfig",
+    "VisionTransformer",
+    "build",
     "empty_cache",
     "head_logits",
     "head_of",

@@ -18,7 +18,7 @@ from massive_jax.models.attention_bias import (
     merge_slots,
     mix_slots,
 )
-from massive_jax.models.config import TransformerConfig
+from massive_jax.models.config import BlockConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
 from massive_jax.models.positions import apply_rope
@@ -37,7 +37,8 @@ class Surroundings:
       rope: cos and sin of the queries, each float32 [B, T, P]; None without rotary embedding.
       key_rope: of the keys, each [B, S, P].
       bias: float32 [B or 1, H, 1 or T, S], added to the logits; None for none.
-      mask: bool [B or 1, T, S], who sees whom; None for causal with the config's window in every layer.
+      mask: bool [B or 1, T, S], who sees whom; None for causal with the config's window in every layer, or for all if
+        the config is not causal.
       cache_slots: int [B, T], where in the cache the keys and values of these tokens go (out of range: nowhere); None
         for no cache.
       slot_places: of the attention bias's slots; None without slots.
@@ -52,9 +53,9 @@ class Surroundings:
 
 
 class Attention(nn.Module):
-    """Causal self-attention: projections, rotary embedding, mixture of values, output projection."""
+    """Self-attention: projections, rotary embedding, mixture of values, output projection."""
 
-    config: TransformerConfig
+    config: BlockConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, around: Surroundings, tap: Tap) -> jax.Array:
@@ -62,7 +63,7 @@ class Attention(nn.Module):
         cfg = self.config
         D, H, K, N = cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         query = Projection((D, H, N), "BTD,DHN->BTHN", cfg.qkv_bias, name="query")(x)
-        key = Projection((D, K, N), "BTD,DKN->BTKN", cfg.qkv_bias, name="key")(x)
+        key = Projection((D, K, N), "BTD,DKN->BTKN", cfg.qkv_bias and cfg.key_bias, name="key")(x)
         value = Projection((D, K, N), "BTD,DKN->BTKN", cfg.qkv_bias, name="value")(x)
         if cfg.clip_qkv is not None:
             query, key, value = (jnp.clip(y, -cfg.clip_qkv, cfg.clip_qkv) for y in (query, key, value))
@@ -107,7 +108,7 @@ def causal_mask(T: int, window: int | None = None) -> jax.Array:
 
 
 def attend(
-    cfg: TransformerConfig,
+    cfg: BlockConfig,
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -122,7 +123,7 @@ def attend(
         return merge_slots(mixed, jax.nn.logsumexp(logits, axis=-1), slots) if slots else mixed
     options: dict[str, Any] = {"scale": cfg.scale, "implementation": cfg.attention_kernel}
     if around.mask is None:
-        options |= {"is_causal": True, "local_window_size": None if cfg.window is None else (cfg.window - 1, 0)}
+        options |= {"is_causal": cfg.causal, "local_window_size": None if cfg.window is None else (cfg.window - 1, 0)}
     mask = None if around.mask is None else around.mask[:, None]
     bias = around.bias  # float32: far positions' biases are too large for bfloat16
     if bias is not None:
@@ -133,7 +134,7 @@ def attend(
 
 
 def attend_with_probs(
-    cfg: TransformerConfig,
+    cfg: BlockConfig,
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -157,7 +158,7 @@ def attend_with_probs(
     return mixed + mix_slots(probs[..., S:], slots.values)
 
 
-def token_logits(cfg: TransformerConfig, query: jax.Array, key: jax.Array, around: Surroundings) -> jax.Array:
+def token_logits(cfg: BlockConfig, query: jax.Array, key: jax.Array, around: Surroundings) -> jax.Array:
     """What enters the softmax for every token, before the mask: float32 [B, H, T, S]."""
     B, T, H, N = query.shape
     S, K = key.shape[1:3]
@@ -169,13 +170,15 @@ def token_logits(cfg: TransformerConfig, query: jax.Array, key: jax.Array, aroun
     return logits if around.bias is None else logits + around.bias
 
 
-def visible_keys(cfg: TransformerConfig, query: jax.Array, around: Surroundings) -> jax.Array:
+def visible_keys(cfg: BlockConfig, query: jax.Array, around: Surroundings) -> jax.Array:
     """Who sees whom: bool [B or 1, 1, T, S]."""
+    if around.mask is None and not cfg.causal:
+        return jnp.ones((1, 1, 1, 1), bool)
     mask = causal_mask(query.shape[1], cfg.window)[None] if around.mask is None else around.mask
     return mask[:, None]
 
 
-def attention_probs(cfg: TransformerConfig, logits: jax.Array) -> jax.Array:
+def attention_probs(cfg: BlockConfig, logits: jax.Array) -> jax.Array:
     """Masked logits -> what the values are weighted by, float32."""
     return jax.nn.sigmoid(logits) if cfg.sigmoid_attention else jax.nn.softmax(logits, axis=-1)
 

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from massive_jax.models.config import TransformerConfig
+from massive_jax.models.config import BlockConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.positions import apply_rope
 
@@ -57,7 +57,7 @@ class Slots:
 class AttentionSlots(nn.Module):
     """The learned slots of one layer, seen by its queries. Parameters: key, value [K, n, N], logit [H]."""
 
-    config: TransformerConfig
+    config: BlockConfig
 
     @nn.compact
     def __call__(self, query: jax.Array, places: SlotPlaces) -> Slots:
@@ -102,7 +102,7 @@ class AttentionSlots(nn.Module):
 class OutputGate(nn.Module):
     """σ(x W) on the heads' outputs, one gate a head or one an element (arXiv 2505.06708, equation 5)."""
 
-    config: TransformerConfig
+    config: BlockConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, mixed: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from massive_jax.models.attention import Attention, Surroundings
-from massive_jax.models.config import TransformerConfig
+from massive_jax.models.config import BlockConfig
 from massive_jax.models.experts import Experts
 from massive_jax.models.mlp import MLP
 from massive_jax.models.norms import Norm
@@ -16,7 +16,7 @@ from massive_jax.probe import Tap
 class Block(nn.Module):
     """Attention and MLP around a residual stream; where the norms are and what the MLP reads, the config says."""
 
-    config: TransformerConfig
+    config: BlockConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, around: Surroundings, tap: Tap) -> jax.Array:
@@ -31,12 +31,19 @@ class Block(nn.Module):
 
         normed = norm("attn_norm", x, norm_before)
         mixed = Attention(cfg, name="attn")(tap("attn_norm", normed), around, tap)
-        mixed = tap("attn_out", norm("attn_out_norm", mixed, norm_output))
+        mixed = tap("attn_out", self._scaled("attn_scale", norm("attn_out_norm", mixed, norm_output)))
         mid = tap("mid", norm("attn_norm", x + mixed, True) if norm_after else x + mixed)
 
         if cfg.residual != "parallel_shared_norm":
             normed = norm("mlp_norm", mid if cfg.residual == "serial" else x, norm_before)
         normed = tap("mlp_norm", normed)
         mlp = Experts(cfg, name="experts") if cfg.mlp == "experts" else MLP(cfg, name="mlp")
-        added = tap("mlp_out", norm("mlp_out_norm", mlp(normed, tap), norm_output))
+        added = norm("mlp_out_norm", mlp(normed, tap), norm_output)
+        added = tap("mlp_out", self._scaled("mlp_scale", added))
         return tap("block_out", norm("mlp_norm", mid + added, True) if norm_after else mid + added)
+
+    def _scaled(self, name: str, x: jax.Array) -> jax.Array:
+        """`x` times its layer scale [D], where the config has one."""
+        if not self.config.layer_scale:
+            return x
+        return x * self.param(name, nn.initializers.ones_init(), x.shape[-1:]).astype(x.dtype)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 
-from massive_jax.probe import EXPERT_SITES
+from massive_jax.probe import EXPERT_SITES, VISION_SITES
 
 DTYPES = ("float32", "bfloat16", "float16")
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
@@ -192,19 +193,17 @@ class AttentionBias:
         return self.slots if self.kind in SLOT_KINDS else 0
 
 
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """Shape and options of a decoder-only language model.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """Shape and options of the blocks: what a language model and a vision model have in common.
 
     Attributes:
-      vocab_size: V.
       hidden_size: D, the width of the residual stream.
       num_layers: L.
       num_heads: H.
       num_kv_heads: K; each serves H / K query heads (grouped-query attention).
       head_dim: N; H·N need not equal D.
       intermediate_size: F, the MLP's width.
-      max_position: longest sequence the model takes, in tokens.
       norm: every norm of the model.
       norm_placement: "pre" (before attention and MLP), "after_residual" (post-norm: after each residual addition),
         "output" (on what attention and MLP add to the stream, OLMo-2), "pre_and_output" (Gemma 2 and 3).
@@ -212,10 +211,9 @@ class TransformerConfig:
         "parallel_shared_norm" (through one norm).
       position: "rope" (rotary), "learned" (a table added to the embedding) or "alibi" (a linear bias of the logits).
       rope: rotary embedding.
-      local_rope: rotary embedding of the windowed layers, where it differs (Gemma 3).
-      alibi: the linear bias, for position "alibi".
-      position_offset: first row of the learned table that is used (OPT: 2).
+      causal: a token attends to itself and those before it; else to all.
       qkv_bias: biases in the query, key and value projections.
+      key_bias: with `qkv_bias`, whether the key projection has one too.
       out_bias: bias in the attention's output projection.
       qk_norm: norm of queries and keys: None, "head" (each head) or "full" (all heads together).
       clip_qkv: queries, keys and values are clipped to ± this.
@@ -228,36 +226,28 @@ class TransformerConfig:
       activation: of the MLP.
       mlp_bias: biases in the MLP's projections.
       experts: mixture of experts, for mlp "experts".
-      embedding_size: width of the token embedding where it is not D (projected in and out).
-      embedding_scale: multiplies the embedding, in the activations' dtype.
+      layer_scale: what attention and MLP add to the stream is multiplied by a learned vector (arXiv 2103.17239).
       final_norm: whether there is a norm after the last block.
-      tie_embeddings: the output head is the token embedding.
-      head_bias: bias in the output head.
-      logit_scale: multiplies the logits.
-      logit_softcap: as `attention_softcap`, for the logits of the output head.
       dtype: of the activations. Norms, softmax, logits and statistics are float32 whatever it is.
       attention_kernel: of `jax.nn.dot_product_attention`, where probabilities are not asked for. "cudnn" needs a GPU
         and a 16-bit dtype.
       model_type: the family, as its Hugging Face config names it.
     """
 
-    vocab_size: int
     hidden_size: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     intermediate_size: int
-    max_position: int
     norm: NormConfig = dataclasses.field(default_factory=NormConfig)
     norm_placement: str = "pre"
     residual: str = "serial"
     position: str = "rope"
     rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
-    local_rope: RopeConfig | None = None
-    position_offset: int = 0
-    alibi: AlibiConfig | None = None
+    causal: bool = True
     qkv_bias: bool = False
+    key_bias: bool = True
     out_bias: bool = False
     qk_norm: str | None = None
     clip_qkv: float | None = None
@@ -270,24 +260,20 @@ class TransformerConfig:
     activation: str = "silu"
     mlp_bias: bool = False
     experts: ExpertsConfig | None = None
-    embedding_size: int | None = None
-    embedding_scale: float | None = None
+    layer_scale: bool = False
     final_norm: bool = True
-    tie_embeddings: bool = False
-    head_bias: bool = False
-    logit_scale: float | None = None
-    logit_softcap: float | None = None
     dtype: str = "float32"
     attention_kernel: str = "xla"
     model_type: str = "llama"
 
+    _SIZES: ClassVar[tuple[str, ...]] = (
+        *("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size"),
+    )
+
     def __post_init__(self) -> None:
         problems = [
             f"{name} is {getattr(self, name)!r}, expected a positive integer"
-            for name in (
-                *("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
-                *("intermediate_size", "max_position"),
-            )
+            for name in self._SIZES
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
         ]
         if self.window is not None and (not isinstance(self.window, int) or self.window < 1):
@@ -312,36 +298,31 @@ class TransformerConfig:
         """Options that are fine each by itself and not together."""
         if self.num_heads % self.num_kv_heads:
             yield f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
-        for rope in (self.rope, self.local_rope) if self.position == "rope" else ():
-            rotary = self.head_dim if rope is None else rope.rotary_dim or self.head_dim
+        for rope in self._ropes() if self.position == "rope" else ():
+            rotary = rope.rotary_dim or self.head_dim
             if rotary % 2 or rotary > self.head_dim:
                 yield f"rotary_dim {rotary} must be even and at most head_dim {self.head_dim}"
-            if rope and rope.factors is not None and len(rope.factors) != rotary // 2:
+            if rope.factors is not None and len(rope.factors) != rotary // 2:
                 yield f"rope has {len(rope.factors)} factors, expected rotary_dim / 2 = {rotary // 2}"
         if self.window_layers is not None and len(self.window_layers) != self.num_layers:
             yield f"window_layers has {len(self.window_layers)} entries for {self.num_layers} layers"
         if (self.mlp == "experts") != (self.experts is not None):
             yield "mlp 'experts' and the option experts go together"
-        if (self.position == "alibi") != (self.alibi is not None):
-            yield "position 'alibi' and the option alibi go together"
         if self.residual != "serial" and self.norm_placement != "pre":
             yield f"residual {self.residual!r} needs norm_placement 'pre', not {self.norm_placement!r}"
-        if self.prefix_length >= self.max_position:
-            yield f"a prefix of {self.prefix_length} tokens leaves nothing of max_position {self.max_position}"
         if self.attention_kernel == "cudnn" and self.dtype == "float32":
             yield "attention_kernel 'cudnn' needs dtype bfloat16 or float16"
-        if self.attention_kernel == "cudnn" and self.alibi is not None:
-            yield "attention_kernel 'cudnn' would round alibi's bias to 16 bits"
+        if self.window is not None and not self.causal:
+            yield "a window is of causal attention"
+
+    def _ropes(self) -> Iterator[RopeConfig]:
+        """Every rotary embedding of the model."""
+        yield self.rope
 
     @property
     def jnp_dtype(self) -> Any:
         """The activations' dtype as jax has it."""
         return jnp.dtype(self.dtype)
-
-    @property
-    def context_length(self) -> int:
-        """Longest sequence accepted, in tokens: dynamic rope scaling stretches `max_position` by its factor."""
-        return int(self.max_position * (self.rope.factor if self.rope.kind == "dynamic" else 1)) - self.prefix_length
 
     @property
     def num_slots(self) -> int:
@@ -359,25 +340,12 @@ class TransformerConfig:
         return self.attention_bias is not None and self.attention_bias.kind == "sigmoid"
 
     @property
-    def prefix_length(self) -> int:
-        """The position of the first token: that many places before it are the attention bias's."""
-        bias = self.attention_bias
-        # Sink tokens have no place in a table of learned positions (paper's released code).
-        placed = bias is not None and (bias.prefix or (bias.kind == "sink_token" and self.position != "learned"))
-        return self.num_slots if placed else 0
-
-    @property
-    def absent_sites(self) -> frozenset[str]:
-        """Sites that a model of this config does not have."""
-        return frozenset({"mlp_hidden"} if self.experts else EXPERT_SITES)
-
-    @property
     def scale(self) -> float:
         """What q·k is multiplied by."""
         return 1 / math.sqrt(self.head_dim) if self.attention_scale is None else self.attention_scale
 
     def sizes(self, B: int, T: int, S: int | None = None) -> dict[str, int]:
-        """A size for every axis letter of `massive_jax.probe.sites`, for tokens [B, T] and S keys (None: T).
+        """A size for every axis letter of `massive_jax.probe.sites`, for B × T tokens and S keys (None: T).
 
         The slots of the attention bias are keys too: "S" counts them.
         """
@@ -390,8 +358,88 @@ class TransformerConfig:
             "K": self.num_kv_heads,
             "N": self.head_dim,
             "F": self.intermediate_size,
-            "V": self.vocab_size,
             "E": self.experts.num_experts if self.experts else 0,
-            "W": self.embedding_size or self.hidden_size,
             "L": self.num_layers,
         }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig(BlockConfig):
+    """Shape and options of a decoder-only language model: those of `BlockConfig`, and what is around the blocks.
+
+    Attributes:
+      vocab_size: V.
+      max_position: longest sequence the model takes, in tokens.
+      local_rope: rotary embedding of the windowed layers, where it differs (Gemma 3).
+      alibi: the linear bias, for position "alibi".
+      position_offset: first row of the learned table that is used (OPT: 2).
+      embedding_size: width of the token embedding where it is not D (projected in and out).
+      embedding_scale: multiplies the embedding, in the activations' dtype.
+      tie_embeddings: the output head is the token embedding.
+      head_bias: bias in the output head.
+      logit_scale: multiplies the logits.
+      logit_softcap: as `attention_softcap`, for the logits of the output head.
+    """
+
+    vocab_size: int
+    max_position: int
+    local_rope: RopeConfig | None = None
+    alibi: AlibiConfig | None = None
+    position_offset: int = 0
+    embedding_size: int | None = None
+    embedding_scale: float | None = None
+    tie_embeddings: bool = False
+    head_bias: bool = False
+    logit_scale: float | None = None
+    logit_softcap: float | None = None
+
+    _SIZES: ClassVar[tuple[str, ...]] = ("vocab_size", *BlockConfig._SIZES, "max_position")
+
+    def _inconsistencies(self) -> Iterator[str]:
+        """Options that are fine each by itself and not together."""
+        yield from super()._inconsistencies()
+        if (self.position == "alibi") != (self.alibi is not None):
+            yield "position 'alibi' and the option alibi go together"
+        if self.attention_kernel == "cudnn" and self.alibi is not None:
+            yield "attention_kernel 'cudnn' would round alibi's bias to 16 bits"
+        if not self.causal:
+            yield "a language model is causal"
+        if self.prefix_length >= self.max_position:
+            yield f"a prefix of {self.prefix_length} tokens leaves nothing of max_position {self.max_position}"
+
+    def _ropes(self) -> Iterator[RopeConfig]:
+        """Every rotary embedding of the model."""
+        yield from super()._ropes()
+        if self.local_rope is not None:
+            yield self.local_rope
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence accepted, in tokens: dynamic rope scaling stretches `max_position` by its factor."""
+        return int(self.max_position * (self.rope.factor if self.rope.kind == "dynamic" else 1)) - self.prefix_length
+
+    @property
+    def prefix_length(self) -> int:
+        """The position of the first token: that many places before it are the attention bias's."""
+        bias = self.attention_bias
+        # Sink tokens have no place in a table of learned positions (paper's released code).
+        placed = bias is not None and (bias.prefix or (bias.kind == "sink_token" and self.position != "learned"))
+        return self.num_slots if placed else 0
+
+    @property
+    def absent_sites(self) -> frozenset[str]:
+        """Sites that a model of this config does not have."""
+        return frozenset({"mlp_hidden"} if self.experts else EXPERT_SITES) | frozenset(VISION_SITES)
+
+    @property
+    def example(self) -> jax.ShapeDtypeStruct:
+        """The shape and dtype of an input, for shape inference."""
+        return jax.ShapeDtypeStruct((1, 1), jnp.int32)
+
+    def input_sizes(self, shape: Sequence[int]) -> dict[str, int]:
+        """A size for every axis letter, for tokens of `shape` [B, T]."""
+        return self.sizes(*shape)
+
+    def sizes(self, B: int, T: int, S: int | None = None) -> dict[str, int]:
+        """A size for every axis letter of `massive_jax.probe.sites`, for tokens [B, T] and S keys (None: T)."""
+        return super().sizes(B, T, S) | {"V": self.vocab_size, "W": self.embedding_size or self.hidden_size}

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from massive_jax.models.config import TransformerConfig
+from massive_jax.models.config import BlockConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.mlp import ACTIVATION_FUNCTIONS
 from massive_jax.probe import Tap
@@ -24,7 +24,7 @@ class Experts(nn.Module):
     is edited all experts are run, so that the weight of one that was not chosen counts too.
     """
 
-    config: TransformerConfig
+    config: BlockConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:

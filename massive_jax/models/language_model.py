@@ -14,24 +14,12 @@ import jax.numpy as jnp
 
 from massive_jax.models.attention import Surroundings, causal_mask
 from massive_jax.models.attention_bias import SlotPlaces
-from massive_jax.models.block import Block
 from massive_jax.models.config import RopeConfig, TransformerConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
 from massive_jax.models.positions import alibi_bias, rope_tables
-from massive_jax.probe import ALL_SITES, Capture, CapturePlan, Tap, compile_captures, empty_results, present
-
-_KEYS_AND_VALUES = compile_captures(Capture(("key", "value"), layers=1), 1)
-_FIRST_SLOT = {"key": 0, "value": 0}
-# What is sown when `intermediates` is mutable and nothing in particular is asked for.
-DEFAULT_CAPTURE = Capture("block_out", top_k=3, median=True)
-
-# What the backward pass finds of a block: all of it, the products with weights, or its input only.
-REMAT = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+from massive_jax.models.stack import LayerKinds, outer_tap, run_blocks, sow
+from massive_jax.probe import CapturePlan
 
 
 class LanguageModel(nn.Module):
@@ -43,7 +31,7 @@ class LanguageModel(nn.Module):
 
     Attributes:
       config: the options.
-      remat: what of a block is computed again in the backward pass instead of kept: a name in `REMAT`.
+      remat: what of a block is computed again in the backward pass instead of kept (`massive_jax.models.stack.REMAT`).
     """
 
     config: TransformerConfig
@@ -89,46 +77,14 @@ class LanguageModel(nn.Module):
     ) -> tuple[jax.Array | None, jax.Array]:
         cfg = self.config
         B, T = tokens.shape
-        if not self.is_mutable_collection("intermediates") or self.is_initializing():
-            plan = CapturePlan()
-        elif plan is None:
-            plan = compile_captures(DEFAULT_CAPTURE, cfg.num_layers)
-        edits: dict[str, Any] = {
-            site: self.get_variable("edits", site) for site in ALL_SITES if self.has_variable("edits", site)
-        }
         places = self._places(B, T, positions, slots)
-        tap = Tap(edits, plan, shift=places.shift)
+        tap = outer_tap(self, cfg, plan, places.shift)
 
         embedding, x = self._embed(tokens, places.queries)
         x = tap("embed", x)
-        around = self._surroundings(places)
+        sizes, around = cfg.sizes(B, T, places.keys.shape[1]), self._surroundings(places)
         sink, alone = self._sink_tokens()
-        layers = (jnp.arange(1, cfg.num_layers + 1), jnp.asarray(self._windowed()), dict(plan.slots))
-        nothing_kept = empty_results(_KEYS_AND_VALUES, cfg.sizes(1, cfg.num_slots), cfg.jnp_dtype)
-        carry = (x, sink, empty_results(plan, cfg.sizes(B, T, places.keys.shape[1]), cfg.jnp_dtype))
-
-        def step(block: Block, carry: Any, layer: Any, around: Any, alone: Any, edits: Any) -> tuple[Any, None]:
-            x, sink, results = carry
-            number, windowed, slots = layer
-            around = _of_layer(around, windowed)
-            if sink is not None:
-                # Sink tokens see only each other, so they run beside the sequence and are slots to it.
-                kept = Tap({}, _KEYS_AND_VALUES, slots=_FIRST_SLOT, results=nothing_kept)
-                sink = block(sink, _of_layer(alone, windowed), kept)
-                tokens = (kept.results["key"].tensor[0], kept.results["value"].tensor[0])
-                around = dataclasses.replace(around, slot_places=dataclasses.replace(around.slot_places, tokens=tokens))
-            tap = Tap(edits, plan, number, slots, results, shift=places.shift)
-            x = block(x, around, tap)
-            return (x, sink, tap.results), None
-
-        scan = nn.scan(
-            step if self.remat == "none" else nn.remat(step, prevent_cse=False, policy=REMAT[self.remat]),
-            variable_axes={"params": 0, "cache": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=cfg.num_layers,
-        )
-        (x, _, results), _ = scan(Block(cfg, name="layers"), carry, layers, around, alone, edits)
+        x, results = run_blocks(cfg, x, tap, sizes, around, self._windowed(), sink, alone, self.remat)
 
         x = tap("final_norm", Norm(cfg.norm, name="norm")(x) if cfg.final_norm else x)
         if cfg.embedding_size is not None:
@@ -138,8 +94,7 @@ class LanguageModel(nn.Module):
         if want_logits or tap.wants("logits"):
             seen = x[:, -1:] if last_only and not tap.wants("logits") else x
             out = tap("logits", head_logits(cfg, seen, head))
-        for site, value in present(plan, results | tap.results).items():
-            self.sow("intermediates", site, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+        sow(self, tap, results)
         return out, x
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -180,7 +135,7 @@ class LanguageModel(nn.Module):
         shift = T - 1 - positions[:, -1]
         return _Places(queries, jnp.where(taken, keys, 0), taken, slots, shift)
 
-    def _surroundings(self, places: _Places, with_slots: bool = True) -> tuple[Surroundings, Surroundings | None]:
+    def _surroundings(self, places: _Places, with_slots: bool = True) -> LayerKinds:
         """What attention sees in a layer, and in a windowed one where only some are (None where all are alike)."""
         cfg = self.config
         n, S = cfg.num_slots, places.keys.shape[1]
@@ -216,7 +171,7 @@ class LanguageModel(nn.Module):
             return around(cfg.rope if cfg.window is None else local_rope, mask, cfg.window), None
         return around(cfg.rope, places.mask(None), None), around(local_rope, places.mask(cfg.window), cfg.window)
 
-    def _sink_tokens(self) -> tuple[jax.Array | None, Any]:
+    def _sink_tokens(self) -> tuple[jax.Array | None, LayerKinds | None]:
         """The learned sink tokens [1, n, D], None without any, and what they see: each other."""
         cfg = self.config
         if cfg.attention_bias is None or cfg.attention_bias.kind != "sink_token":
@@ -235,12 +190,6 @@ class LanguageModel(nn.Module):
         if cfg.head_bias:
             bias = self.param("head_bias", nn.initializers.zeros_init(), (cfg.vocab_size,), jnp.float32)
         return Head(kernel, bias)
-
-
-def _of_layer(around: tuple[Surroundings, Surroundings | None], windowed: jax.Array) -> Surroundings:
-    """Of what layers see, and windowed layers, what this one does."""
-    here, local = around
-    return here if local is None else jax.tree.map(lambda a, b: jnp.where(windowed, b, a), here, local)
 
 
 @dataclasses.dataclass(frozen=True)

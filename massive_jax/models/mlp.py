@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from massive_jax.models.config import TransformerConfig
+from massive_jax.models.config import BlockConfig
 from massive_jax.models.linear import Projection
 from massive_jax.probe import Tap
 
@@ -23,7 +23,7 @@ ACTIVATION_FUNCTIONS = {
 class MLP(nn.Module):
     """down(act(gate(x)) · up(x)), with silu SwiGLU (arXiv 2002.05202); or, plain, down(act(up(x)))."""
 
-    config: TransformerConfig
+    config: BlockConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:

@@ -57,6 +57,35 @@ def rope_tables(rope: RopeConfig, head_dim: int, positions: jax.Array, seq_len: 
     return jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
 
 
+def axial_rope_tables(
+    rope: RopeConfig, head_dim: int, grid: tuple[int, int], prefix: int
+) -> tuple[jax.Array, jax.Array]:
+    """Cos and sin over a grid of patches, as DINOv3 has it (arXiv 2508.10104): rows in the first half, then columns.
+
+    Args:
+      rope: its theta.
+      head_dim: N.
+      grid: rows and columns of patches, whose centres run from -1 to 1.
+      prefix: number of tokens before the patches, which are not turned.
+
+    Returns:
+      Two float32 [1, T, N / 2].
+    """
+    frequencies = 1 / np.float32(rope.theta) ** np.arange(0, 1, 4 / head_dim, dtype=np.float32)
+    centres = [2 * np.arange(0.5, size, dtype=np.float32) / size - 1 for size in grid]
+    places = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 2, 1).astype(np.float32)
+    angles = (np.float32(2 * math.pi) * places * frequencies).reshape(len(places), -1)
+    angles = np.concatenate([np.zeros((prefix, angles.shape[1]), np.float32), angles])[None]
+    return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
+
+
+def resize_table(table: jax.Array, native: tuple[int, int], grid: tuple[int, int], *, antialias: bool) -> jax.Array:
+    """A position table [rows · columns, D] for another grid, by torch's bicubic interpolation; float32."""
+    by_place = table.astype(jnp.float32).reshape(*native, -1)
+    rows, columns = (jnp.asarray(_bicubic(old, new, antialias)) for old, new in zip(native, grid, strict=True))
+    return jnp.einsum("rR,cC,RCD->rcD", rows, columns, by_place).reshape(-1, table.shape[-1])
+
+
 def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array, *, interleaved: bool = False) -> jax.Array:
     """Turns pairs of the first dims of `x` [B, T, H, N] by the angles in `cos`, `sin` [B, T, P].
 
@@ -147,3 +176,28 @@ def _yarn_attention_factor(rope: RopeConfig) -> float:
     if rope.mscale and rope.mscale_all_dim:
         return mscale(rope.mscale) / mscale(rope.mscale_all_dim)
     return mscale(1.0)
+
+
+def _bicubic(old: int, new: int, antialias: bool) -> np.ndarray:
+    """Weights [new, old] of torch's `interpolate(mode="bicubic", align_corners=False)` along one axis.
+
+    Without antialiasing the kernel has a = -0.75 and samples over the edge are the edge's; with it a = -0.5, the kernel
+    is as wide as a new sample and what is over the edge is left out.
+    """
+    a, scale = (-0.5 if antialias else -0.75), old / new
+    stretch = max(scale, 1.0) if antialias else 1.0
+    centres = (np.arange(new) + 0.5) * scale - 0.5
+    reach = math.ceil(2 * stretch) + 1
+    taps = np.floor(centres)[:, None] + np.arange(-reach, reach + 1)
+    x = np.abs(taps - centres[:, None]) / stretch
+    weights = np.where(
+        x <= 1,
+        ((a + 2) * x - (a + 3)) * x * x + 1,
+        np.where(x < 2, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a, 0.0),
+    )
+    if antialias:
+        weights = np.where((taps >= 0) & (taps < old), weights, 0.0)
+        weights /= weights.sum(axis=1, keepdims=True)
+    matrix = np.zeros((new, old))
+    np.add.at(matrix, (np.arange(new)[:, None], np.clip(taps, 0, old - 1).astype(int)), weights)
+    return matrix.astype(np.float32)

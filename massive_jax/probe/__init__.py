@@ -3,7 +3,7 @@
 from massive_jax.probe.capture import Capture, CapturePlan, compile_captures
 from massive_jax.probe.edit import OPS, RULES, Edit, EditCollection, EditRows, compile_edits, stack_edits
 from massive_jax.probe.reduce import Stats
-from massive_jax.probe.sites import ALL_SITES, ATTENTION_SITES, EXPERT_SITES, SITES, Site
+from massive_jax.probe.sites import ALL_SITES, ATTENTION_SITES, EXPERT_SITES, SITES, VISION_SITES, Site
 from massive_jax.probe.tap import Tap, empty_results, present
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "OPS",
     "RULES",
     "SITES",
+    "VISION_SITES",
     "Capture",
     "CapturePlan",
     "Edit",

@@ -156,7 +156,7 @@ def apply_edits(
     other layers, padding and out-of-range positions are dropped by the scatter. `shift`, an int or [B], is added to
     positions (see `Tap`).
     """
-    B = x.shape[0]
+    B, time = x.shape[0], site.axis_of("position")
 
     def one(x: jax.Array, numbered: tuple[jax.Array, EditRows]) -> tuple[jax.Array, None]:
         number, row = numbered
@@ -165,7 +165,7 @@ def apply_edits(
         for axis, size in zip(site.axes[1:], x.shape[1:], strict=True):
             if axis in row.index:
                 i = jnp.broadcast_to(row.index[axis], (B,))
-                if axis == "T":
+                if axis == time:
                     i = jnp.where(i >= 0, i + shift, -1)
                 active &= (i >= 0) & (i < size)  # a negative index would wrap round
                 index.append(i)
@@ -178,12 +178,12 @@ def apply_edits(
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(row.seed), layer), number)
 
         def shuffled() -> jax.Array:
-            t = site.axes.index("T")
+            t = site.axes.index(time or "")
             # One random cycle through all positions: a permutation that leaves no token its own values.
             order = jax.random.permutation(key, x.shape[t])
             source = jnp.zeros(x.shape[t], jnp.int32).at[order].set(jnp.roll(order, -1))
             moved, other = list(index), x
-            if "T" in row.index:
+            if time in row.index:
                 moved[t] = source.at[index[t]].get(mode="clip")
             else:
                 other = jnp.take(x, source, axis=t)
@@ -241,7 +241,7 @@ def _pack(
         if axis is None:
             raise ValueError(f"{site.name} has axes {site.axes} and no {name}: leave it out (given {given}).")
         if name == "position":
-            index[axis] = _positions(given, sizes, tokens, rules)
+            index[axis] = _positions(given, sizes["B"], sizes[axis], tokens, rules)
         elif not is_index(given) or not 0 <= given < sizes[axis]:
             raise ValueError(f"{name} {given} is out of range; {site.name} has {name} 0 to {sizes[axis] - 1}.")
         else:
@@ -269,11 +269,8 @@ def _pack(
     return site, EditRows(np.int32(layer), index, op, value, np.uint32(edit.seed & 0xFFFFFFFF))
 
 
-def _positions(
-    given: Any, sizes: Mapping[str, int], tokens: np.ndarray | None, rules: Mapping[str, PositionRule]
-) -> np.ndarray:
+def _positions(given: Any, B: int, T: int, tokens: np.ndarray | None, rules: Mapping[str, PositionRule]) -> np.ndarray:
     """Positions for every sequence, int32 [B], from any of the forms `Edit.position` takes."""
-    B, T = sizes["B"], sizes["T"]
     if isinstance(given, str) and given not in rules:
         raise ValueError(f"unknown position rule {given!r}; the rules are {', '.join(rules)}.")
     lowest = -1
@@ -293,7 +290,7 @@ def _positions(
     bad = array[(array < lowest) | (array >= T)]
     if bad.size:
         none = "" if lowest == 0 else " (-1 for none)"
-        raise ValueError(f"position {bad[0]} is out of range; the tokens have positions 0 to {T - 1}{none}.")
+        raise ValueError(f"position {bad[0]} is out of range; there are positions 0 to {T - 1}{none}.")
     return array.astype(np.int32)
 
 

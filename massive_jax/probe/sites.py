@@ -2,7 +2,7 @@
 
 Axis letters, here and in every file that names them:
   B batch, T query position, S key position, D width, H heads, K key/value heads, N head width, F MLP width,
-  V vocabulary, E experts, L layers.
+  V vocabulary, E experts, L layers; P patches of an image.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 # What a person calls an index along each axis (fields of `Edit`, keys of `Stats.top_indices`).
 AXIS_NAMES: Mapping[str, str] = {
     "T": "position",
+    "P": "position",
     "S": "key",
     "H": "head",
     "K": "head",
@@ -46,7 +47,7 @@ class Site:
 SITES: Mapping[str, Site] = {
     site.name: site
     for site in (
-        Site("embed", "BTD", False, "token embedding: the input of block 1, `hidden_states[0]`"),
+        Site("embed", "BTD", False, "the input of block 1: the token embedding, `hidden_states[0]`"),
         Site("attn_norm", "BTD", True, "after the norm before attention"),
         Site("query", "BTHN", True, "queries, before the rotary embedding"),
         Site("key", "BTKN", True, "keys, before the rotary embedding"),
@@ -65,6 +66,11 @@ SITES: Mapping[str, Site] = {
     )
 }
 
+# Sites of a vision model; the language models do not have them.
+VISION_SITES: Mapping[str, Site] = {
+    "patch_embed": Site("patch_embed", "BPD", False, "embedding of the patches alone, before the positions are added"),
+}
+
 # Sites of a mixture of experts; the other models do not have them.
 EXPERT_SITES: Mapping[str, Site] = {
     site.name: site
@@ -75,7 +81,7 @@ EXPERT_SITES: Mapping[str, Site] = {
         ),
     )
 }
-ALL_SITES: Mapping[str, Site] = {**SITES, **EXPERT_SITES}
+ALL_SITES: Mapping[str, Site] = {**SITES, **EXPERT_SITES, **VISION_SITES}
 
 ATTENTION_SITES = ("attn_logits", "attn_probs")
 FLOAT32_SITES = frozenset({*ATTENTION_SITES, *EXPERT_SITES, "logits"})

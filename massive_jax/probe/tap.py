@@ -37,27 +37,27 @@ class Tap:
         `slots` are that layer's slots in `results`. `shift` (an int, or [B]) turns a position of a sequence into a
         column of this call, where the two differ: while generating, and with padding.
         """
-        self._edits = edits
-        self._plan = plan
+        self.all_edits = edits
+        self.plan = plan
         self._layer = layer
-        self._shift = shift
+        self.shift = shift
         self._slots = slots or {}
         self.results: dict[str, Any] = dict(results or {})
 
     def wants(self, *sites: str) -> bool:
         """Whether any of `sites` is read or edited, and so has to be built."""
-        return any(self.edits(site) or self._plan.spec(site) for site in sites)
+        return any(self.edits(site) or self.plan.spec(site) for site in sites)
 
     def edits(self, site: str) -> bool:
         """Whether `site` is edited, in this layer or another."""
-        return site in self._edits
+        return site in self.all_edits
 
     def __call__(self, name: str, x: jax.Array) -> jax.Array:
         """Edits `x`, the tensor of site `name`, records it if it is asked for, and returns it."""
         site = ALL_SITES[name]
-        for rows in self._edits.get(name, ()):
-            x = apply_edits(x, rows, site, self._layer, self._shift)
-        spec = self._plan.spec(name)
+        for rows in self.all_edits.get(name, ()):
+            x = apply_edits(x, rows, site, self._layer, self.shift)
+        spec = self.plan.spec(name)
         if spec is None:
             return x
         if not site.per_layer:

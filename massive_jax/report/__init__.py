@@ -6,7 +6,7 @@ Nothing here knows of models or of jax, and matplotlib is imported only when a f
 from massive_jax.report.attention import plot_attention
 from massive_jax.report.emergence import plot_emergence
 from massive_jax.report.feature_map import plot_feature_map
-from massive_jax.report.files import atomic_write, read_json, write_json
+from massive_jax.report.files import atomic_write, read_json, write_arrays, write_json
 from massive_jax.report.html import Section, Summary, Table, write_report
 from massive_jax.report.intervention import plot_intervention
 from massive_jax.report.layerwise import plot_layerwise
@@ -25,6 +25,7 @@ __all__ = [
     "plot_intervention",
     "plot_layerwise",
     "read_json",
+    "write_arrays",
     "write_json",
     "write_report",
 ]

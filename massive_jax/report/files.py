@@ -77,6 +77,12 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def write_arrays(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
+    """Writes named arrays as an .npz file, which `path` should end in."""
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Reads what `write_json` wrote, with the infinities and NaNs back in their places."""
     obj = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))

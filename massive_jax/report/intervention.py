@@ -1,4 +1,4 @@
-"""What removing massive activations does to the perplexity."""
+"""What removing massive activations does to the perplexity, or to a vision model's agreement with itself."""
 
 import math
 import os
@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 WIDTH, BAR = 7.0, 0.36  # inches; BAR is a bar with its share of the gaps
 
+# What is measured -> the label of its axis.
+METRICS = {
+    "perplexity": "Perplexity (log scale; lower is better)",
+    "top1_agreement": "Images whose most likely class stays",
+    "cosine_similarity": "Cosine similarity of the features with the unedited ones",
+}
 _NAMES = {  # an operation, without its number, in words
     "zero": "set to zero",
     "mean": "set to mean",
@@ -25,15 +31,17 @@ _COLOURS = {"original": style.GREY, "zero": style.MASSIVE, "mean": style.BLUE}
 
 
 def plot_intervention(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draws perplexity as bars, one an intervention, each with its number.
+    """Draws perplexity, or what there is in its place, as bars, one an intervention, each with its number.
 
-    The axis is logarithmic and starts at 1, the least a perplexity can be, so a bar's length is the cross
-    entropy. A perplexity that is not finite is an open bar to the end of the axis.
+    The axis of a perplexity is logarithmic and starts at 1, the least a perplexity can be, so a bar's length is the
+    cross entropy. A perplexity that is not finite is an open bar to the end of the axis.
 
     Args:
       result: "model", "dtype", "bos", "layer" (1-based), "context", "windows", "sites" (each with "position",
         "dim" and "value_mean", the value it has on average) and "perplexity" (a number by name; "original" is
-        what the others are compared with; null is one that is not finite).
+        what the others are compared with; null is one that is not finite). A vision model has "images" and
+        "image_size" in place of "bos", "context" and "windows", and "top1_agreement" or "cosine_similarity" in
+        place of "perplexity".
       path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
 
     Raises:
@@ -47,12 +55,14 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     """The figure of `plot_intervention`; call it under `style.context()`."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    measured = result["perplexity"]
+    metric = next((name for name in METRICS if name in result), "perplexity")
+    logarithmic = metric == "perplexity"
+    measured = result[metric]
     if not measured:
-        raise ValueError('result["perplexity"] is empty: there is nothing to draw')
+        raise ValueError(f'result["{metric}"] is empty: there is nothing to draw')
     values = {name: style.as_float(value) for name, value in measured.items()}
     wrong = {name: value for name, value in values.items() if value < 0.999}
-    if wrong:
+    if wrong and logarithmic:
         raise ValueError(f"a perplexity is at least 1, but result['perplexity'] has {wrong}")
     original = values.get("original", math.nan)
 
@@ -63,7 +73,9 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     header.draw(made)
     left = max(style.text_width(name) for name in names.values()) + style.MARGIN + 0.12
     numbers = {name: style.number(measured[name]) for name in values}
-    changes = {name: _change(value, original) if name != "original" else "" for name, value in values.items()}
+    changes = {
+        name: _change(value, original) if logarithmic and name != "original" else "" for name, value in values.items()
+    }
     beside = {
         name: style.text_width(numbers[name])
         + (style.text_width(changes[name], style.SMALL) + 0.1 if changes[name] else 0)
@@ -73,7 +85,7 @@ def draw(result: Mapping[str, Any]) -> "Figure":
 
     # The axis ends with the longest bar; the numbers have their room to the right of it.
     room = WIDTH - left - style.MARGIN - max(beside.values())
-    finite = {name: max(0.0, math.log10(v)) for name, v in values.items() if math.isfinite(v)}
+    finite = {name: max(0.0, math.log10(v) if logarithmic else v) for name, v in values.items() if math.isfinite(v)}
     end = max([*finite.values(), 1.0]) * (1.2 if len(finite) < len(values) else 1)
     ax = style.axes(made, left, bottom, room, height)
     ax.set_xlim(0, end)
@@ -108,6 +120,9 @@ def draw(result: Mapping[str, Any]) -> "Figure":
         ax.axvline(finite["original"], color=style.INK, linewidth=0.7, linestyle=(0, (4, 3)), zorder=0)
 
     ax.yaxis.set_major_locator(NullLocator())
+    ax.set_xlabel(METRICS[metric])
+    if not logarithmic:
+        return made
     top = math.floor(end)
     small = top <= 4
     step = 1 if top <= 10 else math.ceil(top / 10)
@@ -115,7 +130,6 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     ax.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{10**d:,.0f}" if small else style.power(int(d))))
     minor = [d + math.log10(k) for d in range(top + 1) for k in range(2, 10)] if top <= 12 else []
     ax.xaxis.set_minor_locator(FixedLocator([m for m in minor if m <= end]))
-    ax.set_xlabel("Perplexity (log scale; lower is better)")
     return made
 
 
@@ -148,8 +162,11 @@ def _words(result: Mapping[str, Any], values: Mapping[str, float]) -> tuple[str,
     """The title, which is the finding, and the lines under it."""
     model = style.model_name(result)
     original, zero = values.get("original", math.nan), values.get("zero", math.nan)
-    title = f"Perplexity of {model} under interventions"
-    if "zero" in values and math.isfinite(original):
+    title = f"{'Perplexity' if 'perplexity' in result else 'Features'} of {model} under interventions"
+    if "zero" in values and "perplexity" not in result:
+        kept = f"{100 * zero:.1f} % of the classes stay" if "top1_agreement" in result else f"cosine {zero:.3f}"
+        title = f"{model}: zeroing {style.count(len(result['sites']), 'activation')}, {kept}"
+    elif "zero" in values and math.isfinite(original):
         if not math.isfinite(zero):
             finding = "makes it infinite" if math.isinf(zero) else "leaves it undefined"
         elif zero >= 2 * original:

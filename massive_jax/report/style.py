@@ -147,6 +147,10 @@ def model_name(result: Mapping[str, Any]) -> str:
 
 def conditions(result: Mapping[str, Any]) -> str:
     """What a result holds for: "float32 · no BOS · 4 windows of 512 tokens of book.txt"."""
+    if "images" in result:
+        names, (height, width) = result["images"], result["image_size"]
+        what = plain(names[0]) if len(names) == 1 else count(len(names), "image")
+        return f"{plain(str(result['dtype']))} · {shorten(what, 30)} · {height} × {width} pixels"
     parts = [plain(str(result["dtype"])), "BOS in front" if result["bos"] else "no BOS"]
     if "windows" in result and "context" in result:
         windows, context = int(result["windows"]), count(int(result["context"]), "token")

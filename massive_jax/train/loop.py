@@ -40,7 +40,7 @@ class TrainConfig:
       batch: sequences of a step, of all processes and micro-batches.
       context: T, tokens of a sequence.
       accumulate: micro-batches that a step adds up.
-      remat: what the backward pass computes again (`massive_jax.models.language_model.REMAT`).
+      remat: what the backward pass computes again (`massive_jax.models.stack.REMAT`).
       seed: of the parameters and of the data's order.
       validation: share of the token file, its end, that is held out.
       log_every, eval_every, census_every, checkpoint_every: in steps; 0 for never (the last step always has all).

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from massive_jax.models.config import TransformerConfig
+from massive_jax.models import TransformerConfig, VisionConfig
 from massive_jax.parallel import param_sharding
 from massive_jax.weights import source
 from massive_jax.weights.loader import Part
@@ -31,8 +31,11 @@ from massive_jax.weights.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from etils import epath
 
+    from massive_jax.data.images import ImageProcessor
+
 FORMAT = 1
 _KEY = "massive_jax"
+_KINDS = {"language": TransformerConfig, "vision": VisionConfig}
 _LAYERS = "layers"
 _CHUNK_BYTES = 16 << 20  # pieces that are read and written side by side
 _GROUP_BYTES = 512 << 20  # of layers that are stacked on disk; a larger layer is a group by itself
@@ -48,11 +51,13 @@ class Checkpoint:
     Attributes:
       config: of the model.
       tokenizer: None where it has none.
+      processor: of images; None where it has none.
       provenance: source, revision, files with sizes and checksums, dtype, versions, date.
     """
 
-    config: TransformerConfig
+    config: TransformerConfig | VisionConfig
     tokenizer: Tokenizer | None
+    processor: ImageProcessor | None
     provenance: Mapping[str, Any]
 
 
@@ -70,12 +75,13 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
 
 def save_checkpoint(
     path: str,
-    config: TransformerConfig,
+    config: TransformerConfig | VisionConfig,
     parts: Iterable[Part],
     expected: Mapping[str, tuple[int, ...]],
     *,
     dtype: Any,
     tokenizer: Tokenizer | None = None,
+    processor: ImageProcessor | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a checkpoint, one group of layers in memory at a time.
@@ -87,6 +93,7 @@ def save_checkpoint(
       expected: path -> shape of every parameter.
       dtype: of the stored parameters.
       tokenizer: goes into the metadata.
+      processor: goes into the metadata.
       provenance: goes into the metadata.
 
     Raises:
@@ -99,8 +106,10 @@ def save_checkpoint(
         raise ValueError(f"{path} exists already; name another directory, or remove it.")
     metadata = {
         "format": FORMAT,
+        "kind": next(kind for kind, known in _KINDS.items() if isinstance(config, known)),
         "config": dataclasses.asdict(config),
         "tokenizer": None if tokenizer is None else tokenizer.to_json(),
+        "processor": None if processor is None else processor.to_json(),
         "provenance": dict(provenance or {}),
     }
     group_size = _group_size(expected, dtype)
@@ -161,10 +170,15 @@ def read_metadata(path: str) -> Checkpoint:
         raise ValueError(f"{path} is an Orbax checkpoint, but not of this project: it has no config.")
     if stored.get("format") != FORMAT:
         raise ValueError(f"{path} has format {stored.get('format')}, this version reads {FORMAT}; convert it again.")
-    tokenizer = stored["tokenizer"]
+    tokenizer, processor = stored["tokenizer"], stored.get("processor")
+    if processor is not None:
+        from massive_jax.data.images import ImageProcessor
+
+        processor = ImageProcessor.from_json(processor)
     return Checkpoint(
-        _from_dict(TransformerConfig, stored["config"]),
+        _from_dict(_KINDS[stored.get("kind", "language")], stored["config"]),
         None if tokenizer is None else Tokenizer.from_json(tokenizer),
+        processor,
         stored["provenance"],
     )
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ _SHOWN = 12  # offenders of one kind spelled out in an error
 
 def load_params(
     source: Source,
-    module: nn.Module,
+    module: Any,
     table: WeightTable,
     *,
     sizes: Mapping[str, int],
@@ -140,13 +139,13 @@ def is_finite(x: np.ndarray) -> bool:
     return True
 
 
-def expected_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every parameter of `module`, without allocating any."""
-    tree = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
+def expected_shapes(module: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter of `module`, a model, without allocating any."""
+    tree = jax.eval_shape(module.init, jax.random.key(0), module.config.example)["params"]
     return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}
 
 
-def count_params(module: nn.Module) -> int:
+def count_params(module: Any) -> int:
     """Number of parameters of `module`, without allocating any."""
     return sum(math.prod(shape) for shape in expected_shapes(module).values())
 
@@ -164,7 +163,7 @@ def _match(
     extra = [
         f"{name} {list(info.shape)}"
         for name, info in source.tensors.items()
-        if name not in names and not table.is_ignored(name) and name not in table.tied
+        if name not in names and not table.is_ignored(name) and name not in table.tied and 0 not in info.shape
     ]
     misshapen = []
     for name, row, place in wanted:

@@ -20,6 +20,7 @@ import safetensors
 from massive_jax.weights import mxfp4, source
 
 if TYPE_CHECKING:
+    from massive_jax.data.images import ImageProcessor
     from massive_jax.weights.tokenizer import Tokenizer
 
 _SINGLE = "model.safetensors"
@@ -101,6 +102,12 @@ class HuggingFaceSource(source.Source):
         from massive_jax.weights.tokenizer import Tokenizer, has_tokenizer
 
         return Tokenizer.from_directory(self._directory) if has_tokenizer(self._directory) else None
+
+    def processor(self) -> ImageProcessor | None:
+        """The preprocessor config beside the weights; None where there is none."""
+        from massive_jax.data.images import ImageProcessor
+
+        return ImageProcessor.from_directory(self._directory)
 
     def close(self) -> None:
         """Lets go of the mapped files."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 if TYPE_CHECKING:
+    from massive_jax.data.images import ImageProcessor
     from massive_jax.weights.tokenizer import Tokenizer
 
 
@@ -67,6 +68,14 @@ class Source(abc.ABC):
         Raises:
           ValueError: it has one that cannot be used.
         """
+
+    def processor(self) -> ImageProcessor | None:
+        """How the checkpoint wants its images; None where it does not say (a language model, say).
+
+        Raises:
+          ValueError: it says so in a way that is not implemented.
+        """
+        return None
 
     def close(self) -> None:
         """Lets go of the files; `read` is an error afterwards. Calling it twice is harmless."""

@@ -7,7 +7,9 @@ A row may take a part of a tensor: fused projections are three rows of one name,
 
 Axis letters: see `massive_jax.probe.sites`; P pairs of a head's dims (N / 2), R the two members of a pair, Q the three
 of query, key and value, G query heads of one key/value head (H / K), X the G query heads, the key and the value of one
-key/value head, Y all query, key and value heads (H + 2·K), U gate and up, W embedding width.
+key/value head, Y all query, key and value heads (H + 2·K), U gate and up, W embedding width; of vision models C
+channels, I and J rows and columns of a patch, M rows of the position table, Z registers. An axis "1" has one element
+and is dropped.
 """
 
 from __future__ import annotations
@@ -129,12 +131,12 @@ def move_axes(
         return x
     before, after = (re.findall(r"\((\w+)\)|(\w)", side) for side in axes.split("->"))
     before, after = ([group or letter for group, letter in side] for side in (before, after))
+    sizes = {**sizes, "1": 1}
     expected = tuple(math.prod(sizes[letter] for letter in group) for group in before)
     if x.shape != expected:
         raise ValueError(f"has shape {list(x.shape)}, expected {list(expected)} (axes {axes.split('->')[0]})")
-    flat = "".join(before)
+    flat = "".join(before).replace("1", "")
     x = x.reshape([sizes[letter] for letter in flat])
-    sizes = dict(sizes)
     if take is not None:
         letter, start, *stop = take
         first, axis = _evaluate(start, sizes), flat.index(letter)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from massive_jax.models.config import TransformerConfig
+from massive_jax.models import TransformerConfig, VisionConfig
 from massive_jax.weights.source import Source
 from massive_jax.weights.table import WeightTable
 from massive_jax.zoo import (
+    clip,
+    dinov2,
+    dinov3,
     falcon,
     gemma,
     gemma2,
@@ -27,6 +30,7 @@ from massive_jax.zoo import (
     phi,
     qwen2,
     qwen3,
+    vit,
 )
 from massive_jax.zoo.family import Family, Preset, WheelFile
 from massive_jax.zoo.fields import Fields
@@ -53,6 +57,15 @@ FAMILIES: Mapping[str, Family] = {
         phi.FAMILY,
         qwen2.FAMILY,
         qwen3.FAMILY,
+        dinov2.FAMILY,
+        dinov2.WITH_REGISTERS,
+        dinov3.FAMILY,
+        vit.FAMILY,
+        vit.MAE,
+        clip.CLIP,
+        clip.CLIP_VISION,
+        clip.SIGLIP,
+        clip.SIGLIP_VISION,
     )
 }
 PRESETS: Mapping[str, Preset] = {name: p for family in FAMILIES.values() for name, p in family.presets.items()}
@@ -61,7 +74,7 @@ DEFAULT_MODEL = "smollm2_135m"
 __all__ = ["DEFAULT_MODEL", "FAMILIES", "PRESETS", "Family", "Preset", "WheelFile", "describe"]
 
 
-def describe(source: Source) -> tuple[TransformerConfig, WeightTable]:
+def describe(source: Source) -> tuple[TransformerConfig | VisionConfig, WeightTable]:
     """The config of the model in `source`, and the table to read its weights by.
 
     Raises:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from massive_jax.models.config import TransformerConfig
+from massive_jax.models import TransformerConfig, VisionConfig
 from massive_jax.weights.table import WeightTable
 from massive_jax.zoo.fields import Fields
 
@@ -45,7 +45,7 @@ class Family:
 
     Attributes:
       model_type: as Hugging Face configs name it.
-      config: Hugging Face config fields -> TransformerConfig.
+      config: Hugging Face config fields -> TransformerConfig, or VisionConfig.
       table: weight table of Hugging Face checkpoints.
       presets: zoo name -> Preset.
       gguf_architecture: `general.architecture` of its GGUF files; None where there are none.
@@ -55,7 +55,7 @@ class Family:
     """
 
     model_type: str
-    config: Callable[[Fields], TransformerConfig]
+    config: Callable[[Fields], TransformerConfig | VisionConfig]
     table: WeightTable
     presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
     gguf_architecture: str | None = None

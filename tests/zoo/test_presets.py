@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from massive_jax import zoo
-from massive_jax.models import LanguageModel
+from massive_jax.models import build
 from massive_jax.weights.loader import count_params, expected_shapes
 from massive_jax.weights.table import expand
 from massive_jax.zoo.fields import Fields
@@ -17,7 +17,7 @@ def module_of(name):
     fields = Fields(given, name)
     config = family.config(fields)
     fields.finish()
-    return family, LanguageModel(config)
+    return family, build(config)
 
 
 @pytest.mark.parametrize("name", zoo.PRESETS)

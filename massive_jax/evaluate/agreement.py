@@ -1,0 +1,66 @@
+"""What an intervention does to a vision model: how far its outputs stay those of the unedited one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from massive_jax.data.windows import Windows
+from massive_jax.evaluate.batches import Progress, batches, edits_for, input_length
+from massive_jax.evaluate.perplexity import perplexity
+from massive_jax.model import Model
+from massive_jax.probe import Edit
+
+Measure = Callable[[Sequence[Edit], Progress | None], float]
+"""Edits and progress -> a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Preprocessed images.
+
+    Attributes:
+      inputs: float32 [B, height, width, 3].
+      names: of the B images.
+    """
+
+    inputs: np.ndarray
+    names: tuple[str, ...]
+
+
+def measure_of(model: Model, data: Windows | Images, progress: Progress | None = None) -> tuple[str, Measure]:
+    """What interventions are judged by, and its name.
+
+    Of a text "perplexity". Of images a comparison with the unedited model, from -1 or 0 to 1: with a head
+    "top1_agreement", the share of images whose most likely class stays, otherwise "cosine_similarity" of the pooled
+    features, averaged over the images. The unedited model is run here.
+    """
+    if isinstance(data, Windows):
+        return "perplexity", lambda edits, progress: perplexity(model, data, edits, progress)
+    reference = features(model, data.inputs, progress=progress)
+    if model.require_vision().num_classes:
+        return "top1_agreement", lambda edits, progress: float(
+            np.mean(features(model, data.inputs, edits, progress).argmax(axis=-1) == reference.argmax(axis=-1))
+        )
+    return "cosine_similarity", lambda edits, progress: float(
+        cosine_similarity(features(model, data.inputs, edits, progress), reference).mean()
+    )
+
+
+def features(
+    model: Model, images: np.ndarray, edits: Sequence[Edit] | None = None, progress: Progress | None = None
+) -> np.ndarray:
+    """float32 logits [B, V] of images [B, height, width, 3]; where there is no head their pooled features [B, W]."""
+    found = []
+    for rows, batch in batches(images, progress, input_length(model, images)):
+        out = model(batch, edits=edits_for(edits, rows))
+        found.append(np.asarray(out.pooled if out.logits is None else out.logits, np.float32))
+    return np.concatenate(found)
+
+
+def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of the rows of two arrays: [B, W], [B, W] -> [B]."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return np.sum(a * b, axis=-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))

@@ -1,0 +1,124 @@
+"""The stack of blocks, and what every model does around it to be read and edited.
+
+Axis letters: see `massive_jax.probe.sites`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from massive_jax.models.attention import Surroundings
+from massive_jax.models.block import Block
+from massive_jax.models.config import BlockConfig
+from massive_jax.probe import ALL_SITES, Capture, CapturePlan, Tap, compile_captures, empty_results, present
+
+# What attention sees in a layer, and in a windowed one where only some layers are; None where all are alike.
+LayerKinds: TypeAlias = tuple[Surroundings, Surroundings | None]
+
+# What the backward pass finds of a block: all of it, the products with weights, or its input only.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+# What is kept of the blocks' pass over sink tokens.
+_KEYS_AND_VALUES = compile_captures(Capture(("key", "value"), layers=1), 1)
+_FIRST_SLOT = {"key": 0, "value": 0}
+
+# What is sown when `intermediates` is mutable and nothing in particular is asked for.
+DEFAULT_CAPTURE = Capture("block_out", top_k=3, median=True)
+
+
+def outer_tap(module: nn.Module, config: BlockConfig, plan: CapturePlan | None, shift: jax.Array | int = 0) -> Tap:
+    """The tap for the sites around the blocks, with the module's collection `edits`.
+
+    Args:
+      module: the model, in its `__call__`.
+      config: of the model.
+      plan: what to sow; nothing unless `intermediates` is mutable, and `DEFAULT_CAPTURE` for None.
+      shift: see `Tap`.
+    """
+    if not module.is_mutable_collection("intermediates") or module.is_initializing():
+        plan = CapturePlan()
+    elif plan is None:
+        plan = compile_captures(DEFAULT_CAPTURE, config.num_layers)
+    edits: dict[str, Any] = {
+        site: module.get_variable("edits", site) for site in ALL_SITES if module.has_variable("edits", site)
+    }
+    return Tap(edits, plan, shift=shift)
+
+
+def run_blocks(
+    config: BlockConfig,
+    x: jax.Array,
+    tap: Tap,
+    sizes: Mapping[str, int],
+    around: LayerKinds,
+    windowed: Sequence[bool] | None = None,
+    sink: jax.Array | None = None,
+    alone: LayerKinds | None = None,
+    remat: str = "none",
+) -> tuple[jax.Array, dict[str, Any]]:
+    """Runs the L blocks under `nn.scan`; their parameters are the submodule "layers" of the module that calls.
+
+    Args:
+      config: of the model.
+      x: [B, T, D], the input of block 1.
+      tap: see `outer_tap`.
+      sizes: a size for every axis letter.
+      around: what attention sees.
+      windowed: which layers are windowed, L booleans.
+      sink: sink tokens [1, n, D], which run beside the sequence and are slots of its attention; None for none.
+      alone: what they see: each other.
+      remat: what of a block is computed again in the backward pass instead of kept: a name in `REMAT`.
+
+    Returns:
+      The output of block L [B, T, D], and what was captured in the blocks, for `sow`.
+    """
+    edits, plan, shift = tap.all_edits, tap.plan, tap.shift
+    flags = jnp.asarray(tuple(windowed or (False,) * config.num_layers))
+    layers = (jnp.arange(1, config.num_layers + 1), flags, dict(plan.slots))
+    nothing_kept = empty_results(_KEYS_AND_VALUES, config.sizes(1, config.num_slots), config.jnp_dtype)
+    carry = (x, sink, empty_results(plan, sizes, config.jnp_dtype))
+
+    def step(block: Block, carry: Any, layer: Any, around: Any, alone: Any, edits: Any) -> tuple[Any, None]:
+        x, sink, results = carry
+        number, windowed, slots = layer
+        around = _of_layer(around, windowed)
+        if sink is not None:
+            kept = Tap({}, _KEYS_AND_VALUES, slots=_FIRST_SLOT, results=nothing_kept)
+            sink = block(sink, _of_layer(alone, windowed), kept)
+            tokens = (kept.results["key"].tensor[0], kept.results["value"].tensor[0])
+            around = dataclasses.replace(around, slot_places=dataclasses.replace(around.slot_places, tokens=tokens))
+        tap = Tap(edits, plan, number, slots, results, shift=shift)
+        x = block(x, around, tap)
+        return (x, sink, tap.results), None
+
+    scan = nn.scan(
+        step if remat == "none" else nn.remat(step, prevent_cse=False, policy=REMAT[remat]),
+        variable_axes={"params": 0, "cache": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=config.num_layers,
+    )
+    (x, _, results), _ = scan(Block(config, name="layers"), carry, layers, around, alone, edits)
+    return x, results
+
+
+def _of_layer(around: LayerKinds, windowed: jax.Array) -> Surroundings:
+    """What a layer's attention sees."""
+    here, local = around
+    return here if local is None else jax.tree.map(lambda a, b: jnp.where(windowed, b, a), here, local)
+
+
+def sow(module: nn.Module, tap: Tap, results: Mapping[str, Any]) -> None:
+    """Sows what `tap` recorded around the blocks and `results` in them under `intermediates`, by site."""
+    for site, value in present(tap.plan, {**results, **tap.results}).items():
+        module.sow("intermediates", site, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)

@@ -1,0 +1,148 @@
+"""The options of a vision transformer: those of its blocks, and how an image becomes tokens and tokens a feature."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from massive_jax.models.config import BlockConfig
+from massive_jax.probe import EXPERT_SITES
+
+INTERPOLATIONS = (None, "bicubic", "bicubic_antialias")
+POOLINGS = ("class", "patch_mean", "class_and_patch_mean", "attention", "all_mean")
+CHANNELS = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig(BlockConfig):
+    """Shape and options of a vision transformer: those of `BlockConfig`, and what is around the blocks.
+
+    The tokens are the class token, the registers, then the patches row by row. With position "rope" the two halves of a
+    head's pairs turn by the patch's row and column, of centres that run from -1 to 1 over the image (DINOv3).
+
+    Attributes:
+      image_size: height and width that the position table is for, in pixels.
+      patch_size: side of a patch, in pixels.
+      patch_bias: bias in the patch embedding.
+      class_token: whether there is one.
+      registers: number of register tokens (arXiv 2309.16588).
+      class_position: with position "learned", whether the table has a row for the class token, its first one.
+      interpolation: how the table is resized for images of another size: "bicubic" (torch's, without antialiasing),
+        "bicubic_antialias" (torch's with it) or None: no other size is taken.
+      embed_norm: a norm before the first block (CLIP).
+      pooling: the image's one feature: "class" (the class token), "patch_mean", "class_and_patch_mean" (both, one after
+        the other), "all_mean" (all tokens) or "attention" (a learned query attends to all tokens, then an MLP; SigLIP).
+      pooled_norm: a norm on that feature (CLIP, whose last hidden state has none).
+      pooled_dense: a linear map and tanh on it (ViT without a classifier).
+      num_classes: V, classes of the linear head on the feature; 0 for no head.
+    """
+
+    causal: bool = False
+    position: str = "learned"
+    mlp: str = "plain"
+    activation: str = "gelu"
+    image_size: tuple[int, int]
+    patch_size: int
+    patch_bias: bool = True
+    class_token: bool = True
+    registers: int = 0
+    class_position: bool = True
+    interpolation: str | None = "bicubic"
+    embed_norm: bool = False
+    pooling: str = "class"
+    pooled_norm: bool = False
+    pooled_dense: bool = False
+    num_classes: int = 0
+
+    _SIZES: ClassVar[tuple[str, ...]] = (*BlockConfig._SIZES, "patch_size")
+
+    def _inconsistencies(self) -> Iterator[str]:
+        """Options that are fine each by itself and not together."""
+        yield from super()._inconsistencies()
+        if len(self.image_size) != 2 or not all(isinstance(s, int) and s >= self.patch_size for s in self.image_size):
+            yield f"image_size {self.image_size} must be height and width of at least one patch of {self.patch_size}"
+        for name, known in (("interpolation", INTERPOLATIONS), ("pooling", POOLINGS)):
+            if getattr(self, name) not in known:
+                yield f"{name} {getattr(self, name)!r} is not one of {', '.join(map(str, known))}"
+        if self.position not in ("learned", "rope"):
+            yield f"position {self.position!r} is not one of an image's: learned, rope"
+        if self.position == "rope" and (self.head_dim % 4 or self.rope.rotary_dim or self.rope.kind != "default"):
+            yield f"a rope over rows and columns turns whole heads of 4·n dims, unscaled (head_dim {self.head_dim})"
+        if self.registers < 0 or self.num_classes < 0:
+            yield f"registers {self.registers} and num_classes {self.num_classes} must not be negative"
+        bias = self.attention_bias
+        if bias is not None and (bias.prefix or bias.kind == "sink_token"):
+            yield "a prefix and sink tokens are in front of a causal sequence; images have registers"
+        if not self.class_token and self.pooling in ("class", "class_and_patch_mean"):
+            yield f"pooling {self.pooling!r} needs a class token"
+        if self.mlp == "experts" and self.pooling == "attention":
+            yield "pooling 'attention' has an MLP of its own, which cannot be one of experts"
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens are before the patches."""
+        return self.class_token + self.registers
+
+    @property
+    def table_prefix(self) -> int:
+        """How many rows of the position table are not a patch's."""
+        return int(self.class_token and self.class_position)
+
+    @property
+    def native_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches that the position table is for."""
+        return self.grid(*self.image_size)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image; pixels over at the right and the bottom are left out."""
+        return height // self.patch_size, width // self.patch_size
+
+    def num_tokens(self, height: int, width: int) -> int:
+        """T of an image."""
+        rows, columns = self.grid(height, width)
+        return self.prefix + rows * columns
+
+    def token_names(self, height: int, width: int) -> list[str]:
+        """Names of the T tokens of an image: CLS, reg1, …, (row,column) of each patch, from 0."""
+        rows, columns = self.grid(height, width)
+        return [
+            *["CLS"] * self.class_token,
+            *(f"reg{i}" for i in range(1, self.registers + 1)),
+            *(f"({row},{column})" for row in range(rows) for column in range(columns)),
+        ]
+
+    @property
+    def absent_sites(self) -> frozenset[str]:
+        """Sites that a model of this config does not have: the head reads one feature, so no token has logits."""
+        return frozenset({"mlp_hidden"} if self.experts else EXPERT_SITES) | {"logits"}
+
+    @property
+    def example(self) -> jax.ShapeDtypeStruct:
+        """The shape and dtype of an input, for shape inference."""
+        return jax.ShapeDtypeStruct((1, *self.image_size, CHANNELS), jnp.float32)
+
+    def input_sizes(self, shape: Sequence[int]) -> dict[str, int]:
+        """A size for every axis letter, for images of `shape` [B, H, W, 3]."""
+        B, height, width, _ = shape
+        return self.sizes(B, self.num_tokens(height, width))
+
+    def sizes(self, B: int, T: int, S: int | None = None) -> dict[str, int]:
+        """A size for every axis letter of `massive_jax.probe.sites`, for B images of T tokens.
+
+        And for those of `massive_jax.weights.table`: C, I, J, M, W, Z.
+        """
+        rows, columns = self.native_grid
+        return super().sizes(B, T, S) | {
+            "P": T - self.prefix,
+            "V": self.num_classes,
+            "W": self.hidden_size,
+            "C": CHANNELS,
+            "I": self.patch_size,
+            "J": self.patch_size,
+            "M": self.table_prefix + rows * columns,
+            "Z": self.registers,
+        }

@@ -1,0 +1,78 @@
+"""What the vision families share: how their configs say sizes, heads and names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from massive_jax.weights.table import Row
+from massive_jax.zoo.fields import Fields
+
+# The projections of an attention under "attention.", as ViT and DINOv2 name them.
+PARTS = ("attention.query", "attention.key", "attention.value", "output.dense")
+_CLASSIFIER = "ForImageClassification"
+
+
+def front_end(fields: Fields, *, image_size: int = 224, patch_size: int = 16) -> dict[str, Any]:
+    """`image_size` and `patch_size` of a VisionConfig; the defaults are those of the Hugging Face class."""
+    fields.only("num_channels", 3)
+    sides: dict[str, tuple[int, int]] = {}
+    for name, default in (("image_size", image_size), ("patch_size", patch_size)):
+        given = fields.get(name, default)
+        height, width = (given, given) if isinstance(given, int) else given
+        sides[name] = (height, width)
+    if sides["patch_size"][0] != sides["patch_size"][1]:
+        raise ValueError(f"{fields.location}: patches of {sides['patch_size']} pixels are not square.")
+    return {"image_size": sides["image_size"], "patch_size": sides["patch_size"][0]}
+
+
+def num_classes(fields: Fields) -> int:
+    """Classes of the head: where the config's `architectures` names a classifier, else 0."""
+    if not any(str(name).endswith(_CLASSIFIER) for name in fields.get("architectures", [])):
+        return 0
+    labels = fields.get("id2label")
+    return len(labels) if labels else fields.get("num_labels", 2)  # as transformers: 2 where nothing says
+
+
+def backbone_fields(fields: Fields) -> None:
+    """Fields that only training, or a backbone's intermediate features, make use of."""
+    fields.ignore("drop_path_rate", "layerscale_value", "apply_layernorm", "reshape_hidden_states")
+    fields.ignore("out_features", "out_indices", "stage_names")
+
+
+def linear_rows(name: str, path: str, kernel: str | None, bias: str | None = None) -> Iterator[Row]:
+    """Rows of a linear map (or convolution): weight and bias."""
+    yield Row(f"{name}.weight", f"{path}/kernel", kernel)
+    yield Row(f"{name}.bias", f"{path}/bias", bias)
+
+
+def norm_rows(names: Mapping[str, str]) -> Iterator[Row]:
+    """Rows of layer norms: name -> path."""
+    for name, path in names.items():
+        yield Row(f"{name}.weight", f"{path}/scale")
+        yield Row(f"{name}.bias", f"{path}/bias")
+
+
+def attention_rows(names: Iterable[str]) -> Iterator[Row]:
+    """Rows of an attention's query, key, value and output projections; each query head has a key/value head."""
+    *inputs, out = names
+    for name, part in zip(inputs, ("query", "key", "value"), strict=True):
+        yield from linear_rows(name, f"layers/attn/{part}", "(HN)D->DHN", "(HN)->HN")
+    yield from linear_rows(out, "layers/attn/out", "D(HN)->HND")
+
+
+def mlp_rows(up: str, down: str, path: str = "layers/mlp") -> Iterator[Row]:
+    """Rows of a plain MLP."""
+    yield from linear_rows(up, f"{path}/up", "FD->DF")
+    yield from linear_rows(down, f"{path}/down", "DF->FD")
+
+
+def patch_rows(name: str) -> Iterator[Row]:
+    """Rows of the patch embedding, a convolution."""
+    yield from linear_rows(name, "patch", "DCIJ->IJCD")
+
+
+def head_rows(name: str = "classifier") -> Iterator[Row]:
+    """Rows of a linear classifier."""
+    yield Row(f"{name}.weight", "head")
+    yield Row(f"{name}.bias", "head_bias")

@@ -1,0 +1,126 @@
+"""The experiments on images: one code path, another input."""
+
+import json
+
+import hf_reference
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+import massive_jax as mj
+
+DIM, TOKEN = 7, "reg1"
+
+
+@pytest.fixture(scope="module")
+def vision_directory(tmp_path_factory):
+    """Two blocks, two registers, 3 × 3 patches; reg1 has a massive activation at dim 7 from the embedding on."""
+    directory = tmp_path_factory.mktemp("tiny_dinov2")
+    config = transformers.Dinov2WithRegistersConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=42,
+        patch_size=14,
+        num_register_tokens=2,
+    )
+    reference = hf_reference.Reference(transformers.Dinov2WithRegistersModel, {})
+    model = hf_reference.random_model(reference, config)
+    with torch.no_grad():
+        model.embeddings.register_tokens[0, 0, DIM] = 30000.0
+    hf_reference.save(model, directory)
+    (directory / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 48}, "crop_size": 42})
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three photographs."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (60, 70, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"photo{i}.png")
+    return folder
+
+
+@pytest.fixture
+def look(run, vision_directory, folder):
+    def look(name, *arguments, images=folder):
+        return run(name, f"--model={vision_directory}", f"--images={images}", *arguments)
+
+    return look
+
+
+def test_layerwise(look, run, vision_directory, folder):
+    result = look("layerwise")
+    assert result["images"] == ["photo0.png", "photo1.png", "photo2.png"]
+    assert result["image_size"] == [42, 42]
+    assert result["tokens"] == ["CLS", "reg1", "reg2", *(f"({i},{j})" for i in range(3) for j in range(3))]
+    assert not {"bos", "text", "windows", "context"} & result.keys()
+    for layer in result["layers"]:
+        top = layer["top"][0]
+        assert (top["position"], top["dim"], top["token"], top["share"]) == (1, DIM, TOKEN, 1.0)
+        assert top["value"] > 20000
+    assert f"(1 {TOKEN}, {DIM})" in run.out
+    # As the model's own output.
+    model = mj.load(str(vision_directory), progress=False)
+    stream = model(model.preprocess(sorted(folder.iterdir())), capture=mj.Capture("block_out"))
+    values = np.asarray(stream.intermediates["block_out"])[:, :, 1, DIM].mean(axis=1)
+    np.testing.assert_allclose([layer["top"][0]["value"] for layer in result["layers"]], values, rtol=1e-5)
+
+
+def test_feature_map_and_attention_map(look, run, folder):
+    mapped = look("feature_map", "--layer=2", images=folder / "photo1.png")
+    assert mapped["images"] == ["photo1.png"]
+    assert [(m["position"], m["dim"], m["token"]) for m in mapped["massive"]] == [(1, DIM, TOKEN)]
+    attention = look("attention_map", "--layer=2", "--head=1", "--image_size=56")
+    assert attention["images"] == ["photo0.png"]
+    assert len(attention["tokens"]) == 3 + 16
+    assert attention["massive_positions"] == [1]
+    # Attention goes both ways: nothing is masked.
+    with np.load(run.workdir / "attention_map.npz") as arrays:
+        assert np.isfinite(arrays["logits"]).all()
+        np.testing.assert_allclose(arrays["probs"].sum(axis=-1), 1, rtol=1e-5)
+
+
+def test_intervene(look, run):
+    result = look("intervene", "--layer=1", "--ops=zero,mean", "--num_images=2")
+    assert [(s["position"], s["dim"]) for s in result["sites"]] == [(1, DIM)]
+    found = result["cosine_similarity"]
+    assert found["original"] == 1.0
+    assert found["mean"] > 0.999 > found["zero"]
+    assert result["images"] == ["photo0.png", "photo1.png"]
+    assert "predicted_tokens" not in result
+    assert "cosine similarity" in run.out
+    assert (run.workdir / "intervene.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--images=nowhere",), "'nowhere' cannot be opened"),
+        (("--image_size=45",), "45 × 45 pixels do not divide into patches of 14 × 14"),
+        (("--layer=3",), "give 'auto' or a layer of this model, 1 to 2"),
+    ],
+)
+def test_bad_input(look, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        look("feature_map", *arguments)
+
+
+def test_bad_sites(look):
+    with pytest.raises(ValueError, match="12:7 out of range: the inputs have positions 0 to 11"):
+        look("intervene", "--sites=12:7")
+    with pytest.raises(ValueError, match="first delimiter, which an image does not have"):
+        look("intervene", "--sites=delim:7")
+
+
+def test_images_and_models_that_do_not_go_together(run, vision_directory, folder):
+    with pytest.raises(ValueError, match="is a vision model: give it images with --images"):
+        run("layerwise", f"--model={vision_directory}")
+    with pytest.raises(ValueError, match="is a language model: it cannot look at --images"):
+        run("layerwise", f"--images={folder}")
