@@ -37,6 +37,7 @@ lint: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.forward
 	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.parity
 
 clean:

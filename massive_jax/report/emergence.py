@@ -40,6 +40,7 @@ def plot_emergence(result: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 def draw(result: Mapping[str, Any]) -> "Figure":
     """The figure of `plot_emergence`; call it under `style.context()`."""
     import matplotlib
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     records = result["census"]
     if not records:
@@ -56,7 +57,7 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     height = bottom + len(panels) * (PANEL + GAP) - GAP + header.height
     made = style.figure(WIDTH, height)
     header.draw(made)
-    labels = style.layer_ticks(1, num_layers)
+    labels = style.layer_ticks(1, num_layers, most=8)
     right = style.text_width(f"Layer {num_layers}") + 0.3 + style.MARGIN
     for row, (key, name, logarithmic) in enumerate(panels):
         base = bottom + (len(panels) - 1 - row) * (PANEL + GAP)
@@ -65,6 +66,8 @@ def draw(result: Mapping[str, Any]) -> "Figure":
         values = np.where(np.isfinite(values) & ((values > 0) | (not logarithmic)), values, np.nan)
         if logarithmic:
             ax.set_yscale("log")
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
+            ax.yaxis.set_minor_formatter(NullFormatter())
         for layer in range(num_layers):
             marker = "o" if len(steps) == 1 else ""
             ax.plot(steps, values[:, layer], color=colours[layer], linewidth=1.2, marker=marker, markersize=3)

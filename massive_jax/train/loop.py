@@ -92,8 +92,10 @@ class TrainConfig:
 
 
 # What a resumed training may have otherwise than it began: nothing here changes a step.
-_FREE = ("steps", "log_every", "eval_every", "census_every", "checkpoint_every", "eval_batches", "census_windows")
-_FREE_TOO = ("keep", "mesh")
+_FREE = (
+    *("steps", "log_every", "eval_every", "census_every", "checkpoint_every"),
+    *("eval_batches", "census_windows", "keep", "mesh"),
+)
 
 
 class Preempted(Exception):  # noqa: N818 (it is no error: everything is saved)
@@ -192,7 +194,7 @@ def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], workdir: pat
     differing = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in dict.fromkeys([*before, *now])
-        if before.get(name) != now.get(name) and name not in (*_FREE, *_FREE_TOO)
+        if before.get(name) != now.get(name) and name not in _FREE
     ]
     if differing:
         raise ValueError(

@@ -56,7 +56,9 @@ class Trainer:
 
     def init(self, seed: int) -> TrainState:
         """The state to start from, as nanoGPT's: kernels N(0, 0.02²), those that add to the stream over √(2L)."""
-        return _init(self, jax.random.key(seed))
+        state = _init(self, jax.random.key(seed))
+        # Bound to the device, as a state from a checkpoint is: jax compiles a step for each kind.
+        return state if self.mesh is not None else jax.device_put(state, jax.devices()[0])
 
     def step(self, state: TrainState, tokens: np.ndarray) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step of the optimiser. The state given is used up.

@@ -5,6 +5,7 @@ import itertools
 import os
 import resource
 import signal
+import time
 
 import jax
 import numpy as np
@@ -169,6 +170,9 @@ def test_a_full_disk_keeps_the_checkpoint_before(make_config, token_file, tmp_pa
 
     def filling(self, state, tokens):
         if next(taken) == 5:  # from here on no file may grow beyond 20 kB
+            deadline = time.monotonic() + 60
+            while not (tmp_path / "checkpoints" / "3").is_dir() and time.monotonic() < deadline:
+                time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
         return original(self, state, tokens)
 

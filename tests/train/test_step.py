@@ -77,7 +77,7 @@ def test_accumulated_step_equals_whole_step(plain):
     assert_close(state.opt_state, plain[0].opt_state, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
 def test_rematerialised_step_equals_plain_step(plain, remat):
     state, losses = run(Trainer(LanguageModel(GPT, remat=remat), RECIPE))
     np.testing.assert_allclose(losses, plain[1], rtol=1e-5)
