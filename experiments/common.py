@@ -24,11 +24,13 @@ from experiments.flags import images as image_flags
 from experiments.flags import model as model_flags
 from experiments.flags import prompt as prompt_flags
 from experiments.flags import text as text_flags
-from massive_jax.data import Windows, cut_windows, list_images
+from massive_jax.data import ImageList, Windows, cut_windows, image_batches, list_images
 from massive_jax.evaluate import Images
 from massive_jax.models import VisionConfig
 from massive_jax.report import label, number
 from massive_jax.weights.wheel import cache_dir
+
+_IMAGES = 16  # that are held in memory, where no number is given
 
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "On an error, shows where in the code it was raised.")
 
@@ -121,9 +123,7 @@ def prompt_tokens(model: mj.Model) -> np.ndarray:
 
 def images(model: mj.Model) -> Images:
     """The images that the flags ask for; ValueError where there are none, or the model cannot take them."""
-    if image_flags.IMAGES.value is None:
-        raise ValueError(f"{model.name} is a vision model: give it images with --images=FILE or a folder.")
-    paths = list_images(image_flags.IMAGES.value).paths[: image_flags.NUM_IMAGES.value]
+    paths = image_files(model).paths[: image_flags.NUM_IMAGES.value or _IMAGES]
     pixels = model.check_images(model.preprocess(list(paths), image_flags.IMAGE_SIZE.value))
     return Images(pixels, tuple(path.name for path in paths))
 
@@ -156,10 +156,35 @@ def windows(model: mj.Model, text: str, least: int = 1) -> Windows:
     )
 
 
+def image_files(model: mj.Model) -> ImageList:
+    """The image files that the flags ask for, unread; ValueError where there are none."""
+    model.require_vision()
+    if image_flags.IMAGES.value is None:
+        raise ValueError(f"{model.name} is a vision model: give it images with --images=FILE or a folder.")
+    return list_images(image_flags.IMAGES.value).first(image_flags.NUM_IMAGES.value)
+
+
+def image_source(model: mj.Model, files: ImageList) -> Callable[[], Iterator[tuple[slice, np.ndarray]]]:
+    """Gives the images in batches, preprocessed for `model`, as often as it is called."""
+    processor = model.require_processor()
+    size, count = image_flags.IMAGE_SIZE.value, image_flags.BATCH_SIZE.value
+    return lambda: image_batches(files.paths, processor, min(count, len(files)), size=size)
+
+
+def image_header(model: mj.Model, files: ImageList) -> dict[str, Any]:
+    """The fields that a result on image files starts with: those of the first image, the path given, and how many."""
+    first = model.preprocess(files.paths[0], image_flags.IMAGE_SIZE.value)
+    return {
+        **header(model, first, [str(image_flags.IMAGES.value)]),
+        "count": len(files),
+        "classes": len(files.classes) or None,
+    }
+
+
 @contextlib.contextmanager
-def progress(total: int, what: str) -> Iterator[Callable[[int], Any]]:
-    """A progress bar over `total` tokens that shows itself when the work takes more than two seconds."""
-    with tqdm.tqdm(total=total, desc=what, unit="tok", unit_scale=True, delay=2.0, disable=None) as bar:
+def progress(total: int, what: str, unit: str = "tok") -> Iterator[Callable[[int], Any]]:
+    """A progress bar over `total` tokens (or `unit`) that shows itself when the work takes more than two seconds."""
+    with tqdm.tqdm(total=total, desc=what, unit=unit, unit_scale=True, delay=2.0, disable=None) as bar:
         yield bar.update
 
 

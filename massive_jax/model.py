@@ -161,13 +161,17 @@ class Model:
         Raises:
           ValueError: not a vision model; the checkpoint does not say how; not an image (see `ImageProcessor`).
         """
+        return self.require_processor()(images, size)
+
+    def require_processor(self) -> ImageProcessor:
+        """The preprocessing of images; ValueError where the checkpoint does not say how, or is a language model."""
         self.require_vision()
         if self.processor is None:
             raise ValueError(
                 f"{self.name}: the checkpoint has no preprocessor_config.json; add it, or give images float32 "
                 "[batch, height, width, 3], normalised as the model was trained."
             )
-        return self.processor(images, size)
+        return self.processor
 
     def require_language(self) -> TransformerConfig:
         """The config of a language model; ValueError for a vision model."""

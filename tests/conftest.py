@@ -78,6 +78,12 @@ def tiny_vision():
 
 
 @pytest.fixture(scope="session")
+def make_vision():
+    """Builds a random vision model: `make_vision(**changes)` of `TINY_VISION`."""
+    return lambda seed=0, **changes: random_model(dataclasses.replace(TINY_VISION, **changes), seed)
+
+
+@pytest.fixture(scope="session")
 def tiny_images():
     """float32 [2, 28, 28, 3]."""
     return np.random.default_rng(1).normal(size=(2, 28, 28, 3)).astype(np.float32)

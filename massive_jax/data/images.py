@@ -22,6 +22,7 @@ from massive_jax.weights.source import existing_path, listed
 if TYPE_CHECKING:
     from PIL import Image
 
+BUILT_IN_IMAGE = "photo"  # a portrait that every matplotlib ships: an image that needs no download
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 _FILE = "preprocessor_config.json"
@@ -121,6 +122,16 @@ class ImageProcessor:
         ]
         return stack_images([np.moveaxis(x, 0, -1) for x in out])
 
+    def pixels(self, images: np.ndarray) -> np.ndarray:
+        """What `__call__` gave as a picture again: float32 [B, H, W, 3] -> uint8 of the same shape."""
+        backend = self._backend
+        x = images
+        if backend.do_normalize:
+            x = x * np.asarray(backend.image_std, np.float32) + np.asarray(backend.image_mean, np.float32)
+        if backend.do_rescale:
+            x = x / backend.rescale_factor
+        return np.rint(np.clip(x, 0, 255)).astype(np.uint8)
+
     @functools.cached_property
     def _backend(self) -> Any:
         """What does the work: transformers' class of that name on PIL and numpy, or one of `transforms`."""
@@ -180,9 +191,14 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def first(self, count: int | None) -> ImageList:
+        """The first `count` of them; all for None. The classes stay."""
+        labels = None if self.labels is None else self.labels[:count]
+        return ImageList(self.paths[:count], labels, self.classes)
+
 
 def list_images(path: str | os.PathLike[str]) -> ImageList:
-    """The images at `path`: a file, a folder of images, or a folder with a folder a class (as ImageNet's).
+    """The images at `path`: a file, a folder of images, a folder with a folder a class (as ImageNet's), or "photo".
 
     Images of a folder are sorted by name, classes too; those of a class may lie in folders of their own. A file counts
     as an image by its suffix (`SUFFIXES`); hidden files and folders do not count.
@@ -190,6 +206,10 @@ def list_images(path: str | os.PathLike[str]) -> ImageList:
     Raises:
       ValueError: nothing is there; no image in the folder, or in one of its classes; images beside folders of images.
     """
+    if path == BUILT_IN_IMAGE and not pathlib.Path(path).exists():
+        import matplotlib
+
+        return ImageList((pathlib.Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg"),))
     root = existing_path(path, "Image file or folder")
     if root.is_file():
         return ImageList((root,))

@@ -2,6 +2,7 @@
 
 from massive_jax.evaluate.agreement import Images, cosine_similarity, features, measure_of
 from massive_jax.evaluate.batches import input_length
+from massive_jax.evaluate.images import ImageOutputs, attach_head, check_classes, run_images
 from massive_jax.evaluate.intervention import (
     Operation,
     PlaceInStream,
@@ -15,26 +16,51 @@ from massive_jax.evaluate.layers import LayerSummary, LayerTable, measure_layers
 from massive_jax.evaluate.perplexity import perplexity, token_nll
 from massive_jax.evaluate.profile import Profile, measure_profile
 from massive_jax.evaluate.quantize import quantized_inputs
+from massive_jax.evaluate.register_neurons import (
+    OUTLIER,
+    PatchNorms,
+    RegisterNeuron,
+    add_register,
+    find_register_neurons,
+    move_neurons,
+    patch_maps,
+    patch_norms,
+)
+from massive_jax.evaluate.registers import mean_registers, register_shape
 
 __all__ = [
+    "OUTLIER",
+    "ImageOutputs",
     "Images",
     "LayerSummary",
     "LayerTable",
     "Operation",
+    "PatchNorms",
     "PlaceInStream",
     "Profile",
+    "RegisterNeuron",
+    "add_register",
+    "attach_head",
+    "check_classes",
     "check_sites",
     "cosine_similarity",
     "features",
+    "find_register_neurons",
     "hidden_state",
     "input_length",
     "intervene",
+    "mean_registers",
     "measure_layers",
     "measure_of",
     "measure_profile",
+    "move_neurons",
     "parse_sites",
+    "patch_maps",
+    "patch_norms",
     "perplexity",
     "quantized_inputs",
+    "register_shape",
+    "run_images",
     "site_means",
     "token_nll",
 ]

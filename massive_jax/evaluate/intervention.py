@@ -16,8 +16,10 @@ from massive_jax.data.windows import Windows
 from massive_jax.evaluate.agreement import Images, Measure, measure_of
 from massive_jax.evaluate.batches import Progress, batches, input_length
 from massive_jax.model import Model
-from massive_jax.probe import OPS, Capture, Edit
+from massive_jax.probe import Capture, Edit
 from massive_jax.probe.sites import check_layers
+
+_NUMBERED = ("set", "scale", "add", "noise")  # operations of `Edit` that take a number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +44,9 @@ class Operation:
     def parse(cls, text: str) -> Operation:
         """Reads "zero", "mean", "shuffle", "set=0.5", "scale=2", "add=1", "noise=3"; ValueError otherwise."""
         op, _, number = text.partition("=")
-        takes_number = op in OPS and op not in ("shuffle", "quantize")  # one number has no scale but its own
+        takes_number = op in _NUMBERED
         known = "zero, mean, shuffle, set=X, scale=X, add=X, noise=X"
-        if not (takes_number or op in ("zero", "mean", "shuffle")) or takes_number != bool(number):
+        if op not in ("zero", "mean", "shuffle", *_NUMBERED) or takes_number != bool(number):
             raise ValueError(f"unknown operation {text!r}; known: {known} (X a number).")
         try:
             value = float(number) if number else None

@@ -20,7 +20,7 @@ from jax import lax
 
 from massive_jax.probe.sites import ALL_SITES, AXIS_NAMES, Site, check_layers, find_site, is_index
 
-OPS = ("set", "scale", "add", "noise", "shuffle", "quantize")
+OPS = ("set", "scale", "add", "noise", "shuffle", "quantize", "move")
 NO_LAYER = -1  # the layer of a padding row: matches none
 ALL_LAYERS = -2  # matches every layer
 _MIN_ROWS = 4
@@ -45,11 +45,12 @@ class Edit:
         rule's name ("first", "last"; language models also know "first_delimiter") or a function tokens [B, T] -> [B].
       dim: index along the last axis (width, head width, MLP width or vocabulary); None for all.
       op: "set" (x ← value), "scale" (x ← value·x), "add" (x ← x + value), "noise" (x ← x + value·N(0, 1)), "shuffle"
-        (x ← the same dims at another position, by a random cyclic permutation of the positions) or "quantize" (x ← the
+        (x ← the same dims at another position, by a random cyclic permutation of the positions), "quantize" (x ← the
         nearest of 2^value - 1 evenly spaced numbers from -max|x| to max|x|, with one max for what is edited of a
-        sequence: absmax quantisation with a scale per tensor).
+        sequence: absmax quantisation with a scale per tensor) or "move" (position `value` takes the largest of the
+        other positions' x, which become 0; for one dim, without a position).
       value: a number, or with dim=None an array with one value a dim. Noise: the standard deviation. Quantize: the
-        number of bits, from 2 to 16. Unused by shuffle.
+        number of bits, from 2 to 16. Move: the position that it moves to. Unused by shuffle.
       head: head index for the sites that have heads; None for all.
       key: key position for attn_logits and attn_probs; None for all.
       seed: seed of noise and shuffle.
@@ -194,6 +195,12 @@ def apply_edits(
             step = jnp.maximum(largest / (2.0 ** (value - 1) - 1), jnp.finfo(jnp.float32).tiny)
             return jnp.round(old / step) * step
 
+        def moved_to_one() -> jax.Array:
+            # Only for rows whose positions are the last axis here: `_pack` sees to it.
+            target = jnp.arange(old.shape[-1]) == value
+            largest = jnp.max(jnp.where(target, -jnp.inf, old), axis=-1, keepdims=True)
+            return jnp.where(target, largest, 0.0)
+
         new = lax.switch(
             jnp.where(jnp.any(active), row.op, 0),
             (
@@ -203,6 +210,7 @@ def apply_edits(
                 lambda: old + value * jax.random.normal(key, old.shape),
                 shuffled,
                 quantized,
+                moved_to_one,
             ),
         )
         return at.set(new.astype(x.dtype), mode="drop"), None
@@ -265,6 +273,12 @@ def _pack(
         value = np.broadcast_to(value, (sizes[last],))
     if edit.op == "quantize" and not np.isin(value, range(2, 17)).all():
         raise ValueError(f"value is {edit.value!r}; quantize takes a whole number of bits, 2 to 16.")
+    if edit.op == "move":
+        positions = site.axis_of("position")
+        if positions is None or {*index, positions} != set(site.axes[1:]) or positions in index:
+            raise ValueError(f"move takes one dim (and head) of all positions of {site.name}, which has {site.axes}.")
+        if not is_index(edit.value) or not 0 <= value < sizes[positions] or sizes[positions] < 2:
+            raise ValueError(f"move to position {edit.value!r}: there are positions 0 to {sizes[positions] - 1}.")
     op = np.int32(OPS.index(edit.op))
     return site, EditRows(np.int32(layer), index, op, value, np.uint32(edit.seed & 0xFFFFFFFF))
 

@@ -10,10 +10,13 @@ from massive_jax.report.files import atomic_write, read_json, write_arrays, writ
 from massive_jax.report.html import Section, Summary, Table, write_report
 from massive_jax.report.intervention import plot_intervention
 from massive_jax.report.layerwise import plot_layerwise
+from massive_jax.report.overlay import Panel, plot_overlay
 from massive_jax.report.profiles import plot_profiles
+from massive_jax.report.registers import plot_registers
 from massive_jax.report.style import label, number
 
 __all__ = [
+    "Panel",
     "Section",
     "Summary",
     "Table",
@@ -25,7 +28,9 @@ __all__ = [
     "plot_feature_map",
     "plot_intervention",
     "plot_layerwise",
+    "plot_overlay",
     "plot_profiles",
+    "plot_registers",
     "read_json",
     "write_arrays",
     "write_json",

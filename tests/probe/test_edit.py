@@ -214,6 +214,21 @@ def test_shuffle_of_a_single_token_leaves_it(make_model):
     np.testing.assert_allclose(model(tokens, edits=edit).logits, model(tokens).logits, rtol=1e-5, atol=1e-6)
 
 
+def test_move_gathers_a_dim_at_one_position():
+    x = tensor("mlp_hidden") - 1
+    expected = x.copy()
+    expected[..., 7] = 0
+    expected[:, 4, 7] = np.delete(x[..., 7], 4, axis=1).max(axis=1)
+    edit = Edit("mlp_hidden", layer=2, dim=7, op="move", value=4)
+    np.testing.assert_array_equal(apply(x, [edit], 2, "mlp_hidden"), expected)
+    np.testing.assert_array_equal(apply(x, [edit], 1, "mlp_hidden"), x)
+    heads = tensor("query")
+    expected = heads.copy()
+    expected[:, :, 1, 2] = 0
+    expected[:, 0, 1, 2] = heads[:, 1:, 1, 2].max(axis=1)
+    np.testing.assert_array_equal(apply(heads, [Edit("query", layer=2, head=1, dim=2, op="move", value=0)]), expected)
+
+
 # Positions
 
 
@@ -303,6 +318,11 @@ REFUSED = {
     "matrix": (BLOCK | {"value": np.ones((6, 8))}, r"value has shape \(6, 8\)"),
     "vector of keys": ({"site": "attn_probs", "layer": 1, "value": np.ones(7)}, "each of the 6 keys"),
     "word": (BLOCK | {"value": "zero"}, "value"),
+    "move of one position": (BLOCK | {"op": "move", "dim": 0, "position": 1}, "move takes one dim .* of all positions"),
+    "move of all dims": (BLOCK | {"op": "move"}, "move takes one dim"),
+    "move of all heads": ({"site": "query", "layer": 1, "dim": 0, "op": "move"}, r"one dim \(and head\)"),
+    "move to nowhere": (BLOCK | {"op": "move", "dim": 0, "value": T}, "move to position 6: there are positions 0 to 5"),
+    "move between": (BLOCK | {"op": "move", "dim": 0, "value": 0.5}, "move to position 0.5"),
     "no value": (BLOCK | {"value": None}, "value"),
 }
 
@@ -361,7 +381,7 @@ def test_stacking_nothing_is_refused():
 
 
 def test_the_operations_are_the_documented_ones():
-    assert OPS == ("set", "scale", "add", "noise", "shuffle", "quantize")
+    assert OPS == ("set", "scale", "add", "noise", "shuffle", "quantize", "move")
 
 
 def test_quantize():

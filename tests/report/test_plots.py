@@ -13,15 +13,20 @@ from matplotlib.text import Text
 
 import massive_jax.report
 from massive_jax.report import (
+    Panel,
     attention,
     feature_map,
     intervention,
     label,
     layerwise,
+    overlay,
     plot_attention,
     plot_feature_map,
     plot_intervention,
     plot_layerwise,
+    plot_overlay,
+    plot_registers,
+    registers,
     style,
 )
 
@@ -111,6 +116,24 @@ def _intervention(**perplexity):
     return {**HEAD, "layer": 12, "context": 512, "windows": 4, "sites": sites, "perplexity": perplexity}
 
 
+def _registers(layers=40, found=True, **changes):
+    rows, massive = [], []
+    for layer in range(layers):
+        values = [0.3 + 0.1 * layer, 50.0 + layer, -0.2 - 800 * (found and layer > 0), 0.31 + 0.1 * layer]
+        largest = [{"register": r, "dim": 10 * r, "value": v} for r, v in enumerate(values, 1)]
+        rows.append({"layer": layer, "median": 0.01 + 0.02 * layer, "largest": largest})
+        massive += [{"layer": layer, **largest[2]}] if found and layer > 0 else []
+    return {"model": "tiny", "means": "collected", "count": 3, "layers": rows, "massive": massive, **changes}
+
+
+def _overlay(H=70, W=56, grid=(5, 4), model="tiny", maps=2):
+    rng = np.random.default_rng(0)
+    panels = [Panel("The image; outlined: 1 outlier", marked=[(1, 2)])]
+    panels += [Panel(f"Norm {i}: up to {i}", i * rng.random(grid), "norm") for i in range(1, maps + 1)]
+    image = rng.integers(0, 256, (H, W, 3)).astype(np.uint8)
+    return {"model": model}, "A title that says what was found", "a note " * 12, image, grid, panels
+
+
 def _broken_layers():
     result = _layerwise(48)
     result["layers"][20]["top"][0]["value"] = None
@@ -171,6 +194,11 @@ CASES = {
         intervention,
         (_intervention(original=3.2, zero=3.4e17, a_name_without_end_at_all_it_seems=9),),
     ),
+    "registers": (registers, (_registers(),)),
+    "registers-1": (registers, (_registers(1, found=False),)),
+    "registers-12": (registers, (_registers(12, means="/some/where/means.npz", model="x" * 90),)),
+    "overlay": (overlay, _overlay()),
+    "overlay-wide": (overlay, _overlay(56, 112, (4, 8), "/a/very/long/path/" + "x" * 90, 4)),
     "intervention-one": (intervention, ({**_intervention(original=1.0), "sites": []},)),
 }
 
@@ -307,11 +335,34 @@ def test_intervention_draws_what_is_not_finite_open_and_longest():
     assert "inf" in [words for words, _ in _texts(made)]
 
 
+def test_registers_say_what_was_found():
+    words = _words(registers, _registers())
+    assert any("reg3, dim 30 (−800.2 in layer 1)" in row for row in (" ".join(words),))
+    assert {"reg1", "reg2", "reg3", "reg4", "median"} <= set(words)
+    assert "Registers of tiny: none has a massive activation" in " ".join(_words(registers, _registers(found=False)))
+
+
+def test_overlay_draws_maps_on_one_scale_and_outlines_patches():
+    data = _overlay()
+    with style.context():
+        made = overlay.draw(*data)
+    image, first, second = (ax.images[-1] for ax in made.axes)
+    np.testing.assert_array_equal(image.get_array(), data[3])
+    assert first.norm.vmax == second.norm.vmax == max(panel.values.max() for panel in data[5][1:])
+    (outline,) = made.axes[0].patches
+    assert (*outline.get_xy(), outline.get_width()) == (2 * 14 - 0.5, 14 - 0.5, 14)  # column 2, row 1
+    for wrong in ({"marked": [(5, 0)]}, {"values": np.ones((4, 4))}):
+        with pytest.raises(ValueError, match=r"the patches are \(5, 4\)"):
+            overlay.draw(*data[:5], [Panel("x", **wrong)])
+
+
 PLOTS = {
     "layerwise": (plot_layerwise, (_layerwise(),)),
     "feature_map": (plot_feature_map, _feature_map()),
     "attention": (plot_attention, _attention()),
     "intervention": (plot_intervention, (_intervention(),)),
+    "registers": (plot_registers, (_registers(),)),
+    "overlay": (plot_overlay, _overlay()),
 }
 
 

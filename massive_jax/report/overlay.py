@@ -1,0 +1,110 @@
+"""Patches of an image: which of them stand out, drawn on the image, and maps over them before and after."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from massive_jax.report import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIDE, GAP = 1.9, 0.18  # inches: a panel's longer side, and what is between panels
+
+
+class Panel(NamedTuple):
+    """One picture of the image.
+
+    Attributes:
+      caption: what it shows.
+      values: float [rows, columns], a map over the patches drawn on the image; None for the image alone.
+      scale: panels with the same scale share their colours, so that they compare.
+      marked: (row, column) of the patches to outline.
+    """
+
+    caption: str
+    values: np.ndarray | None = None
+    scale: str = ""
+    marked: Sequence[tuple[int, int]] = ()
+
+
+def plot_overlay(
+    result: Mapping[str, Any],
+    title: str,
+    note: str,
+    image: np.ndarray,
+    grid: tuple[int, int],
+    panels: Sequence[Panel],
+    path: str | os.PathLike[str],
+) -> None:
+    """Draws panels of one image side by side: maps over its patches, and outlines of those that stand out.
+
+    Args:
+      result: "model", whose name is under the title.
+      title: what the figure shows.
+      note: beside the name: what the figure holds for.
+      image: uint8 [H, W, 3], as the model sees it.
+      grid: rows and columns of patches.
+      panels: from left to right.
+      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+
+    Raises:
+      ValueError: a map or a mark that does not fit the grid; no panels; or another suffix.
+    """
+    with style.context():
+        style.save(draw(result, title, note, image, grid, panels), path)
+
+
+def draw(
+    result: Mapping[str, Any],
+    title: str,
+    note: str,
+    image: np.ndarray,
+    grid: tuple[int, int],
+    panels: Sequence[Panel],
+) -> "Figure":
+    """The figure of `plot_overlay`; call it under `style.context()`."""
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
+
+    if not panels:
+        raise ValueError("an overlay needs one panel or more")
+    for panel in panels:
+        outside = [mark for mark in panel.marked if not all(0 <= i < n for i, n in zip(mark, grid, strict=True))]
+        if outside or (panel.values is not None and panel.values.shape != grid):
+            shape = "" if panel.values is None else f" has shape {panel.values.shape} and"
+            raise ValueError(f"panel {panel.caption!r}{shape} marks {list(panel.marked)}: the patches are {grid}")
+
+    H, W = image.shape[:2]
+    patch = min(H // grid[0], W // grid[1])
+    width, height = SIDE * W / max(H, W), SIDE * H / max(H, W)
+    lines = [style.wrap(panel.caption, width, style.SMALL) for panel in panels]
+    below = max(len(rows) for rows in lines) * style.text_height(style.SMALL) + 0.06
+    total = max(2 * style.MARGIN + len(panels) * (width + GAP) - GAP, 4.5)
+    header = style.Header(title, [f"{style.model_name(result)} · {note}"], total)
+    made = style.figure(total, style.MARGIN + below + height + header.height)
+    header.draw(made)
+
+    grey = np.repeat(np.asarray(image, float).mean(axis=-1, keepdims=True), 3, axis=-1) / 255
+    for i, (panel, rows) in enumerate(zip(panels, lines, strict=True)):
+        left, bottom = style.MARGIN + i * (width + GAP), style.MARGIN + below
+        ax = style.axes(made, left, bottom, width, height)
+        ax.set_axis_off()
+        ax.imshow(image if panel.values is None else grey, interpolation="nearest")
+        if panel.values is not None:
+            shared = [p.values for p in panels if p.values is not None and p.scale == panel.scale]
+            most = max(float(np.nanmax(values)) for values in shared)
+            extent = (-0.5, grid[1] * patch - 0.5, grid[0] * patch - 0.5, -0.5)
+            norm = Normalize(0, most if most > 0 else 1)
+            ax.imshow(panel.values, cmap="viridis", norm=norm, alpha=0.8, extent=extent, interpolation="nearest")
+        for row, column in panel.marked:
+            corner = (column * patch - 0.5, row * patch - 0.5)
+            ax.add_patch(Rectangle(corner, patch, patch, fill=False, edgecolor=style.MASSIVE, linewidth=1.4))
+        ax.set_xlim(-0.5, W - 0.5)
+        ax.set_ylim(H - 0.5, -0.5)
+        for line, words in enumerate(rows):
+            y = bottom - 0.05 - line * style.text_height(style.SMALL)
+            style.text(made, left, y, words, size=style.SMALL, va="top")
+    return made
