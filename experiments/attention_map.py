@@ -64,6 +64,8 @@ def run(
     windowed = model.config.window_layers is None or model.config.window_layers[number - 1]
     T = input_length(model, inputs)
     visible = np.asarray(causal_mask(T, model.config.window if windowed else None)) | (not model.config.causal)
+    # The slots of an attention bias are the last keys, in sight of every query.
+    visible = np.pad(visible, ((0, 0), (0, model.config.num_slots)), constant_values=True)
     logits, probs = (
         np.where(visible, _over_heads(np.asarray(both.intermediates[site][0, 0]), head), np.nan)
         for site in ("attn_logits", "attn_probs")
@@ -78,6 +80,9 @@ def run(
         "shares": [float(s) for s in attention_shares(np.asarray(mass), positions)],
         "emergence_layer": next((i for i, found in enumerate(massive, 1) if found), None),
     }
+    if model.config.num_slots:
+        slots = [f"slot {i}" for i in range(1, model.config.num_slots + 1)]
+        result["key_tokens"] = [*result["tokens"], *slots]
     write_json(workdir / "attention_map.json", result)
     with atomic_write(workdir / "attention_map.npz") as path:
         np.savez_compressed(path, logits=logits, probs=probs)

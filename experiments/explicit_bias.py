@@ -32,7 +32,7 @@ from experiments import common
 from experiments.flags import text as text_flags
 from massive_jax.bias import absorb_mean, absorb_prefix, rebuild
 from massive_jax.data import Windows, cut_windows, load_text
-from massive_jax.evaluate import Profile, measure_profile
+from massive_jax.evaluate import measure_profile
 from massive_jax.evaluate.profile import PASSES
 from massive_jax.loading import save
 from massive_jax.report import number, plot_profiles, write_json
@@ -97,7 +97,7 @@ def run(
             "largest_difference": float(np.abs(got - expected).max()),
             "relative_difference": float(relative.max()),
         },
-        "layers": {which: layers(p) for which, p in profiles.items()},
+        "layers": {which: p.layers() for which, p in profiles.items()},
     }
     write_json(workdir / "explicit_bias.json", result)
     largest, quantised = result["largest"], result["int8_per_tensor"]
@@ -107,22 +107,10 @@ def run(
         "conditions": f"{model.config.dtype} · {len(tokens)} windows of {windows.context} tokens · perplexity "
         f"{number(profiles['original'].perplexity)} → {number(profiles['explicit'].perplexity)}, int8 "
         f"{number(quantised['original'])} → {number(quantised['explicit'])} · dotted: median",
-        "models": [
-            {"name": which, "largest": p.largest, "median": p.median, "sink_rate": p.sink_rate}
-            for which, p in profiles.items()
-        ],
+        "models": [{"name": which, **dataclasses.asdict(p)} for which, p in profiles.items()],
     }
     plot_profiles(figure, workdir / "explicit_bias.png")
     return result, explicit
-
-
-def layers(profile: Profile) -> list[dict[str, Any]]:
-    """A record a layer."""
-    names = ("largest", "median", "sink_rate", "slot_rate")
-    return [
-        {"layer": i + 1, **{name: float(getattr(profile, name)[i]) for name in names}}
-        for i in range(len(profile.largest))
-    ]
 
 
 def show(result: dict[str, Any]) -> None:

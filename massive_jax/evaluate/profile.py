@@ -6,6 +6,7 @@ Axis letters: see `massive_jax.probe.sites`; W windows.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,6 +38,14 @@ class Profile:
     median: np.ndarray
     sink_rate: np.ndarray
     slot_rate: np.ndarray
+
+    def layers(self) -> list[dict[str, Any]]:
+        """A record a layer: "layer", 1-based, and its numbers."""
+        names = ("largest", "median", "sink_rate", "slot_rate")
+        return [
+            {"layer": i + 1, **{name: float(getattr(self, name)[i]) for name in names}}
+            for i in range(len(self.largest))
+        ]
 
 
 PASSES = 3  # of `measure_profile` over the windows
