@@ -119,8 +119,14 @@ def attend(
     if cfg.attention_softcap is not None or cfg.sigmoid_attention or (slots and cfg.attention_kernel == "xla"):
         # XLA builds the logits in any case, and differentiates their log-sum-exp.
         logits = jnp.where(visible_keys(cfg, query, around), token_logits(cfg, query, key, around), LOWEST)
-        mixed = mix_values(attention_probs(cfg, logits), value)
-        return merge_slots(mixed, jax.nn.logsumexp(logits, axis=-1), slots) if slots else mixed
+        if slots is None:
+            return mix_values(attention_probs(cfg, logits), value)
+        # The softmax and its log-sum-exp from one pass: what is divided by is the sum of the exponentials.
+        largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+        weights = jnp.exp(logits - largest)
+        total = jnp.sum(weights, axis=-1)
+        mixed = mix_values(weights, value) / jnp.moveaxis(total, 1, 2)[..., None].astype(value.dtype)
+        return merge_slots(mixed, jnp.log(total) + largest[..., 0], slots)
     options: dict[str, Any] = {"scale": cfg.scale, "implementation": cfg.attention_kernel}
     if around.mask is None:
         options |= {"is_causal": cfg.causal, "local_window_size": None if cfg.window is None else (cfg.window - 1, 0)}
