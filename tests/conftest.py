@@ -10,10 +10,9 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_opti
 import jax
 import numpy as np
 import pytest
-from tiny import BOS, TINY, TINY_VISION
+from tiny import BOS, TINY, TINY_VISION, random_model
 
 import massive_jax as mj
-from massive_jax.models import build
 from massive_jax.weights.tokenizer import Tokenizer
 
 
@@ -38,27 +37,6 @@ def byte_tokenizer():
     backend.add_special_tokens(["<s>"])
     assert backend.token_to_id("<s>") == BOS
     return Tokenizer(backend, bos_id=BOS)
-
-
-def random_model(config, seed: int = 0, **parts) -> mj.Model:
-    """A model of `config` whose every parameter is away from its default."""
-    module = build(config)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), config.example)["params"]
-    rng = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        name = path[-1].key
-        if name == "scale":
-            value = 1 + 0.3 * rng.normal(size=leaf.shape)
-        elif name == "kernel":
-            # The contracted axes come first, after the layers' own: one for most, H and N for "out".
-            fan_in = leaf.shape[1] * (leaf.shape[2] if path[-2].key == "out" else 1)
-            value = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
-        else:
-            value = 0.5 * rng.normal(size=leaf.shape)
-        return jax.numpy.asarray(value, config.jnp_dtype)
-
-    return mj.Model(module, jax.tree_util.tree_map_with_path(fill, shapes), config, name="tiny", **parts)
 
 
 @pytest.fixture(scope="session")

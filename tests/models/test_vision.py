@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from conftest import random_model
-from tiny import TINY_VISION
+from tiny import TINY_VISION, random_model
 
 import massive_jax as mj
 from massive_jax.models.positions import resize_table
