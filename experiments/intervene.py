@@ -33,7 +33,7 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
-from experiments.flags import definition, images, layer, model, text
+from experiments.flags import definition, images, layer, model, seed, text
 from massive_jax.analysis import Thresholds, find_massive, median_sites
 from massive_jax.data import Windows, load_text
 from massive_jax.evaluate import (
@@ -63,7 +63,6 @@ _OPS = flags.DEFINE_list("ops", ["zero", "mean"], "Any of zero, mean, shuffle, s
 _CONTROLS = flags.DEFINE_bool(
     "controls", True, "Does the same to as many random places whose magnitude is close to the median."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the choice of random controls, of noise and of shuffle.", lower_bound=0)
 
 
 def _reads(parse: Callable[[Any], Any]) -> Callable[[Any], bool]:
@@ -90,7 +89,7 @@ flags.register_validator(_OPS, _reads(_parse_operations))
 flags.register_validator(_SITES, _reads(lambda text: text == "auto" or parse_sites(text)))
 
 if __name__ == "__main__":
-    for module in (common, model, text, images, layer, definition):
+    for module in (common, model, text, images, layer, definition, seed):
         flags.adopt_module_key_flags(module)
 
 
@@ -219,7 +218,7 @@ def from_flags(
         workdir,
         source=data.names if isinstance(data, Images) else text.name(),
         controls=_CONTROLS.value and bool(sites),
-        seed=_SEED.value,
+        seed=seed.SEED.value,
     )
 
 

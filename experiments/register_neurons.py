@@ -40,7 +40,9 @@ from massive_jax.probe import Edit
 from massive_jax.report import Panel, plot_overlay, write_json
 
 _NEURONS = flags.DEFINE_integer("neurons", 10, "How many neurons to move.", lower_bound=1)
-_LAYER = flags.DEFINE_integer("layer", None, "The layer whose output shows the outliers; by default the last but one.")
+_LAYER = flags.DEFINE_integer(
+    "outlier_layer", None, "The layer whose output shows the outliers; by default the last but one."
+)
 _TOP_LAYER = flags.DEFINE_integer(
     "top_layer", None, "The last layer whose neurons are considered; by default where outliers reach full size."
 )

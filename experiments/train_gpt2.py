@@ -29,7 +29,7 @@ import jax
 from absl import flags
 
 from experiments import common
-from experiments.flags import model, text
+from experiments.flags import model, seed, text
 from experiments.prepare_data import prepare
 from massive_jax.models import AttentionBias, LanguageModel
 from massive_jax.models.config import ATTENTION_BIASES
@@ -53,7 +53,6 @@ _INTEGERS = {
         ("steps", "When to end", 1),
         ("batch", "Sequences of a step", 1),
         ("accumulate", "Micro-batches of a step", 1),
-        ("seed", "Of the parameters and of the data's order", 0),
         ("log_every", "Steps between lines on the terminal", 1),
         ("eval_every", "Steps between validations, 0 for the end only", 0),
         ("census_every", "Steps between censuses, 0 for the end only", 0),
@@ -63,7 +62,8 @@ _INTEGERS = {
 }
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(common)
+    for module in (common, seed):
+        flags.adopt_module_key_flags(module)
     for name in ("workdir", "dtype", "context"):
         flags.declare_key_flag(name)
 
@@ -102,7 +102,7 @@ def configure(preset: TrainPreset, file: TokenFile) -> TrainConfig:
         rate = _LEARNING_RATE.value
         optimizer = dataclasses.replace(optimizer, learning_rate=rate, final_learning_rate=rate / 10)
     given = {name: flag.value for name, flag in _INTEGERS.items() if flag.value is not None}
-    options = {**preset.options, **given, "remat": _REMAT.value, "mesh": mesh()}
+    options = {**preset.options, **given, "remat": _REMAT.value, "mesh": mesh(), "seed": seed.SEED.value}
     if text.CONTEXT.value is not None:
         options["context"] = text.CONTEXT.value
     return TrainConfig(

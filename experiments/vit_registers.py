@@ -5,7 +5,7 @@
 With the linear head that is published with DINOv2 and ImageNet's validation set in a folder a class, top-1 accuracy
 stays (paper: S 81.9 → 81.7, B 84.8 → 85.0, L 86.3 → 86.2, G 87.0 → 87.0):
 
-  … --head=dinov2_vitb14_reg4_linear_head.pth --images=imagenet/val [--means=dinov2_reg_means.npz]
+  … --linear_head=dinov2_vitb14_reg4_linear_head.pth --images=imagenet/val [--means=dinov2_reg_means.npz]
 
 Without a head the measure is the cosine similarity of each image's feature to the unedited one. The means are collected
 on the images, unless --means gives a file of them: an .npz that this experiment wrote, or the released one.
@@ -45,7 +45,9 @@ from massive_jax.report import Panel, plot_overlay, plot_registers, write_arrays
 from massive_jax.weights.linear_head import read_linear_head
 
 _MEANS = flags.DEFINE_string("means", None, "An .npz file of register means, in place of those of the images.")
-_HEAD = flags.DEFINE_string("head", None, "A linear classifier: .pth as DINOv2's are published, .safetensors or .npz.")
+_HEAD = flags.DEFINE_string(
+    "linear_head", None, "A linear classifier: .pth as DINOv2's are published, .safetensors or .npz."
+)
 
 if __name__ == "__main__":
     for module in (common, model, images, definition):

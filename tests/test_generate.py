@@ -11,7 +11,7 @@ import pytest
 import massive_jax as mj
 from massive_jax import generate as generation
 from massive_jax.generate import Sampling, Streaming, left_pad
-from massive_jax.models import AlibiConfig, ExpertsConfig, RopeConfig
+from massive_jax.models import AlibiConfig, AttentionBias, ExpertsConfig, RopeConfig
 from massive_jax.probe import ALL_SITES, compile_captures
 
 PROMPT, NEW = 5, 6
@@ -26,7 +26,7 @@ SETTINGS = {
     "alibi": {"position": "alibi", "alibi": AlibiConfig()},
     "learned": {"position": "learned", "position_offset": 2},
     "experts": {"mlp": "experts", "experts": ExpertsConfig(4, 2)},
-    "sinks": {"sinks": True},
+    "sinks": {"attention_bias": AttentionBias("sink")},
 }
 
 
@@ -46,11 +46,15 @@ def check_against_full_forward(model, run, prompt, names, edits=None):
         site = ALL_SITES[name]
         axis = site.axes.index("T") + site.per_layer
         whole = np.asarray(full[name])
-        seen = np.tril(np.ones(whole.shape[-2:], bool)) if name == "attn_logits" else True
+        n = model.config.num_slots  # the last keys, seen by all
+        seen = np.tril(np.ones(whole.shape[-2:], bool)) if name == "attn_logits" else np.array(True)
+        if name == "attn_logits" and n:
+            seen[:, -n:] = True
         first, steps = np.asarray(run.prompt.intermediates[name]), np.asarray(run.steps[name])
         steps = np.concatenate(list(steps), axis=axis)
         if "S" in site.axes:  # the cache has room for more keys than there are
-            first, steps = first[..., : whole.shape[-1]], steps[..., : whole.shape[-1]]
+            keys = [*range(whole.shape[-1] - n), *range(first.shape[-1] - n, first.shape[-1])]
+            first, steps = first[..., keys], steps[..., keys]
         got = np.concatenate([first, steps], axis=axis)
         if name == "attn_logits":  # up to what the softmax takes up; those of the future are masked
             got, whole = (np.where(seen, x - x[..., :1], 0) for x in (got, whole))

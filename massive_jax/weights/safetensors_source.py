@@ -78,7 +78,8 @@ class HuggingFaceSource(source.Source):
             for name in self._handles[shard].keys():  # noqa: SIM118  (not a mapping)
                 holders[name].append(shard)
         self._shard_of = _settle(self.location, holders, index)
-        self.tensors = MappingProxyType(mxfp4.unpacked(self._describe()))
+        self._stored = self._describe()
+        self.tensors = MappingProxyType(mxfp4.unpacked(self._stored))
         self.files = [self._directory / name for name in ("config.json", *shards)]
         self._start_of: dict[str, int] = {}
         for shard in shards:
@@ -92,7 +93,7 @@ class HuggingFaceSource(source.Source):
             raise source.no_such_tensor(name, self)
         if not self._handles:
             raise ValueError(f"{self.location}: tensor {name} cannot be read: the source was closed.")
-        info, shard = self.tensors[name], self._shard_of[name]
+        info, shard = self._stored[name], self._shard_of[name]
         if info.dtype not in _DTYPES.values():
             raise ValueError(
                 f"{self.location}: tensor {name} ({info.dtype}) in {shard} cannot be read: numpy has no such dtype."

@@ -51,7 +51,7 @@ def test_vit_registers_with_a_head(run_vit, tmp_path):
     rng = np.random.default_rng(1)
     head = torch.nn.Linear(2 * WIDTH, 2)
     torch.save(head.state_dict(), tmp_path / "head.pth")
-    with_head = f"--head={tmp_path / 'head.pth'}"
+    with_head = f"--linear_head={tmp_path / 'head.pth'}"
     result = run_vit("vit_registers", 2, with_head, "--massive_magnitude=1", "--massive_ratio=2")
     assert (result["count"], result["classes"], result["registers"], result["means"]) == (4, 2, 2, "collected")
     assert set(result["measures"]["top1"]) == {"original", "fixed"}
@@ -77,7 +77,7 @@ def test_vit_registers_with_a_head(run_vit, tmp_path):
 
 
 def test_register_neurons(run_vit, tmp_path):
-    result = run_vit("register_neurons", 0, "--outlier=1.05", "--neurons=2", "--layer=2")
+    result = run_vit("register_neurons", 0, "--outlier=1.05", "--neurons=2", "--outlier_layer=2")
     assert len(result["neurons"]) == 2
     assert len(result["norms"]) == 3
     assert set(result["norms"][0]["moved"]) == {"largest", "median", "other"}
@@ -93,12 +93,17 @@ def test_bad_input(run_vit, tmp_path, image_folder):
     for name, registers, arguments, message in [
         ("vit_registers", 0, (), "has no register tokens"),
         ("vit_registers", 2, (f"--means={tmp_path / 'giant.npz'}",), "they are of another model"),
-        ("vit_registers", 2, (f"--head={tmp_path / 'head.npz'}",), "the images have 2 classes, the model's head 3"),
+        (
+            "vit_registers",
+            2,
+            (f"--linear_head={tmp_path / 'head.npz'}",),
+            "the images have 2 classes, the model's head 3",
+        ),
         ("vit_registers", 2, ("--image_size=13",), "13 × 13 pixels do not divide into patches of 7 × 7"),
         ("vit_registers", 2, (f"--images={tmp_path / 'none'}",), "no images in"),
         ("vit_registers", 2, (f"--images={tmp_path / 'text.png'}",), "is not an image"),
         ("register_neurons", 0, ("--outlier=1e9",), "no patch of any image exceeds"),
-        ("register_neurons", 0, ("--layer=7",), "layer 7 is out of range"),
+        ("register_neurons", 0, ("--outlier_layer=7",), "layer 7 is out of range"),
     ]:
         with pytest.raises(ValueError, match=message):
             run_vit(name, registers, *arguments)

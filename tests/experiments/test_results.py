@@ -196,7 +196,10 @@ class TestIntervene:
         assert state[control["position"], control["dim"]] == pytest.approx(median(state), rel=0.3)
         assert set(got["perplexity"]) == {"original", "zero", "mean", "random_zero", "random_mean"}
         position, dim = control["position"], control["dim"]
-        for name, value in (("zero", 0.0), ("mean", states(windows.tokens)[1, :, position, dim].mean())):
+        for name, value in (
+            ("zero", 0.0),
+            ("mean", states(windows.tokens)[1, :, position, dim].mean(dtype=np.float64)),
+        ):
             edit = Edit("block_out", layer=2, position=position, dim=dim, value=float(value))
             assert got["perplexity"][f"random_{name}"] == pytest.approx(perplexity(tiny, windows, edit), rel=1e-9)
         assert got["perplexity"]["random_zero"] != got["perplexity"]["random_mean"]

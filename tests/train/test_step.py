@@ -115,6 +115,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_on_eight_devices():
     """Data, fully sharded and tensor parallel steps give the state of one device."""
     environment = {
