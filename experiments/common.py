@@ -67,6 +67,7 @@ def guarded(main: Callable[[], Any], argv: Sequence[str]) -> None:
         if len(argv) > 1:
             raise ValueError(f"unexpected arguments {' '.join(argv[1:])!r}; flags look like --name=value.")
         main()
+        sys.stdout.flush()  # here, where a reader that has gone is no error, and not at the interpreter's end
     except BrokenPipeError:  # whoever read our output has seen enough; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

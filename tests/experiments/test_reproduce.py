@@ -98,21 +98,21 @@ def test_sites_and_layer_given(run, text_file):
     assert set(summary["perplexity"]) == {"original", "set=4"}
 
 
-def start(*arguments):
+def start(*arguments, unbuffered=""):
     """Starts Python in the repository."""
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def binary(name, *arguments):
+def binary(name, *arguments, **options):
     """Starts an experiment as a user does."""
-    return start("-m", f"experiments.{name}", *arguments)
+    return start("-m", f"experiments.{name}", *arguments, **options)
 
 
 STOPS_IN_THE_MIDDLE = """
@@ -169,8 +169,10 @@ class TestProcess:
         assert err == ("error: interrupted.\n" if number == signal.SIGINT else "")
         assert [path.name for path in tmp_path.iterdir()] == ["layerwise.json"]
 
-    def test_a_reader_that_has_seen_enough(self, tiny_directory, tmp_path):
-        process = binary("layerwise", f"--model={tiny_directory}", f"--workdir={tmp_path}")
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    def test_a_reader_that_has_seen_enough(self, tiny_directory, tmp_path, unbuffered):
+        model = f"--model={tiny_directory}"
+        process = binary("layerwise", model, f"--workdir={tmp_path}", unbuffered=unbuffered)
         process.stdout.close()
         err = process.stderr.read()
         process.stderr.close()
