@@ -1,12 +1,18 @@
-"""Models side by side: what an attention bias does to massive activations, attention sinks and quantisation.
+"""Models side by side: what an attention bias, or registers, do to massive activations, sinks and quantisation.
 
   python -m experiments.compare_bias --models=results/none/model,results/kv/model --text=FILE --workdir=results
+  python -m experiments.compare_bias --models=results/vit/model,results/vit_registers/model --images=DIRECTORY
 
-For variants that experiments.train_gpt2 trained (paper, section 5), or any language models. Give a text that they were
-not trained on; windows are cut with each model's own tokenizer, so perplexities of models with different tokenizers do
-not compare. Prints a line a model and writes compare_bias.json: text, windows, context, models: [{model,
-attention_bias, loss (nats a token), perplexity, int8_per_tensor (perplexity), largest, sink_rate (of the layer where it
-is largest), layers: [{layer, largest, median, sink_rate, slot_rate}]}]; and compare_bias.png.
+For variants that experiments.train_gpt2 or train_vit trained (paper, section 5), or any models of one kind. Give a
+text, or images, that they were not trained on. Windows are cut with each model's own tokenizer, so perplexities of
+models with different tokenizers do not compare. Images in class folders are judged by top-1 accuracy, others by the
+cosine similarity of their quantised features to the unquantised ones; all of them are read unless --num_images says
+less.
+
+Prints a line a model and writes compare_bias.json: text, windows, context (or images, count), models: [{model,
+attention_bias, registers, loss (nats a token) and perplexity (or top1 or cosine_similarity), int8_per_tensor (the same
+measure), largest, sink_rate (of the layer where it is largest), layers: [{layer, largest, median, sink_rate,
+slot_rate}]}]; and compare_bias.png. The sink is position 0, of an image its most attended token.
 """
 
 from __future__ import annotations
@@ -20,18 +26,20 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
+from experiments.flags import images as image_flags
 from experiments.flags import model as model_flags
 from experiments.flags import text as text_flags
 from massive_jax.data import load_text
-from massive_jax.evaluate import Profile, measure_profile
+from massive_jax.evaluate import Profile, check_classes, measure_image_profile, measure_profile
 from massive_jax.evaluate.profile import PASSES
+from massive_jax.models import VisionConfig
 from massive_jax.report import number, plot_profiles, write_json
 
 _MODELS = flags.DEFINE_list("models", [], "Two models or more: directories, zoo names, files.")
 flags.register_validator(_MODELS, lambda models: len(models) != 1, "give two models or more, MODEL,MODEL.")
 
 if __name__ == "__main__":
-    for module in (common, text_flags):
+    for module in (common, text_flags, image_flags):
         flags.adopt_module_key_flags(module)
     for name in ("dtype", "bos", "workdir"):
         flags.declare_key_flag(name)
@@ -39,55 +47,99 @@ if __name__ == "__main__":
 
 def record(model: mj.Model, profile: Profile) -> dict[str, Any]:
     """What compare_bias.json holds of a model."""
-    bias = model.require_language().attention_bias
+    bias = model.config.attention_bias
+    loss = {"loss": math.log(profile.original)} if profile.metric == "perplexity" else {}
     return {
         "model": model.name,
         "attention_bias": None if bias is None else dataclasses.asdict(bias),
-        "loss": math.log(profile.perplexity),
-        "perplexity": profile.perplexity,
-        "int8_per_tensor": profile.quantized_perplexity,
+        "registers": registers_of(model),
+        **loss,
+        profile.metric: profile.original,
+        "int8_per_tensor": profile.quantized,
         "largest": float(profile.largest.max()),
         "sink_rate": float(profile.sink_rate.max()),
         "layers": profile.layers(),
     }
 
 
+def registers_of(model: mj.Model) -> int:
+    """Register tokens of a model."""
+    return model.config.registers if isinstance(model.config, VisionConfig) else 0
+
+
 def names_of(models: list[mj.Model]) -> list[str]:
-    """What tells the models apart: their biases where each has another, else their names."""
-    kinds = ["no bias" if (bias := m.require_language().attention_bias) is None else bias.kind for m in models]
+    """What tells the models apart: their biases and registers where those do, else their names."""
+    kinds = [
+        " + ".join(
+            [
+                *([] if (bias := m.config.attention_bias) is None else [bias.kind]),
+                *([f"{registers} registers"] if (registers := registers_of(m)) else []),
+            ]
+        )
+        or ("no bias" if not isinstance(m.config, VisionConfig) else "no registers")
+        for m in models
+    ]
     return kinds if len(set(kinds)) == len(models) else [pathlib.Path(m.name).name for m in models]
+
+
+def measure_texts(models: list[mj.Model]) -> tuple[dict[str, Any], str, list[Profile]]:
+    """The header of the result, the conditions in words, and each model's profile on the text."""
+    content = load_text(text_flags.name())
+    cut = [common.windows(model, content, least=2) for model in models]
+    with common.progress(sum(w.tokens.size for w in cut) * PASSES, "measuring") as progress:
+        profiles = [measure_profile(model, w, progress=progress) for model, w in zip(models, cut, strict=True)]
+    header = {"text": text_flags.name(), "windows": len(cut[0].tokens), "context": cut[0].context}
+    return header, f"{header['windows']} windows of {header['context']} tokens", profiles
+
+
+def measure_images(models: list[mj.Model]) -> tuple[dict[str, Any], str, list[Profile]]:
+    """The same on the images."""
+    files = common.image_files(models[0])
+    labelled = files.labels is not None and all(m.require_vision().num_classes for m in models)
+    if labelled:
+        for model in models:
+            check_classes(model, files)
+    with common.progress(len(files) * PASSES * len(models), "measuring", "img") as progress:
+        profiles = [
+            measure_image_profile(m, common.image_source(m, files), files.labels if labelled else None, progress)
+            for m in models
+        ]
+    header = {"images": str(image_flags.IMAGES.value), "count": len(files)}
+    return header, f"{len(files)} images", profiles
 
 
 def main() -> None:
     """Runs the binary."""
     if not _MODELS.value:
         raise ValueError("--models is empty; give two models or more, MODEL,MODEL.")
-    out, content = common.workdir(), load_text(text_flags.name())
+    out = common.workdir()
     models = [mj.load(name, dtype=model_flags.DTYPE.value) for name in _MODELS.value]
-    cut = [common.windows(model, content, least=2) for model in models]
-    with common.progress(sum(w.tokens.size for w in cut) * PASSES, "measuring") as progress:
-        profiles = [measure_profile(model, w, progress=progress) for model, w in zip(models, cut, strict=True)]
+    vision = [common.takes_images(model) for model in models]
+    if len(set(vision)) > 1:
+        raise ValueError("--models has language and vision models; compare those of one kind.")
+    header, conditions, profiles = (measure_images if vision[0] else measure_texts)(models)
     records = [record(model, profile) for model, profile in zip(models, profiles, strict=True)]
-    names = names_of(models)
-    result = {
-        "text": text_flags.name(),
-        "windows": len(cut[0].tokens),
-        "context": cut[0].context,
-        "models": records,
-    }
-    write_json(out / "compare_bias.json", result)
+    names, metric = names_of(models), profiles[0].metric
+    shown = "loss" if metric == "perplexity" else metric
+    write_json(out / "compare_bias.json", {**header, "models": records})
     pairs = list(zip(names, records, strict=True))
     figure = {
         "title": "Largest activation: " + ", ".join(f"{name} {number(r['largest'], 3)}" for name, r in pairs),
-        "conditions": f"{models[0].config.dtype} · {len(cut[0].tokens)} windows of {cut[0].context} tokens · loss: "
-        + ", ".join(f"{name} {r['loss']:.3f}" for name, r in pairs),
+        "conditions": f"{models[0].config.dtype} · {conditions} · {_words(shown)}: "
+        + ", ".join(f"{name} {r[shown]:.3f}" for name, r in pairs),
+        "sink": "one token" if vision[0] else "position 0",
         "models": [{"name": n, **dataclasses.asdict(p)} for n, p in zip(names, profiles, strict=True)],
     }
     plot_profiles(figure, out / "compare_bias.png")
-    keys = ("loss", "perplexity", "int8_per_tensor", "largest", "sink_rate")
+    keys = [*dict.fromkeys((shown, metric)), "int8_per_tensor", "largest", "sink_rate"]
     rows = [(name, *(r[key] for key in keys)) for name, r in pairs]
-    common.print_table(("model", "loss", "perplexity", "int8 perplexity", "largest activation", "sink rate"), rows)
+    words = [*(_words(key) for key in keys[:-3]), f"int8 {_words(metric)}", "largest activation", "sink rate"]
+    common.print_table(("model", *words), rows)
     print(f"wrote {out / 'compare_bias.json'} and .png")
+
+
+def _words(key: str) -> str:
+    return {"top1": "top-1"}.get(key, key.replace("_", " "))
 
 
 if __name__ == "__main__":

@@ -91,9 +91,9 @@ def run(
         "windows": len(tokens),
         "context": windows.context,
         "prefix": {"text": name, "tokens": list(prefix)},
-        "perplexity": {which: p.perplexity for which, p in profiles.items()},
+        "perplexity": {which: p.original for which, p in profiles.items()},
         "largest": {which: float(p.largest.max()) for which, p in profiles.items()},
-        "int8_per_tensor": {which: p.quantized_perplexity for which, p in profiles.items()},
+        "int8_per_tensor": {which: p.quantized for which, p in profiles.items()},
         "logits": {
             "largest_difference": float(np.abs(got - expected).max()),
             "relative_difference": float(relative.max()),
@@ -106,7 +106,7 @@ def run(
         "title": f"{model.name}, {name} as explicit bias: largest activation {number(largest['original'])} → "
         f"{number(largest['explicit'])}",
         "conditions": f"{model.config.dtype} · {len(tokens)} windows of {windows.context} tokens · perplexity "
-        f"{number(profiles['original'].perplexity)} → {number(profiles['explicit'].perplexity)}, int8 "
+        f"{number(profiles['original'].original)} → {number(profiles['explicit'].original)}, int8 "
         f"{number(quantised['original'])} → {number(quantised['explicit'])} · dotted: median",
         "models": [{"name": which, **dataclasses.asdict(p)} for which, p in profiles.items()],
     }

@@ -1,6 +1,6 @@
 """Pure functions on captured arrays: what is massive, where, and what attends to it."""
 
-from massive_jax.analysis.attention import attention_shares
+from massive_jax.analysis.attention import attention_shares, sink_shares
 from massive_jax.analysis.massive import (
     DEFINITION,
     FIRST_DELIMITER,
@@ -24,4 +24,5 @@ __all__ = [
     "full_size_layer",
     "median_sites",
     "rank_locations",
+    "sink_shares",
 ]

@@ -22,3 +22,20 @@ def attention_shares(mass: np.ndarray, keys: Sequence[int]) -> np.ndarray:
     """
     mass = np.asarray(mass, np.float32)
     return mass[..., np.asarray(keys, int)].sum(axis=-1).mean(axis=(1, 2))
+
+
+def sink_shares(mass: np.ndarray, length: int, *, causal: bool) -> np.ndarray:
+    """Share of attention on its sink, per layer: position 0 of a causal sequence, else each one's most attended token.
+
+    Args:
+      mass: as for `attention_shares`.
+      length: T; keys from there on are slots of an attention bias and do not count.
+      causal: whether the model is.
+
+    Returns:
+      [L'] averaged over heads and sequences.
+    """
+    if causal:
+        return attention_shares(mass, [0])
+    by_token = np.asarray(mass, np.float32)[..., :length].mean(axis=2)  # [L', B, T]
+    return by_token.max(axis=-1).mean(axis=-1)

@@ -26,9 +26,14 @@ class VisionTransformer(nn.Module):
     """Patch embedding, L blocks under `nn.scan`, final norm, pooling, linear head.
 
     `module.apply({"params": P, "edits": E}, images, capture=plan, mutable=["intermediates"])`, as `LanguageModel`.
+
+    Attributes:
+      config: the options.
+      remat: what of a block is computed again in the backward pass instead of kept (`massive_jax.models.stack.REMAT`).
     """
 
     config: VisionConfig
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -60,7 +65,7 @@ class VisionTransformer(nn.Module):
             rope = axial_rope_tables(cfg.rope, cfg.head_dim, grid, cfg.prefix)
         slots = SlotPlaces() if cfg.num_slots else None
         around = Surroundings(rope, rope, None, None, slot_places=slots)
-        x, results = run_blocks(cfg, x, tap, sizes, (around, None))
+        x, results = run_blocks(cfg, x, tap, sizes, (around, None), remat=self.remat)
         hidden = tap("final_norm", Norm(cfg.norm, name="norm")(x) if cfg.final_norm else x)
         pooled = self._pool(hidden)
         out = None

@@ -15,19 +15,20 @@ WIDTH, PANEL, GAP = 7.0, 1.7, 0.28  # inches
 _PANELS = (  # key of a layer's record, name of the axis, whether it is logarithmic
     ("largest", "Largest magnitude", True),
     ("kurtosis", "Kurtosis", True),
-    ("sink_rate", "Attention on position 0", False),
+    ("sink_rate", "Attention on {sink}", False),
 )
 
 
 def plot_emergence(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draws a line a layer against the steps: largest magnitude, kurtosis, share of attention on position 0.
+    """Draws a line a layer against the steps: largest magnitude, kurtosis, share of attention on the sink.
 
     Where there is an attention bias with slots, the share of attention on those is a fourth panel. A number that is
     not finite, or not positive on a logarithmic axis, is a gap.
 
     Args:
-      result: "preset", "attention_bias", "text", "dtype", "parameters" and "census": one record a census, each with
-        "step" and "layers" (as `massive_jax.train.take_census` gives them).
+      result: "model", "attention_bias", "text" or "dataset", "dtype", "parameters" and "census": one record a census,
+        each with "step" and "layers" (as `massive_jax.train.take_census` gives them); and "sink", what that is called,
+        "position 0" by default.
       path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
 
     Raises:
@@ -75,6 +76,7 @@ def draw(result: Mapping[str, Any]) -> "Figure":
             ax.set_xlim(steps[0], steps[-1])
         if not logarithmic:
             ax.set_ylim(0, max(1e-3, 1.05 * np.nanmax(values, initial=0.0)))
+        name = name.format(sink=_sink(result))
         style.text(made, style.MARGIN, base + PANEL / 2, name, rotation=90, va="center", size=style.SMALL)
         if row < len(panels) - 1:
             ax.tick_params(labelbottom=False)
@@ -99,10 +101,19 @@ def _words(result: Mapping[str, Any], records: Any) -> tuple[str, list[str]]:
     largest = style.number(style.as_float(peak["largest"]), 3)
     title = (
         f"After {style.count(last['step'], 'step')}: largest activation {largest}, "
-        f"{style.number(ratio, 3)} times the median; up to {100 * sink:.0f} % of attention on position 0"
+        f"{style.number(ratio, 3)} times the median; up to {100 * sink:.0f} % of attention on {_sink(result)}"
     )
     notes = [
-        f"GPT-2 with {style.count(result['parameters'], 'parameter')} · attention bias: {result['attention_bias']} · "
-        f"{result['dtype']} · text: {style.shorten(style.plain(str(result['text'])), 30)}"
+        f"{result['model']} with {style.count(result['parameters'], 'parameter')} · "
+        f"attention bias: {result['attention_bias']} · {result['dtype']} · {_data(result)}"
     ]
     return title, notes
+
+
+def _sink(result: Mapping[str, Any]) -> str:
+    return str(result.get("sink", "position 0"))
+
+
+def _data(result: Mapping[str, Any]) -> str:
+    kind = "text" if "text" in result else "dataset"
+    return f"{kind}: {style.shorten(style.plain(str(result[kind])), 30)}"

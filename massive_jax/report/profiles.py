@@ -1,4 +1,4 @@
-"""Several models side by side: each layer's largest activation, and the share of attention on the first token."""
+"""Several models side by side: each layer's largest activation, and the share of attention on the sink."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 WIDTH, PANEL, GAP = 7.0, 2.3, 0.3  # inches
 _PANELS = (  # key of a model's record, name of the axis, whether it is logarithmic
     ("largest", "Largest magnitude", True),
-    ("sink_rate", "Attention on position 0", False),
+    ("sink_rate", "Attention on {sink}", False),
 )
 
 
@@ -24,6 +24,7 @@ def plot_profiles(result: Mapping[str, Any], path: str | os.PathLike[str]) -> No
     Args:
       result: "title", "conditions" (a line under it) and "models": each with "name" and, a number a layer, "largest",
         "median" and "sink_rate". A number that is not finite, or not positive on the logarithmic axis, is a gap.
+        And "sink", what that is called, "position 0" by default.
       path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
 
     Raises:
@@ -67,7 +68,8 @@ def draw(result: Mapping[str, Any]) -> "Figure":
         if logarithmic:
             ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
             ax.yaxis.set_minor_formatter(NullFormatter())
-        style.text(made, style.MARGIN, base + PANEL / 2, name, rotation=90, va="center")
+        label = name.format(sink=result.get("sink", "position 0"))
+        style.text(made, style.MARGIN, base + PANEL / 2, label, rotation=90, va="center")
         ax.xaxis.set_major_locator(FixedLocator(style.layer_ticks(1, num_layers)))
         if row < len(_PANELS) - 1:
             ax.tick_params(labelbottom=False)

@@ -1,16 +1,26 @@
-"""Training from scratch: tokenised data, optimiser, compiled step, the loop with its checkpoints, the census."""
+"""Training from scratch: tokens or images, optimiser, compiled step, the loop with its checkpoints, the census."""
 
 from massive_jax.train.census import take_census
+from massive_jax.train.classification import shuffled_batches, train_images
+from massive_jax.train.config import ImageTrainConfig, RunConfig, TrainConfig
 from massive_jax.train.data import TokenFile, adopt, batches_of
-from massive_jax.train.loop import Preempted, TrainConfig, Trained, train
+from massive_jax.train.language import train
+from massive_jax.train.loop import Preempted, Task, Trained, run
 from massive_jax.train.metrics import flops_per_token, read_lines
+from massive_jax.train.objective import Classification, NextToken, Objective
 from massive_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer
 from massive_jax.train.prepare import prepare_tokens
 from massive_jax.train.step import Trainer, TrainState
 
 __all__ = [
+    "Classification",
+    "ImageTrainConfig",
+    "NextToken",
+    "Objective",
     "OptimizerConfig",
     "Preempted",
+    "RunConfig",
+    "Task",
     "TokenFile",
     "TrainConfig",
     "TrainState",
@@ -23,6 +33,9 @@ __all__ = [
     "make_optimizer",
     "prepare_tokens",
     "read_lines",
+    "run",
+    "shuffled_batches",
     "take_census",
     "train",
+    "train_images",
 ]

@@ -1,6 +1,6 @@
-"""The census: every so often, where the largest activations of every layer are, and what attends to the first token.
+"""The census: every so often, where the largest activations of every layer are, and which token is attended to.
 
-Axis letters: see `massive_jax.probe.sites`; W windows, k values kept of each.
+Axis letters: see `massive_jax.probe.sites`; W windows or images, k values kept of each.
 """
 
 from __future__ import annotations
@@ -10,31 +10,33 @@ from typing import Any
 import jax
 import numpy as np
 
-from massive_jax.analysis import attention_shares
+from massive_jax.analysis import attention_shares, sink_shares
 from massive_jax.model import forward
-from massive_jax.models import LanguageModel
+from massive_jax.models import LanguageModel, VisionTransformer
 from massive_jax.probe import Capture, compile_captures
 
 TOP_K = 3
 
 
-def take_census(module: LanguageModel, params: Any, tokens: np.ndarray) -> list[dict[str, Any]]:
-    """Every layer's state on `tokens` [W, T], reduced inside the blocks: one record a layer.
+def take_census(module: LanguageModel | VisionTransformer, params: Any, inputs: np.ndarray) -> list[dict[str, Any]]:
+    """Every layer's state on tokens [W, T] or images [W, height, width, 3], reduced in the blocks: one record a layer.
 
     Returns:
       Of each layer: "layer" (1-based); "top": the largest of all windows, largest first, each with "value" (signed),
       "position" and "dim"; "largest": the largest magnitude and "median": the median magnitude, "kurtosis", each the
-      mean over windows; "sink_rate" and "slot_rate": share of attention on position 0 and on the slots of an attention
-      bias, means over heads, queries and windows.
+      mean over windows; "sink_rate" and "slot_rate": share of attention on the sink (see `sink_shares`) and on the
+      slots of an attention bias, means over heads, queries and windows.
     """
     capture = (
         Capture("block_out", top_k=TOP_K, median=True, kurtosis=True),
         Capture("attn_probs", mass=True),
     )
     plan = compile_captures(capture, module.config.num_layers, module.config.absent_sites)
-    found = jax.device_get(forward(module, params, {}, plan, tokens, logits=False).intermediates)
+    found = jax.device_get(forward(module, params, {}, plan, inputs, logits=False).intermediates)
     stats, mass = found["block_out"], found["attn_probs"].mass
-    first, slots = (attention_shares(mass, keys) for keys in ([0], range(tokens.shape[1], mass.shape[-1])))
+    length = module.config.input_sizes(inputs.shape)["T"]
+    sink = sink_shares(mass, length, causal=module.config.causal)
+    slots = attention_shares(mass, range(length, mass.shape[-1]))
     return [
         {
             "layer": index + 1,
@@ -42,7 +44,7 @@ def take_census(module: LanguageModel, params: Any, tokens: np.ndarray) -> list[
             "largest": float(np.abs(stats.top_values[index, :, 0]).mean()),
             "median": float(stats.median[index].mean()),
             "kurtosis": float(stats.kurtosis[index].mean()),
-            "sink_rate": float(first[index]),
+            "sink_rate": float(sink[index]),
             "slot_rate": float(slots[index]),
         }
         for index in range(module.config.num_layers)

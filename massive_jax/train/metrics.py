@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from massive_jax.models import LanguageModel, TransformerConfig
+from massive_jax.models import TransformerConfig, VisionConfig, build
 from massive_jax.report import atomic_write
 from massive_jax.weights.loader import expected_shapes
 
@@ -35,14 +35,17 @@ def peak_flops(dtype: str) -> float | None:
     return next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), None)
 
 
-def flops_per_token(config: TransformerConfig, context: int) -> float:
+def flops_per_token(config: TransformerConfig | VisionConfig, context: int) -> float:
     """FLOPs of one token's forward and backward pass, as PaLM counts them (arXiv 2204.02311, appendix B).
 
-    Six for each weight that multiplies (tables that are looked up do not; a tied head does), and those of attention
-    over the whole context.
+    Six for each weight that multiplies (tables that are looked up do not; a tied head does; an image's head is for no
+    token), and those of attention over the whole context.
     """
-    shapes = expected_shapes(LanguageModel(config))
-    looked_up = {"position_embedding"} | (set() if config.tie_embeddings else {"embedding"})
+    shapes = expected_shapes(build(config))
+    if isinstance(config, VisionConfig):
+        looked_up = {"position_embedding", "class_token", "registers", "head", "head_bias"}
+    else:
+        looked_up = {"position_embedding"} | (set() if config.tie_embeddings else {"embedding"})
     weights = 0
     for path, shape in shapes.items():
         if path in looked_up:

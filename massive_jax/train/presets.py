@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from massive_jax.models import AttentionBias, TransformerConfig
+from massive_jax.models import AttentionBias, TransformerConfig, VisionConfig
 from massive_jax.train.optimizer import OptimizerConfig
-from massive_jax.zoo import nanogpt
+from massive_jax.zoo import nanogpt, vit
 from massive_jax.zoo.fields import Fields
 
 
@@ -80,5 +80,90 @@ PRESETS: Mapping[str, TrainPreset] = {
         "float32",
         {"steps": 800, "batch": 16, "context": 128, "eval_every": 100, "census_every": 100, "checkpoint_every": 200},
         text="python",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTrainPreset:
+    """A training of a vision transformer, without its images.
+
+    Attributes:
+      shape: of the model, in the names of Hugging Face's `ViTConfig`.
+      optimizer: the recipe.
+      dtype: of the activations.
+      options: the other fields of `ImageTrainConfig`.
+    """
+
+    shape: Mapping[str, Any]
+    optimizer: OptimizerConfig
+    dtype: str
+    options: Mapping[str, Any]
+
+    def model(self, *, image_size: tuple[int, int], num_classes: int, registers: int, **changes: Any) -> VisionConfig:
+        """The model for images of that size and those classes, with `changes` of other fields."""
+        fields = Fields({**self.shape, "image_size": image_size}, "preset")
+        config = vit.encoder(fields, model_type="vit", num_classes=num_classes, registers=registers)
+        return dataclasses.replace(config, **changes)
+
+
+def _vit(width: int, layers: int, heads: int, patch_size: int) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "patch_size": patch_size,
+        "layer_norm_eps": 1e-6,
+    }
+
+
+# Recipes for images as small as Fashion-MNIST's.
+IMAGE_PRESETS: Mapping[str, ImageTrainPreset] = {
+    # Minutes on two cores.
+    "small": ImageTrainPreset(
+        _vit(64, 4, 4, 4),
+        OptimizerConfig(
+            learning_rate=3e-3,
+            final_learning_rate=3e-5,
+            warmup_steps=100,
+            decay_steps=2400,
+            b2=0.98,
+            weight_decay=0.05,
+        ),
+        "float32",
+        {
+            "steps": 2400,
+            "batch": 128,
+            "ema": 0.99,
+            "log_every": 50,
+            "eval_every": 600,
+            "census_every": 200,
+            "checkpoint_every": 400,
+        },
+    ),
+    # ViT-S, minutes on one GPU.
+    "gpu": ImageTrainPreset(
+        _vit(384, 12, 6, 4),
+        OptimizerConfig(
+            learning_rate=1e-3,
+            final_learning_rate=1e-5,
+            warmup_steps=1000,
+            decay_steps=23_400,
+            b2=0.98,
+            weight_decay=0.05,
+        ),
+        "bfloat16",
+        {
+            "steps": 23_400,
+            "batch": 256,
+            "ema": 0.9995,
+            "shift": 2,
+            "smoothing": 0.1,
+            "log_every": 100,
+            "eval_every": 2340,
+            "census_every": 500,
+            "checkpoint_every": 2000,
+        },
     ),
 }

@@ -10,13 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from massive_jax.models import LanguageModel, head_of
-from massive_jax.models.loss import mean_nll
+from massive_jax.models import LanguageModel, VisionTransformer
 from massive_jax.parallel import param_sharding
+from massive_jax.train.objective import NEXT_TOKEN, Objective
 from massive_jax.train.optimizer import OptimizerConfig, make_optimizer
 
 _STD = 0.02  # of every kernel at the start; see `Trainer.init`
@@ -31,11 +30,18 @@ class TrainState:
       params: float32, whatever dtype the model computes in.
       opt_state: of the optimiser.
       step: int32 [], steps done.
+      average: exponential moving average of `params`; None where none is kept.
     """
 
     params: Any
     opt_state: Any
     step: Any
+    average: Any = None
+
+    @property
+    def evaluated(self) -> Any:
+        """The parameters that are evaluated and saved: the average where there is one."""
+        return self.params if self.average is None else self.average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +53,16 @@ class Trainer:
       optimizer: the recipe.
       accumulate: A, micro-batches whose gradients are averaged in one step.
       mesh: devices that the state and the batch are split over (see `massive_jax.parallel`); None for one device.
+      objective: what is minimised.
+      ema: decay of the moving average of the parameters; 0 for none. It is less in the first steps.
     """
 
-    module: LanguageModel
+    module: LanguageModel | VisionTransformer
     optimizer: OptimizerConfig
     accumulate: int = 1
     mesh: Mesh | None = None
+    objective: Objective = NEXT_TOKEN
+    ema: float = 0.0
 
     def init(self, seed: int) -> TrainState:
         """The state to start from, as nanoGPT's: kernels N(0, 0.02²), those that add to the stream over √(2L)."""
@@ -60,23 +70,23 @@ class Trainer:
         # Bound to the device, as a state from a checkpoint is: jax compiles a step for each kind.
         return state if self.mesh is not None else jax.device_put(state, jax.devices()[0])
 
-    def step(self, state: TrainState, tokens: np.ndarray) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step of the optimiser. The state given is used up.
 
         Args:
           state: the state.
-          tokens: int32 [A·B, T + 1], this process's part of the batch: the inputs and, one further, the targets.
+          batch: what the objective takes, with A·B in place of B: this process's part of the batch.
 
         Returns:
-          The next state, and float32 [] "loss" (mean over all tokens, before the step), "grad_norm" (before clipping)
+          The next state, and float32 [] "loss" (mean over the batch, before the step), "grad_norm" (before clipping)
           and "learning_rate".
         """
-        batch = tokens.reshape(self.accumulate, -1, tokens.shape[-1])
-        return _step(self, state, self._on_devices(batch, PartitionSpec(None, "data")))
+        micro = jax.tree.map(lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), batch)
+        return _step(self, state, self.on_devices(micro, PartitionSpec(None, "data")))
 
-    def loss(self, params: Any, tokens: np.ndarray) -> jax.Array:
-        """Mean negative log-likelihood of int32 [B, T + 1], float32 []."""
-        return _loss(self, params, self._on_devices(tokens, PartitionSpec("data")))
+    def loss(self, params: Any, batch: Any) -> jax.Array:
+        """The objective's loss on a batch, float32 []."""
+        return _loss(self, params, self.on_devices(batch, PartitionSpec("data")))
 
     def abstract(self) -> TrainState:
         """The state's shapes, dtypes and shardings."""
@@ -90,14 +100,17 @@ class Trainer:
 
         return jax.tree_util.tree_map_with_path(placed, shapes)
 
-    def _on_devices(self, tokens: np.ndarray, spec: PartitionSpec) -> Any:
+    def on_devices(self, batch: Any, spec: PartitionSpec) -> Any:
+        """Arrays of this process as arrays split over the mesh by `spec`; as they are without one."""
         if self.mesh is None:
-            return tokens
-        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, spec), tokens)
+            return batch
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def _initial(trainer: Trainer, key: jax.Array) -> TrainState:
-    params = trainer.module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    example = trainer.module.config.example
+    params = trainer.module.init(key, jnp.zeros(example.shape, example.dtype))["params"]
     layers = trainer.module.config.num_layers
 
     def kernel(path: Any, leaf: jax.Array) -> jax.Array:
@@ -108,7 +121,8 @@ def _initial(trainer: Trainer, key: jax.Array) -> TrainState:
         return std * jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), leaf.shape, leaf.dtype)
 
     params = jax.tree_util.tree_map_with_path(kernel, params)
-    return TrainState(params, make_optimizer(trainer.optimizer).init(params), jnp.zeros((), jnp.int32))
+    opt_state = make_optimizer(trainer.optimizer).init(params)
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), params if trainer.ema else None)
 
 
 def _kept_in_place(trainer: Trainer, state: TrainState) -> TrainState:
@@ -122,17 +136,15 @@ def _init(trainer: Trainer, key: jax.Array) -> TrainState:
     return _kept_in_place(trainer, _initial(trainer, key))
 
 
-def _mean_loss(trainer: Trainer, params: Any, tokens: jax.Array) -> jax.Array:
-    config = trainer.module.config
-    _, hidden = trainer.module.apply({"params": params}, tokens[:, :-1], logits=False)
-    return mean_nll(config, hidden, head_of(config, params), tokens[:, 1:])
+def _mean_loss(trainer: Trainer, params: Any, batch: Any) -> jax.Array:
+    return trainer.objective.loss(trainer.module, params, batch)
 
 
 _loss = jax.jit(_mean_loss, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _step(trainer: Trainer, state: TrainState, batch: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+def _step(trainer: Trainer, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
     loss, grads = _gradient(trainer, state.params, batch)
     updates, opt_state = make_optimizer(trainer.optimizer).update(grads, state.opt_state, state.params)
     metrics = {
@@ -140,18 +152,22 @@ def _step(trainer: Trainer, state: TrainState, batch: jax.Array) -> tuple[TrainS
         "grad_norm": optax.tree.norm(grads),
         "learning_rate": trainer.optimizer.schedule(state.step),
     }
-    new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-    return _kept_in_place(trainer, new), metrics
+    params, step = optax.apply_updates(state.params, updates), state.step + 1
+    average = state.average
+    if trainer.ema:
+        decay = jnp.minimum(trainer.ema, step / (step + 9.0))  # of the first steps little is kept
+        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+    return _kept_in_place(trainer, TrainState(params, opt_state, step, average)), metrics
 
 
-def _gradient(trainer: Trainer, params: Any, batch: jax.Array) -> tuple[jax.Array, Any]:
-    """Loss and gradient of the parameters, means over the micro-batches int32 [A, B, T + 1]."""
+def _gradient(trainer: Trainer, params: Any, batch: Any) -> tuple[jax.Array, Any]:
+    """Loss and gradient of the parameters, means over the micro-batches, the batch's first axis A."""
     of_one = functools.partial(jax.value_and_grad(_mean_loss, argnums=1), trainer)
     if trainer.accumulate == 1:
-        return of_one(params, batch[0])
+        return of_one(params, jax.tree.map(lambda x: x[0], batch))
 
-    def add(total: Any, tokens: jax.Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, of_one(params, tokens)), None
+    def add(total: Any, micro: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, of_one(params, micro)), None
 
     zero = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
     total, _ = jax.lax.scan(add, zero, batch)

@@ -12,7 +12,14 @@ def result(slot_rate=0.0, **changes):
         return {"layer": number, **values, "median": 0.5, "slot_rate": slot_rate, **changes}
 
     census = [{"step": step, "layers": [layer(n, step) for n in (1, 2, 3)]} for step in (0, 50, 100)]
-    about = {"preset": "small", "attention_bias": "none", "text": "python", "dtype": "float32", "parameters": 1000}
+    about = {
+        "model": "GPT-2",
+        "preset": "small",
+        "attention_bias": "none",
+        "text": "python",
+        "dtype": "float32",
+        "parameters": 1000,
+    }
     return {**about, "census": census}
 
 

@@ -1,0 +1,93 @@
+"""A training from scratch: its preset, and what goes over it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+from absl import flags
+
+from experiments.flags import model, seed
+from massive_jax.models import AttentionBias
+from massive_jax.models.config import ATTENTION_BIASES
+from massive_jax.models.stack import REMAT
+from massive_jax.train import OptimizerConfig, Preempted
+
+PRESET = flags.DEFINE_string("preset", "small", "The training; see above.")
+BIAS = flags.DEFINE_enum("attention_bias", "none", ["none", *ATTENTION_BIASES], "Explicit attention bias.")
+SLOTS = flags.DEFINE_integer("slots", 1, "Slots of the bias, for the kinds that have them.", lower_bound=1)
+_REMAT = flags.DEFINE_enum("remat", "none", list(REMAT), "What of a block the backward pass computes again.")
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "At the end of the warm-up; the final one is a tenth.")
+_MESH = flags.DEFINE_list("mesh", ["1", "1"], "Devices: DATA,MODEL (see massive_jax.parallel).")
+_INTEGERS = {
+    name: flags.DEFINE_integer(name, None, f"{meaning}; None for the preset's.", lower_bound=least)
+    for name, meaning, least in (
+        ("steps", "When to end", 1),
+        ("batch", "Examples of a step", 1),
+        ("accumulate", "Micro-batches of a step", 1),
+        ("log_every", "Steps between lines on the terminal", 1),
+        ("eval_every", "Steps between validations, 0 for the end only", 0),
+        ("census_every", "Steps between censuses, 0 for the end only", 0),
+        ("checkpoint_every", "Steps between checkpoints, 0 for the end only", 0),
+        ("keep", "Checkpoints to keep", 1),
+    )
+}
+
+_Preset = TypeVar("_Preset")
+
+
+def preset(presets: Mapping[str, _Preset]) -> _Preset:
+    """The preset that the flags ask for; ValueError where there is none of that name."""
+    if PRESET.value not in presets:
+        raise ValueError(f"--preset={PRESET.value}: there are {', '.join(presets)}.")
+    return presets[PRESET.value]
+
+
+def attention_bias() -> AttentionBias | None:
+    """The bias that the flags ask for."""
+    return None if BIAS.value == "none" else AttentionBias(BIAS.value, slots=SLOTS.value)
+
+
+def mesh() -> tuple[int, int]:
+    """The mesh that the flags ask for; ValueError where it is none."""
+    if len(_MESH.value) != 2 or not all(part.strip().isdecimal() for part in _MESH.value):
+        raise ValueError(f"--mesh={','.join(_MESH.value)}: give two numbers of devices, DATA,MODEL, such as 8,1.")
+    return int(_MESH.value[0]), int(_MESH.value[1])
+
+
+def dtype(of_preset: str) -> str:
+    """The dtype that the flags ask for, or else the preset's."""
+    return str(model.DTYPE.value) if flags.FLAGS["dtype"].present else of_preset
+
+
+def kernel(dtype: str) -> str:
+    """The attention kernel to train with on this machine."""
+    return "cudnn" if jax.default_backend() == "gpu" and dtype != "float32" else "xla"
+
+
+def optimizer(of_preset: OptimizerConfig) -> OptimizerConfig:
+    """The recipe, with the learning rate that the flags ask for."""
+    rate = _LEARNING_RATE.value
+    if rate is None:
+        return of_preset
+    return dataclasses.replace(of_preset, learning_rate=rate, final_learning_rate=rate / 10)
+
+
+def options(of_preset: Mapping[str, Any]) -> dict[str, Any]:
+    """The other fields of a `massive_jax.train.RunConfig`."""
+    given = {name: flag.value for name, flag in _INTEGERS.items() if flag.value is not None}
+    return {**of_preset, **given, "remat": _REMAT.value, "mesh": mesh(), "seed": seed.SEED.value}
+
+
+@contextlib.contextmanager
+def preemptible() -> Iterator[None]:
+    """Ends the process as SIGTERM would have where the training in it was stopped by that."""
+    try:
+        yield
+    except Preempted as stopped:
+        print(stopped)
+        sys.exit(143)

@@ -1,0 +1,141 @@
+"""Trains a vision transformer from scratch, with registers, an explicit attention bias, or neither.
+
+  python -m experiments.train_vit --workdir=results/vit
+  python -m experiments.train_vit --registers=4 --workdir=results/vit_registers
+  python -m experiments.train_vit --preset=gpu --dataset=DIRECTORY --image_size=64 --workdir=results/vit_gpu
+
+Presets: "small" (two cores, minutes), "gpu" (ViT-S, bfloat16). --dataset is fashion_mnist (Debian's package
+dataset-fashion-mnist where it is installed, otherwise from the hub), a directory with MNIST's IDX files or with two
+class folders, train/ and test/, or a dataset of the hub (org/name). Other flags go over the preset.
+ --image_size
+is what images of folders and of the hub are cut to (28 pixels).
+
+Stop it with SIGTERM, or kill it, and run the same command again: see experiments.train_gpt2. The moving average of the
+parameters is what is evaluated, on all held-out images, and saved.
+
+--workdir gets metrics.jsonl, census.jsonl, tensorboard/, checkpoints/, emergence.png, model/ (any --model takes it),
+samples/ (held-out images, a folder a class, for any --images) and train_vit.json: model, preset, registers,
+attention_bias, dataset, dtype, steps, images, parameters, loss, validation_loss, accuracy (top-1), seconds (of this
+run), census (the last). sink_rate of an image is the share of attention on its most attended token.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import time
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import common
+from experiments.flags import images as image_flags
+from experiments.flags import seed, training
+from massive_jax.data import FASHION_MNIST, LabelledImages, load_labelled
+from massive_jax.models import VisionTransformer
+from massive_jax.report import plot_emergence, write_json
+from massive_jax.train import ImageTrainConfig, read_lines, train_images
+from massive_jax.train.presets import IMAGE_PRESETS, ImageTrainPreset
+from massive_jax.weights.loader import count_params
+
+_DATASET = flags.DEFINE_string("dataset", FASHION_MNIST, "The images and their classes.")
+_REGISTERS = flags.DEFINE_integer("registers", 0, "Register tokens (arXiv 2309.16588).", lower_bound=0)
+_PATCH = flags.DEFINE_integer("patch_size", None, "Side of a patch in pixels; None for the preset's.", lower_bound=1)
+_FLIP = flags.DEFINE_bool("flip", True, "Mirrors half of the images.")
+_SHIFT = flags.DEFINE_integer("shift", None, "Most pixels that images are moved by; None for the preset's.")
+_EMA = flags.DEFINE_float("ema", None, "Decay of the average of the parameters, 0 for none; None for the preset's.")
+_SAMPLES = flags.DEFINE_integer("samples", 20, "Held-out images of each class that are written.", lower_bound=0)
+
+if __name__ == "__main__":
+    for module in (common, seed, training):
+        flags.adopt_module_key_flags(module)
+    for name in ("workdir", "dtype", "image_size"):
+        flags.declare_key_flag(name)
+
+
+def configure(preset: ImageTrainPreset, images: LabelledImages) -> ImageTrainConfig:
+    """The training that the flags ask for."""
+    dtype = training.dtype(preset.dtype)
+    options = {**training.options(preset.options), "flip": _FLIP.value}
+    for name, flag in (("shift", _SHIFT), ("ema", _EMA)):
+        if flag.value is not None:
+            options[name] = flag.value
+    changes = {} if _PATCH.value is None else {"patch_size": _PATCH.value}
+    return ImageTrainConfig(
+        model=preset.model(
+            image_size=images.size,
+            num_classes=len(images.classes),
+            registers=_REGISTERS.value,
+            attention_bias=training.attention_bias(),
+            dtype=dtype,
+            attention_kernel=training.kernel(dtype),
+            **changes,
+        ),
+        optimizer=training.optimizer(preset.optimizer),
+        data=images.checksum,
+        **options,
+    )
+
+
+def write_samples(images: LabelledImages, directory: pathlib.Path) -> None:
+    """The first held-out images of each class as PNG files, a folder a class; folders sort as the head's classes do."""
+    from PIL import Image
+
+    if directory.exists():
+        shutil.rmtree(directory)
+    digits = len(str(len(images.classes) - 1))
+    for label, name in enumerate(images.classes):
+        folder = directory / f"{label:0{digits}d} {name.replace('/', ' ')}"
+        which = np.flatnonzero(images.labels == label)[: _SAMPLES.value]
+        for index, pixels in zip(which, images[which], strict=True):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+
+
+def summarise(config: ImageTrainConfig, workdir: pathlib.Path) -> dict[str, Any]:
+    """What train_vit.json says of a training before its results."""
+    return {
+        "model": "ViT" + (f", {config.model.registers} registers," if config.model.registers else ""),
+        "preset": training.PRESET.value,
+        "registers": config.model.registers,
+        "attention_bias": training.BIAS.value,
+        "dataset": _DATASET.value,
+        "dtype": config.model.dtype,
+        "steps": config.steps,
+        "images": config.steps * config.batch,
+        "parameters": count_params(VisionTransformer(config.model)),
+        "census": read_lines(workdir / "census.jsonl"),
+    }
+
+
+def main() -> None:
+    """Runs the experiment."""
+    preset, workdir = training.preset(IMAGE_PRESETS), common.workdir()
+    training.attention_bias(), training.mesh()  # wrong flags are told before anything is read
+    images, held_out = load_labelled(_DATASET.value, image_flags.IMAGE_SIZE.value)
+    config = configure(preset, images)
+    print(
+        f"{count_params(VisionTransformer(config.model)):,} parameters, {config.model.num_tokens(*images.size)} tokens "
+        f"an image; {len(images):,} images of {len(images.classes)} classes to train on, {len(held_out):,} held out",
+        flush=True,
+    )
+    started = time.monotonic()
+    with training.preemptible():
+        trained = train_images(config, images, held_out, workdir, say=lambda line: print(line, flush=True))
+    seconds = time.monotonic() - started
+    write_samples(held_out, workdir / "samples")
+    result = summarise(config, workdir)
+    plot_emergence({**result, "sink": "one token"}, workdir / "emergence.png")
+    write_json(
+        workdir / "train_vit.json",
+        {**result, "census": result["census"][-1], "loss": trained.loss, **trained.validation, "seconds": seconds},
+    )
+    print(
+        f"accuracy {100 * trained.validation['accuracy']:.2f} % on {len(held_out):,} held-out images after "
+        f"{seconds:.0f} s; the model is in {trained.directory}"
+    )
+
+
+if __name__ == "__main__":
+    common.run_experiment(main)

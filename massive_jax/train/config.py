@@ -1,0 +1,157 @@
+"""What a training is, as plain data: it is written into every checkpoint and compared on the way back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from massive_jax.models import TransformerConfig, VisionConfig
+from massive_jax.train.optimizer import OptimizerConfig
+
+# What a resumed training may have otherwise than it began: nothing here changes a step.
+_FREE = (
+    *("steps", "log_every", "eval_every", "census_every", "checkpoint_every"),
+    *("eval_batches", "census_windows", "census_images", "keep", "mesh"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every training has.
+
+    Attributes:
+      optimizer: the recipe.
+      data: checksum of what it trains on.
+      steps: when it ends.
+      batch: examples of a step, of all processes and micro-batches.
+      accumulate: micro-batches that a step adds up.
+      ema: decay of the moving average of the parameters, which is then evaluated and saved; 0 for none.
+      remat: what the backward pass computes again (`massive_jax.models.stack.REMAT`).
+      seed: of the parameters and of the data's order.
+      log_every, eval_every, census_every, checkpoint_every: in steps; 0 for never (the last step always has all).
+      keep: newest checkpoints that are kept.
+      mesh: devices along the axes "data" and "model".
+    """
+
+    optimizer: OptimizerConfig
+    data: str
+    steps: int
+    batch: int
+    accumulate: int = 1
+    ema: float = 0.0
+    remat: str = "none"
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 100
+    census_every: int = 100
+    checkpoint_every: int = 500
+    keep: int = 2
+    mesh: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        if problems := list(self._problems()):
+            raise ValueError("training: " + "; ".join(problems) + ".")
+
+    def _problems(self) -> Iterator[str]:
+        """What is wrong with the fields."""
+        yield from self._below(1, "steps", "batch", "accumulate", "log_every", "keep")
+        yield from self._below(0, "eval_every", "census_every", "checkpoint_every", "seed")
+        micro = self.accumulate * self.mesh[0]
+        if self.batch >= 1 and self.accumulate >= 1 and self.batch % micro:
+            yield f"batch is {self.batch}, no multiple of accumulate {self.accumulate} × {self.mesh[0]} devices"
+        if not 0 <= self.ema < 1:
+            yield f"ema is {self.ema}, expected a decay from 0 to below 1"
+
+    def _below(self, least: int, *names: str) -> Iterator[str]:
+        """Those of the fields that are below `least`, in words."""
+        for name in names:
+            if getattr(self, name) < least:
+                yield f"{name} is {getattr(self, name)}, expected at least {least}"
+
+    def described(self) -> dict[str, Any]:
+        """The fields as plain JSON."""
+        described: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return described
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """A training of a language model on tokens.
+
+    Attributes:
+      model: the model.
+      context: T, tokens of a sequence.
+      validation: share of the token file, its end, that is held out.
+      eval_batches: micro-batches of held-out windows that the validation loss is the mean of.
+      census_windows: held-out windows of a census.
+    """
+
+    model: TransformerConfig
+    context: int
+    validation: float = 0.05
+    eval_batches: int = 4
+    census_windows: int = 4
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        yield from self._below(1, "context", "eval_batches", "census_windows")
+        if self.context > self.model.max_position:
+            yield f"context is {self.context}, more than the model's max_position {self.model.max_position}"
+        if not 0 < self.validation < 1:
+            yield f"validation is {self.validation}, expected a share between 0 and 1"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageTrainConfig(RunConfig):
+    """A training of a vision model on labelled images.
+
+    Attributes:
+      model: the model, with a head.
+      flip: whether half of the images are mirrored, left to right.
+      shift: most pixels that an image is moved by in either direction, its edge repeated.
+      smoothing: of the labels (`massive_jax.train.Classification`).
+      census_images: held-out images of a census.
+    """
+
+    model: VisionConfig
+    flip: bool = True
+    shift: int = 0
+    smoothing: float = 0.0
+    census_images: int = 64
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        yield from self._below(1, "census_images")
+        yield from self._below(0, "shift")
+        if not 0 <= self.smoothing < 1:
+            yield f"smoothing is {self.smoothing}, expected a share from 0 to below 1"
+        if not self.model.num_classes:
+            yield "the model has no head; give it num_classes"
+        if self.shift >= min(self.model.image_size):
+            yield f"shift is {self.shift}, more than the images' {self.model.image_size} pixels"
+
+
+def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """Nothing where a training may go on as `asked`; ValueError that names every field that differs otherwise."""
+
+    def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in fields.items():
+            nested = flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+            found.update(nested)
+        return found
+
+    before, now = flat(stored), flat(asked)
+    differing = [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name) and name not in _FREE
+    ]
+    if differing:
+        raise ValueError(
+            f"the training in {workdir} cannot go on with another config: {'; '.join(differing)}. Give what it began "
+            "with, or another --workdir."
+        )
