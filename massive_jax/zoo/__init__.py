@@ -68,6 +68,7 @@ FAMILIES: Mapping[str, Family] = {
         clip.SIGLIP,
         clip.SIGLIP_VISION,
         timm.FAMILY,
+        timm.GATED,
     )
 }
 PRESETS: Mapping[str, Preset] = {name: p for family in FAMILIES.values() for name, p in family.presets.items()}
@@ -103,7 +104,7 @@ def describe(source: Source) -> tuple[TransformerConfig | VisionConfig, WeightTa
     else:
         config = source.config
         if "model_type" not in config and "architecture" in config:
-            config = {**config, "model_type": timm.FAMILY.model_type}
+            config = {**config, "model_type": timm.model_type(str(config["architecture"]))}
         model_type = str(config.get("model_type"))
         if model_type not in FAMILIES:
             raise ValueError(

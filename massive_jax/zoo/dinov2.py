@@ -63,20 +63,11 @@ def table(prefix: str) -> WeightTable:
             Row(layer + "layer_scale2.lambda1", "layers/mlp_scale"),
             *images.mlp_rows(layer + "mlp.fc1", layer + "mlp.fc2"),
             # The giant's, gate and up in one.
-            *_fused(layer + "mlp.weights_in"),
-            *images.linear_rows(layer + "mlp.weights_out", "layers/mlp/down", "DF->FD"),
+            *images.gated_mlp_rows(layer + "mlp.weights_in", layer + "mlp.weights_out"),
         ),
         ignored=(r"(\w+\.)?embeddings\.mask_token",),
         spellings=((prefix, ""),),
     )
-
-
-def _fused(name: str) -> list[Row]:
-    rows = []
-    for index, part in enumerate(("gate", "up")):
-        rows.append(Row(f"{name}.weight", f"layers/mlp/{part}/kernel", "(UF)D->DF", take=("U", str(index))))
-        rows.append(Row(f"{name}.bias", f"layers/mlp/{part}/bias", "(UF)->F", take=("U", str(index))))
-    return rows
 
 
 def _shape(hidden_size: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:

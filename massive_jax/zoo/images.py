@@ -67,6 +67,14 @@ def mlp_rows(up: str, down: str, path: str = "layers/mlp") -> Iterator[Row]:
     yield from linear_rows(down, f"{path}/down", "DF->FD")
 
 
+def gated_mlp_rows(up: str, down: str, path: str = "layers/mlp") -> Iterator[Row]:
+    """Rows of a gated MLP whose gate and up are one tensor, in this order."""
+    for index, part in enumerate(("gate", "up")):
+        yield Row(f"{up}.weight", f"{path}/{part}/kernel", "(UF)D->DF", take=("U", str(index)))
+        yield Row(f"{up}.bias", f"{path}/{part}/bias", "(UF)->F", take=("U", str(index)))
+    yield from linear_rows(down, f"{path}/down", "DF->FD")
+
+
 def patch_rows(name: str) -> Iterator[Row]:
     """Rows of the patch embedding, a convolution."""
     yield from linear_rows(name, "patch", "DCIJ->IJCD")

@@ -1,4 +1,4 @@
-"""Checkpoints that timm's `VisionTransformer` wrote: ViT, ViT-MAE, CLIP's tower and DINOv2 under its names.
+"""Checkpoints that timm's `VisionTransformer` wrote: ViT, ViT-MAE, towers of CLIP and SigLIP, DINOv2, by its names.
 
 Their config.json names an architecture, which says the shape, and the model's `pretrained_cfg` the image size.
 """
@@ -15,14 +15,17 @@ from massive_jax.zoo import images
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
-# Width, layers, heads; the MLPs are four times as wide.
+# Width, layers, heads, width of the MLPs.
 _SIZES = {
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "huge": (1280, 32, 16),
+    "tiny": (192, 12, 3, 768),
+    "small": (384, 12, 6, 1536),
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+    "so400m": (1152, 27, 16, 4304),
+    "huge": (1280, 32, 16, 5120),
+    "giant": (1536, 40, 24, 4096),
 }
+_GATED = "giant"  # DINOv2's giant; another one, of ViT alone, is not known here
 # What follows size and patch in an architecture's name -> options.
 _CLIP = {"norm": NormConfig("layer", 1e-5), "embed_norm": True, "patch_bias": False}
 _KINDS: Mapping[str, dict[str, Any]] = {
@@ -31,7 +34,11 @@ _KINDS: Mapping[str, dict[str, Any]] = {
     "reg4_dinov2": {"layer_scale": True, "registers": 4, "class_position": False},
     "clip": _CLIP,
     "clip_quickgelu": {**_CLIP, "activation": "gelu_quick"},
+    "siglip": {"class_token": False, "pooling": "attention"},
 }
+# SigLIP's exact GELU but in these: as timm has them, whatever the weights were trained with.
+_TANH = ("vit_base_patch32_siglip", "vit_large_patch16_siglip_512", "vit_so400m_patch16_siglip")
+_ACTIVATIONS = ("gelu", "gelu_tanh")  # that `model_args` may name
 _NAME = re.compile(
     rf"vit_(?P<size>{'|'.join(_SIZES)})_patch(?P<patch>\d+)_?(?P<kind>{'|'.join(filter(None, _KINDS))}|)(_?\d+)?"
 )
@@ -41,23 +48,27 @@ def config(fields: Fields) -> VisionConfig:
     """A config.json of timm -> VisionConfig. Its `pretrained_cfg` is about preprocessing, except for the image size."""
     name = fields.require("architecture")
     found = _NAME.fullmatch(name)
-    if found is None:
+    if found is None or (found["size"] == _GATED and "dinov2" not in found["kind"]):
         raise ValueError(
             f"{fields.location}: timm architecture {name!r} is not supported; supported are vit_SIZE_patchN_… with "
             f"SIZE {', '.join(_SIZES)} and … an image size, {', '.join(filter(None, _KINDS))}."
         )
-    hidden_size, num_layers, num_heads = _SIZES[found["size"]]
+    hidden_size, num_layers, num_heads, intermediate_size = _SIZES[found["size"]]
     pretrained = dict(fields.require("pretrained_cfg"))
     channels, height, width = pretrained.get("input_size", (3, 224, 224))
     # Changes to what the architecture's name says.
     changes = dict(fields.get("model_args", {}))
-    side = changes.pop("img_size", None)
-    if channels != 3 or changes or side not in (None, height, [height, width]):
+    side, activation = changes.pop("img_size", None), changes.pop("act_layer", None)
+    activation = activation or ("gelu_tanh" if name.startswith(_TANH) else "gelu")
+    if channels != 3 or changes or activation not in _ACTIVATIONS or side not in (None, height, [height, width]):
         raise ValueError(
             f"{fields.location}: input_size {[channels, height, width]} and model_args {fields.get('model_args')} are "
             "not implemented: only images of 3 channels and the architecture's own arguments."
         )
-    fields.only("global_pool", "token")
+    options = {"norm": NormConfig("layer", 1e-6), "activation": activation, **_KINDS[found["kind"]]}
+    if found["size"] == _GATED:
+        options |= {"mlp": "gated", "activation": "silu"}
+    fields.only("global_pool", "map" if options.get("pooling") == "attention" else "token")
     fields.ignore("num_features", "label_names", "label_descriptions")
     return VisionConfig(
         image_size=(height, width),
@@ -67,43 +78,65 @@ def config(fields: Fields) -> VisionConfig:
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=hidden_size // num_heads,
-        intermediate_size=4 * hidden_size,
+        intermediate_size=intermediate_size,
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
         interpolation="bicubic_antialias",
         num_classes=fields.get("num_classes", 1000),
-        model_type="timm",
-        **{"norm": NormConfig("layer", 1e-6), **_KINDS[found["kind"]]},
+        model_type=model_type(name),
+        **options,
     )
+
+
+def model_type(architecture: str) -> str:
+    """The family, as this project calls it, of an architecture of timm: the giant's MLP is stored another way."""
+    return "timm_gated" if f"_{_GATED}_" in architecture else "timm"
 
 
 _LAYER = "blocks.{l}."
 
-TABLE = WeightTable(
-    rows=(
-        Row("cls_token", "class_token", "11D->D"),
-        Row("reg_token", "registers", "1ZD->ZD"),
-        Row("pos_embed", "position_embedding", "1MD->MD"),
-        *images.patch_rows("patch_embed.proj"),
-        *images.norm_rows({"norm_pre": "embed_norm", "norm": "norm"}),
-        *images.head_rows("head"),
-        *images.norm_rows({_LAYER + "norm1": "layers/attn_norm", _LAYER + "norm2": "layers/mlp_norm"}),
-        *fused_rows(_LAYER + "attn.qkv", "(QHN)D->DHN", "(QHN)->HN"),
-        *images.linear_rows(_LAYER + "attn.proj", "layers/attn/out", "D(HN)->HND"),
-        Row(_LAYER + "ls1.gamma", "layers/attn_scale"),
-        Row(_LAYER + "ls2.gamma", "layers/mlp_scale"),
-        *images.mlp_rows(_LAYER + "mlp.fc1", _LAYER + "mlp.fc2"),
-    ),
-)
+_MLP = (_LAYER + "mlp.fc1", _LAYER + "mlp.fc2")
+_POOL = "attn_pool."
 
 
-def _preset(architecture: str, tag: str, num_params: int, side: int, classes: int, licence: str) -> Preset:
+def _table(*mlp: Row) -> WeightTable:
+    return WeightTable(
+        rows=(
+            Row("cls_token", "class_token", "11D->D"),
+            Row("reg_token", "registers", "1ZD->ZD"),
+            Row("pos_embed", "position_embedding", "1MD->MD"),
+            *images.patch_rows("patch_embed.proj"),
+            *images.norm_rows({"norm_pre": "embed_norm", "norm": "norm"}),
+            *images.head_rows("head"),
+            *images.norm_rows({_LAYER + "norm1": "layers/attn_norm", _LAYER + "norm2": "layers/mlp_norm"}),
+            *fused_rows(_LAYER + "attn.qkv", "(QHN)D->DHN", "(QHN)->HN"),
+            *images.linear_rows(_LAYER + "attn.proj", "layers/attn/out", "D(HN)->HND"),
+            Row(_LAYER + "ls1.gamma", "layers/attn_scale"),
+            Row(_LAYER + "ls2.gamma", "layers/mlp_scale"),
+            *mlp,
+            # SigLIP's head.
+            Row(_POOL + "latent", "pool/probe", "11D->D"),
+            *images.linear_rows(_POOL + "q", "pool/query", "(HN)D->DHN", "(HN)->HN"),
+            *(
+                Row(f"{_POOL}kv.{leaf}", f"pool/{part}/{to}", axes, take=("U", str(index)))
+                for index, part in enumerate(("key", "value"))
+                for leaf, to, axes in (("weight", "kernel", "(UHN)D->DHN"), ("bias", "bias", "(UHN)->HN"))
+            ),
+            *images.linear_rows(_POOL + "proj", "pool/out", "D(HN)->HND"),
+            *images.norm_rows({_POOL + "norm": "pool/norm"}),
+            *images.mlp_rows(_POOL + "mlp.fc1", _POOL + "mlp.fc2", "pool/mlp"),
+        ),
+    )
+
+
+def _preset(architecture: str, tag: str, num_params: int, side: int, classes: int, licence: str, **more: str) -> Preset:
     shape = {
-        "model_type": "timm",
+        "model_type": model_type(architecture),
         "architecture": architecture,
         "num_classes": classes,
         "pretrained_cfg": {"input_size": [3, side, side]},
+        **more,
     }
     return Preset(f"timm/{architecture}.{tag}", num_params, licence, shape)
 
@@ -111,7 +144,7 @@ def _preset(architecture: str, tag: str, num_params: int, side: int, classes: in
 FAMILY = Family(
     model_type="timm",
     config=config,
-    table=TABLE,
+    table=_table(*images.mlp_rows(*_MLP)),
     presets={
         "timm_vit_base_16": _preset(
             "vit_base_patch16_224", "augreg_in21k_ft_in1k", 86_567_656, 224, 1000, "Apache-2.0"
@@ -121,6 +154,24 @@ FAMILY = Family(
             "vit_large_patch14_clip_quickgelu_224", "openai", 303_966_976, 224, 768, "Apache-2.0"
         ),
         "timm_dinov2_large": _preset("vit_large_patch14_dinov2", "lvd142m", 304_367_616, 518, 0, "Apache-2.0"),
+        "timm_siglip_base_16": _preset(
+            "vit_base_patch16_siglip_224", "webli", 92_884_224, 224, 0, "Apache-2.0", global_pool="map"
+        ),
+        "timm_siglip_so400m_14": _preset(
+            "vit_so400m_patch14_siglip_384", "webli", 428_225_600, 384, 0, "Apache-2.0", global_pool="map"
+        ),
         "timm_dinov2_reg_large": _preset("vit_large_patch14_reg4_dinov2", "lvd142m", 304_370_688, 518, 0, "Apache-2.0"),
+    },
+)
+
+GATED = Family(
+    model_type="timm_gated",
+    config=config,
+    table=_table(*images.gated_mlp_rows(*_MLP)),
+    presets={
+        "timm_dinov2_giant": _preset("vit_giant_patch14_dinov2", "lvd142m", 1_136_479_232, 518, 0, "Apache-2.0"),
+        "timm_dinov2_reg_giant": _preset(
+            "vit_giant_patch14_reg4_dinov2", "lvd142m", 1_136_483_840, 518, 0, "Apache-2.0"
+        ),
     },
 )

@@ -41,7 +41,22 @@ VIT = {
 
 @pytest.fixture(autouse=True)
 def tiny_sizes(monkeypatch):
-    monkeypatch.setitem(timm._SIZES, "tiny", (32, 2, 4))
+    for size, width in (("tiny", 128), ("giant", 88)):
+        monkeypatch.setitem(timm._SIZES, size, (32, 2, 4, width))
+
+
+SIGLIP = {
+    "vision_model.embeddings.patch_embedding": "patch_embed.proj",
+    "vision_model.encoder.layers.": "blocks.",
+    "vision_model.post_layernorm": "norm",
+    "vision_model.head.attention.out_proj": "attn_pool.proj",
+    "vision_model.head.layernorm": "attn_pool.norm",
+    "vision_model.head.mlp": "attn_pool.mlp",
+    "vision_model.head.probe": "attn_pool.latent",
+    "self_attn.out_proj": "attn.proj",
+    "layer_norm": "norm",
+    **{f"self_attn.{part[0]}_proj": f"attention.attention.{part}" for part in ("query", "key", "value")},
+}
 
 
 def renamed(tensors, names):
@@ -84,6 +99,42 @@ def test_dinov2_with_registers(tmp_path):
     assert ours.preprocess(np.zeros((40, 50, 3), np.uint8)).shape == (1, 28, 28, 3)
 
 
+def test_dinov2_giant(tmp_path):
+    """Gate and up are one tensor, called as the plain MLP's first is elsewhere."""
+    reference = Reference(transformers.Dinov2Model, {})
+    model = hf.random_model(reference, transformers.Dinov2Config(**SHAPE, use_swiglu_ffn=True))
+    hf.save(model, tmp_path / "hf")
+    names = {**DINOV2, "embeddings.position_embeddings": "pos_embed", "weights_in": "fc1", "weights_out": "fc2"}
+    tensors = renamed(safetensors.numpy.load_file(tmp_path / "hf" / "model.safetensors"), names)
+    del tensors["embeddings.mask_token"]
+    ours = parity.load(write(tmp_path / "timm", tensors, "vit_giant_patch7_dinov2", num_classes=0))
+    expected = hf.run(reference, model, parity.IMAGES)["last_hidden"]
+    assert hf.relative_error(ours(parity.IMAGES).last_hidden, expected) < parity.TOLERANCE
+
+
+def test_siglip(tmp_path):
+    """A head of attention, whose key and value are one tensor; the exact GELU unless `model_args` say otherwise."""
+    shape = {**SHAPE, "intermediate_size": 128, "hidden_act": "gelu"}
+    reference = Reference(transformers.SiglipVisionModel, {})
+    model = hf.random_model(reference, transformers.SiglipVisionConfig(**shape))
+    hf.save(model, tmp_path / "hf")
+    tensors = safetensors.numpy.load_file(tmp_path / "hf" / "model.safetensors")
+    tensors = {name if name.startswith("vision_model.") else f"vision_model.{name}": x for name, x in tensors.items()}
+    table = tensors.pop("vision_model.embeddings.position_embedding.weight")
+    for leaf in ("weight", "bias"):
+        fused = tensors.pop(f"vision_model.head.attention.in_proj_{leaf}")
+        tensors |= {f"attn_pool.q.{leaf}": fused[:32], f"attn_pool.kv.{leaf}": fused[32:]}
+    tensors = {**renamed(tensors, SIGLIP), "pos_embed": table[None]}
+    fields = {"num_classes": 0, "global_pool": "map"}
+    ours = parity.load(write(tmp_path / "timm", tensors, "vit_tiny_patch7_siglip_28", **fields))
+    found = hf.run(reference, model, parity.IMAGES)
+    assert hf.relative_error(ours(parity.IMAGES).pooled, found["pooled"]) < parity.TOLERANCE
+    named = write(
+        tmp_path / "named", tensors, "vit_tiny_patch7_siglip_28", **fields, model_args={"act_layer": "gelu_tanh"}
+    )
+    assert parity.load(named).config.activation == "gelu_tanh"
+
+
 def test_vit_with_a_head(tmp_path):
     config = transformers.ViTConfig(**SHAPE, intermediate_size=128, num_labels=5, layer_norm_eps=1e-6)
     reference = Reference(transformers.ViTForImageClassification, {})
@@ -99,7 +150,9 @@ def test_vit_with_a_head(tmp_path):
     ("architecture", "changes", "message"),
     [
         ("resnet50", {}, "timm architecture 'resnet50' is not supported; supported are vit_SIZE_patchN_"),
-        ("vit_tiny_patch7_siglip_28", {}, "'vit_tiny_patch7_siglip_28' is not supported"),
+        ("vit_tiny_patch7_siglip_gap_28", {}, "'vit_tiny_patch7_siglip_gap_28' is not supported"),
+        ("vit_tiny_patch7_siglip_28", {}, "global_pool = 'token' is not implemented"),
+        ("vit_giant_patch7_28", {}, "'vit_giant_patch7_28' is not supported"),
         ("vit_tiny_patch7_28", {"global_pool": "avg"}, "global_pool = 'avg' is not implemented"),
         ("vit_tiny_patch7_28", {"model_args": {"depth": 5}}, r"model_args {'depth': 5} are not implemented"),
         ("vit_tiny_patch7_dinov2", {"num_classes": 0}, r"missing from the checkpoint:[^§]*cls_token -> class_token"),
