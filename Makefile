@@ -6,7 +6,7 @@ WORKDIR ?= results
 # Test processes side by side; each takes about 3 GB of memory.
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo demo-vision test test-all lint bench clean
 
 # What the demo needs; and with the tools and references of the tests. Stamps, so that a second run installs nothing.
 $(VENV)/.installed: setup.py
@@ -20,8 +20,21 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
+$(VENV)/.installed-data: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[data]'
+	touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.reproduce --workdir=$(WORKDIR)
+
+# The same on images: a vision transformer trained without registers and with four, and both side by side.
+DATASET ?= fashion_mnist
+VIT := $(WORKDIR)/vit
+demo-vision: $(VENV)/.installed-data
+	$(BIN)/python -m experiments.train_vit --dataset=$(DATASET) --workdir=$(VIT)
+	$(BIN)/python -m experiments.train_vit --dataset=$(DATASET) --registers=4 --workdir=$(VIT)/registers
+	$(BIN)/python -m experiments.compare_bias --models=$(VIT)/model,$(VIT)/registers/model --images=$(VIT)/samples --workdir=$(VIT)
+	$(BIN)/python -m experiments.layerwise --model=$(VIT)/model --images=$(VIT)/samples --workdir=$(VIT)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -12,7 +12,8 @@ less.
 Prints a line a model and writes compare_bias.json: text, windows, context (or images, count), models: [{model,
 attention_bias, registers, loss (nats a token) and perplexity (or top1 or cosine_similarity), int8_per_tensor (the same
 measure), largest, sink_rate (of the layer where it is largest), layers: [{layer, largest, median, sink_rate,
-slot_rate}]}]; and compare_bias.png. The sink is position 0, of an image its most attended token.
+slot_rate}]}]; and compare_bias.png. The sink is position 0, of an image its most attended token. With images also
+compare_attention.png: the class token's attention over the first image, in the last block of each model that has one.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from experiments.flags import images as image_flags
 from experiments.flags import model as model_flags
 from experiments.flags import text as text_flags
 from massive_jax.data import load_text
-from massive_jax.evaluate import Profile, check_classes, measure_image_profile, measure_profile
+from massive_jax.evaluate import Profile, check_classes, measure_image_profile, measure_profile, patch_maps
 from massive_jax.evaluate.profile import PASSES
 from massive_jax.models import VisionConfig
-from massive_jax.report import number, plot_profiles, write_json
+from massive_jax.report import Panel, number, plot_overlay, plot_profiles, write_json
 
 _MODELS = flags.DEFINE_list("models", [], "Two models or more: directories, zoo names, files.")
 flags.register_validator(_MODELS, lambda models: len(models) != 1, "give two models or more, MODEL,MODEL.")
@@ -108,6 +109,30 @@ def measure_images(models: list[mj.Model]) -> tuple[dict[str, Any], str, list[Pr
     return header, f"{len(files)} images", profiles
 
 
+def draw_attention(models: list[mj.Model], names: list[str], path: pathlib.Path) -> bool:
+    """Draws the attention maps of the first image; False where no model has any, or their patches differ."""
+    files = common.image_files(models[0]).first(1)
+    panels, grids = [Panel("The image")], set()
+    for model, name in zip(models, names, strict=True):
+        _, image = next(iter(common.image_source(model, files)()))
+        grids.add(model.require_vision().grid(*image.shape[1:3]))
+        _, attention = patch_maps(model, image, model.config.num_layers)
+        if attention is not None:
+            panels.append(Panel(name, attention, "attention"))
+    if len(panels) == 1 or len(grids) > 1:
+        return False
+    plot_overlay(
+        {"model": ", ".join(model.name for model in models)},
+        "Attention of the class token in the last block",
+        "mean over heads, all on one scale",
+        models[-1].require_processor().pixels(image)[0],
+        grids.pop(),
+        panels,
+        path,
+    )
+    return True
+
+
 def main() -> None:
     """Runs the binary."""
     if not _MODELS.value:
@@ -135,7 +160,8 @@ def main() -> None:
     rows = [(name, *(r[key] for key in keys)) for name, r in pairs]
     words = [*(_words(key) for key in keys[:-3]), f"int8 {_words(metric)}", "largest activation", "sink rate"]
     common.print_table(("model", *words), rows)
-    print(f"wrote {out / 'compare_bias.json'} and .png")
+    drawn = vision[0] and draw_attention(models, names, out / "compare_attention.png")
+    print(f"wrote {out / 'compare_bias.json'} and .png{', and compare_attention.png' if drawn else ''}")
 
 
 def _words(key: str) -> str:

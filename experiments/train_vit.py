@@ -42,7 +42,7 @@ from massive_jax.weights.loader import count_params
 _DATASET = flags.DEFINE_string("dataset", FASHION_MNIST, "The images and their classes.")
 _REGISTERS = flags.DEFINE_integer("registers", 0, "Register tokens (arXiv 2309.16588).", lower_bound=0)
 _PATCH = flags.DEFINE_integer("patch_size", None, "Side of a patch in pixels; None for the preset's.", lower_bound=1)
-_FLIP = flags.DEFINE_bool("flip", True, "Mirrors half of the images.")
+_FLIP = flags.DEFINE_bool("flip", None, "Mirrors half of the images; None for the preset's.")
 _SHIFT = flags.DEFINE_integer("shift", None, "Most pixels that images are moved by; None for the preset's.")
 _EMA = flags.DEFINE_float("ema", None, "Decay of the average of the parameters, 0 for none; None for the preset's.")
 _SAMPLES = flags.DEFINE_integer("samples", 20, "Held-out images of each class that are written.", lower_bound=0)
@@ -57,8 +57,8 @@ if __name__ == "__main__":
 def configure(preset: ImageTrainPreset, images: LabelledImages) -> ImageTrainConfig:
     """The training that the flags ask for."""
     dtype = training.dtype(preset.dtype)
-    options = {**training.options(preset.options), "flip": _FLIP.value}
-    for name, flag in (("shift", _SHIFT), ("ema", _EMA)):
+    options = training.options(preset.options)
+    for name, flag in (("flip", _FLIP), ("shift", _SHIFT), ("ema", _EMA)):
         if flag.value is not None:
             options[name] = flag.value
     changes = {} if _PATCH.value is None else {"patch_size": _PATCH.value}

@@ -147,7 +147,13 @@ class _Classes(Task):
         self._objective = Classification(config.smoothing)
         module = VisionTransformer(model, config.remat)
         self.trainer = Trainer(
-            module, config.optimizer, config.accumulate, mesh_of(config), self._objective, ema=config.ema
+            module,
+            config.optimizer,
+            config.accumulate,
+            mesh_of(config),
+            self._objective,
+            kernel_std=None,  # 0.02 is for widths of several hundred
+            ema=config.ema,
         )
         self.units = config.batch
         tokens = model.num_tokens(*model.image_size)

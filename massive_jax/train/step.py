@@ -18,7 +18,7 @@ from massive_jax.parallel import param_sharding
 from massive_jax.train.objective import NEXT_TOKEN, Objective
 from massive_jax.train.optimizer import OptimizerConfig, make_optimizer
 
-_STD = 0.02  # of every kernel at the start; see `Trainer.init`
+_NANOGPT_STD = 0.02
 
 
 @jax.tree_util.register_dataclass
@@ -54,6 +54,7 @@ class Trainer:
       accumulate: A, micro-batches whose gradients are averaged in one step.
       mesh: devices that the state and the batch are split over (see `massive_jax.parallel`); None for one device.
       objective: what is minimised.
+      kernel_std: of every kernel at the start (see `init`); None for the modules' own, 1 / √(inputs of the map).
       ema: decay of the moving average of the parameters; 0 for none. It is less in the first steps.
     """
 
@@ -62,10 +63,11 @@ class Trainer:
     accumulate: int = 1
     mesh: Mesh | None = None
     objective: Objective = NEXT_TOKEN
+    kernel_std: float | None = _NANOGPT_STD
     ema: float = 0.0
 
     def init(self, seed: int) -> TrainState:
-        """The state to start from, as nanoGPT's: kernels N(0, 0.02²), those that add to the stream over √(2L)."""
+        """The state to start from: kernels normal, those that add to the stream divided by √(2L), as nanoGPT's."""
         state = _init(self, jax.random.key(seed))
         # Bound to the device, as a state from a checkpoint is: jax compiles a step for each kind.
         return state if self.mesh is not None else jax.device_put(state, jax.devices()[0])
@@ -111,14 +113,17 @@ class Trainer:
 def _initial(trainer: Trainer, key: jax.Array) -> TrainState:
     example = trainer.module.config.example
     params = trainer.module.init(key, jnp.zeros(example.shape, example.dtype))["params"]
-    layers = trainer.module.config.num_layers
+    depth = (2 * trainer.module.config.num_layers) ** 0.5
 
     def kernel(path: Any, leaf: jax.Array) -> jax.Array:
         name = _name(path)
         if not name.endswith("/kernel"):
             return leaf
-        std = _STD / (2 * layers) ** 0.5 if re.search(r"(attn/out|mlp/down)/kernel$", name) else _STD
-        return std * jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), leaf.shape, leaf.dtype)
+        scale = 1 / depth if re.search(r"(attn/out|mlp/down)/kernel$", name) else 1.0
+        if trainer.kernel_std is None:
+            return scale * leaf
+        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        return scale * trainer.kernel_std * jax.random.normal(own, leaf.shape, leaf.dtype)
 
     params = jax.tree_util.tree_map_with_path(kernel, params)
     opt_state = make_optimizer(trainer.optimizer).init(params)

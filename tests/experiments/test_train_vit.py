@@ -53,7 +53,8 @@ def test_trains_and_compares(run, image_folders, tiny_directory):
     probs = np.asarray(out.intermediates["attn_probs"])[..., :-1]  # the last key is the bias's slot
     most = probs.mean(axis=(2, 3)).max(axis=-1).mean(axis=-1)
     assert record["sink_rate"] == pytest.approx(float(most.max()), rel=1e-4)
-    assert (results / "compare_bias.png").stat().st_size > 10_000
+    for name in ("compare_bias.png", "compare_attention.png"):
+        assert (results / name).stat().st_size > 10_000
     # Images without classes: features are compared.
     unlabelled = run("compare_bias", twice, f"--images={paths[0].parent}", size)
     assert unlabelled["models"][0]["cosine_similarity"] == 1

@@ -1,0 +1,131 @@
+"""Charts one above the other over one x axis, each curve named at its right end."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from massive_jax.report import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH, GAP = 7.0, 0.3  # inches: the figure, and what is between charts
+_LEFT, _BOTTOM = 0.95, 0.45
+_LEADER = 0.3  # from the axes to a name
+
+
+class Curve(NamedTuple):
+    """One curve.
+
+    Attributes:
+      x, y: numbers; a y that is not finite, or not positive on a logarithmic axis, is a gap.
+      colour: of the curve and its name.
+      name: what is written at its end; "" for nothing.
+      width: of the line, in points.
+      marker: size of the marks, in points; 0 for none.
+      style: of the line, as matplotlib writes it.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    colour: Any
+    name: str = ""
+    width: float = 1.2
+    marker: float = 0.0
+    style: str = "-"
+
+
+class Chart(NamedTuple):
+    """One chart.
+
+    Attributes:
+      name: of its y axis.
+      logarithmic: whether that is; otherwise it begins at 0.
+      curves: what is drawn.
+    """
+
+    name: str
+    logarithmic: bool
+    curves: Sequence[Curve]
+
+
+def numbers(values: Sequence[Any]) -> np.ndarray:
+    """Numbers of a result, where null and words for what is not finite become such numbers."""
+    return np.array([style.as_float(value) for value in values])
+
+
+def draw_charts(
+    title: str,
+    note: str,
+    charts: Sequence[Chart],
+    *,
+    height: float,
+    x_label: str,
+    x_limits: tuple[float, float] | None,
+    x_ticks: Sequence[float] | None = None,
+) -> "Figure":
+    """The figure; call it under `style.context()`.
+
+    Args:
+      title: the finding.
+      note: what it holds for.
+      charts: from top to bottom.
+      height: of each chart, in inches.
+      x_label: of the shared axis.
+      x_limits: its ends; None for those of the data.
+      x_ticks: where its ticks are; None for matplotlib's choice.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+    header = style.Header(title, [note], WIDTH)
+    made = style.figure(WIDTH, _BOTTOM + len(charts) * (height + GAP) - GAP + header.height)
+    header.draw(made)
+    right = max(style.text_width(curve.name, style.SMALL) for chart in charts for curve in chart.curves)
+    edge = WIDTH - right - _LEADER - style.MARGIN
+    for row, (name, logarithmic, curves) in enumerate(charts):
+        base = _BOTTOM + (len(charts) - 1 - row) * (height + GAP)
+        ax = style.axes(made, _LEFT, base, edge - _LEFT, height)
+        if logarithmic:
+            ax.set_yscale("log")
+        drawn = [np.where(np.isfinite(c.y) & ((c.y > 0) | (not logarithmic)), c.y, np.nan) for c in curves]
+        for curve, y in zip(curves, drawn, strict=True):
+            ax.plot(
+                curve.x,
+                y,
+                color=curve.colour,
+                linewidth=curve.width,
+                linestyle=curve.style,
+                marker="o" if curve.marker else "",
+                markersize=curve.marker,
+            )
+        if x_limits is not None:
+            ax.set_xlim(*x_limits)
+        if logarithmic:
+            ax.set_ylim(*ax.get_ylim())  # fixed here: what follows asks where curves end
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
+            ax.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            ax.set_ylim(0, max(1e-3, 1.05 * max((np.nanmax(y, initial=0.0) for y in drawn), default=0.0)))
+        if x_ticks is not None:
+            ax.xaxis.set_major_locator(FixedLocator(list(x_ticks)))
+        style.text(made, style.MARGIN, base + height / 2, name, rotation=90, va="center", size=style.SMALL)
+        if row < len(charts) - 1:
+            ax.tick_params(labelbottom=False)
+        else:
+            ax.set_xlabel(x_label)
+        _name_ends(made, ax, [(c, y) for c, y in zip(curves, drawn, strict=True) if c.name], edge, base, height)
+    return made
+
+
+def _name_ends(
+    made: Any, ax: Any, curves: Sequence[tuple[Curve, np.ndarray]], x: float, base: float, height: float
+) -> None:
+    """Writes the names of curves beside their last points, apart from each other."""
+    ends = [(curve, np.flatnonzero(np.isfinite(y))[-1:], y) for curve, y in curves]
+    ends = [(curve, last, y) for curve, last, y in ends if last.size]
+    targets = [float(ax.transData.transform((curve.x[last[0]], y[last[0]]))[1]) / style.DPI for curve, last, y in ends]
+    places = style.spread(targets, [style.text_height(style.SMALL)] * len(ends), base, base + height)
+    for (curve, _, _), target, place in zip(ends, targets, places, strict=True):
+        style.line(made, [x + 0.03, x + 0.2], [target, place], color=curve.colour, linewidth=0.7)
+        style.text(made, x + 0.25, place, curve.name, color=curve.colour, size=style.SMALL, va="center_baseline")
