@@ -27,7 +27,7 @@ from massive_jax.weights.loader import expected_shapes, load_params, stream_para
 from massive_jax.weights.safetensors_source import HuggingFaceSource
 from massive_jax.weights.source import Source
 
-_PIECE_BYTES = 4 << 20  # of a file, read and hashed at a time
+_PIECE_BYTES = 1 << 20  # of a file, read and hashed at a time
 
 
 def load(
@@ -212,11 +212,12 @@ class _Digests:
 
     def _of(self, path: pathlib.Path) -> dict[str, Any]:
         digest, size = hashlib.sha256(), 0
+        piece = memoryview(bytearray(_PIECE_BYTES))  # one for all: new memory for every piece takes time
         try:
-            with path.open("rb") as file:
-                while not self._stopped.is_set() and (piece := file.read(_PIECE_BYTES)):
-                    digest.update(piece)
-                    size += len(piece)
+            with path.open("rb", buffering=0) as file:
+                while not self._stopped.is_set() and (length := file.readinto(piece)):
+                    digest.update(piece[:length])
+                    size += length
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error}.") from None
         return {"name": path.name, "size": size, "sha256": digest.hexdigest()}

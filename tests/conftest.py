@@ -1,11 +1,21 @@
 """Fixtures that several test files share. Compiling is what takes time here: most tests run on one tiny model."""
 
+import atexit
 import dataclasses
 import os
+import shutil
+import tempfile
 
 # Programs are compiled without LLVM's optimisations, which take longer than running a tiny model: 30 % less processor
 # time for parity and edit tests. Before jax is imported; processes that tests start inherit it.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# Every program is compiled once in a run of the tests: the first process makes a directory for what is compiled, which
+# xdist's workers and the processes that tests start inherit, and removes it at its end.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="massive_jax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import numpy as np
@@ -87,6 +97,6 @@ jax.monitoring.register_event_duration_secs_listener(
 
 @pytest.fixture
 def compilations():
-    """Calling it gives the number of programs that jax has compiled since the test began."""
+    """Calling it gives the number of programs that jax has compiled, or read back, since the test began."""
     before = len(_COMPILED)
     return lambda: len(_COMPILED) - before

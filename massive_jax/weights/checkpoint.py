@@ -39,6 +39,7 @@ _KINDS = {"language": TransformerConfig, "vision": VisionConfig}
 _LAYERS = "layers"
 _CHUNK_BYTES = 16 << 20  # pieces that are read and written side by side
 _GROUP_BYTES = 512 << 20  # of layers that are stacked on disk; a larger layer is a group by itself
+_FILE_BYTES = 128 << 20  # on disk: the first file is flushed while the others are filled
 _READERS = 4  # parameters that are read side by side
 _ALIGNMENT = 64  # what XLA asks of host memory
 _Groups: TypeAlias = dict[int | None, Any]  # first layer (None where not stacked) -> array on disk, in order
@@ -167,6 +168,7 @@ class _Writer:
         # Uncompressed: trained weights hardly shrink, and reading is what happens often.
         self._context.array.saving.use_compression = False
         self._context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+        self._context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
         self._context.memory.deepcopy_host_arrays = False  # nobody else has the arrays
 
     def __enter__(self) -> _Writer:

@@ -118,6 +118,7 @@ def test_edits_under_vmap(model, tiny_tokens):
         for expert in range(5)
     ]
 
+    @jax.jit
     def logits(edits):
         return model.module.apply({"params": model.params, "edits": edits}, tiny_tokens)[0]
 
