@@ -38,8 +38,9 @@ _TRACEBACK = flags.DEFINE_bool("traceback", False, "On an error, shows where in 
 def run_experiment(main: Callable[[], Any]) -> None:
     """Parses flags and runs `main`. Bad input ends in one clear line on stderr and exit status 1."""
     # Programs compiled before are read back: the second run of an experiment starts in seconds.
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a token that the terminal cannot show is no error
