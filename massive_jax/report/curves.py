@@ -102,7 +102,9 @@ def draw_charts(
         if x_limits is not None:
             ax.set_xlim(*x_limits)
         if logarithmic:
-            ax.set_ylim(*ax.get_ylim())  # fixed here: what follows asks where curves end
+            low, high = ax.get_ylim()
+            ax.set_ylim(low, high)  # fixed here: what follows asks where curves end
+            ax.yaxis.set_major_locator(FixedLocator(_logarithmic_ticks(low, high)))
             ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
             ax.yaxis.set_minor_formatter(NullFormatter())
         else:
@@ -116,6 +118,21 @@ def draw_charts(
             ax.set_xlabel(x_label)
         _name_ends(made, ax, [(c, y) for c, y in zip(curves, drawn, strict=True) if c.name], edge, base, height)
     return made
+
+
+def _logarithmic_ticks(low: float, high: float) -> list[float]:
+    """Values to label between `low` and `high`: powers of ten, or rounder numbers where there are few of those."""
+    from matplotlib.ticker import MaxNLocator
+
+    decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    if high / low > 100:
+        step = int(np.ceil(len(decades) / 6))
+        ticks = 10.0 ** decades[::step]
+    elif high / low > 5:
+        ticks = (10.0 ** decades[:, None] * np.array([1, 2, 5])).ravel()
+    else:
+        ticks = np.asarray(MaxNLocator(4).tick_values(low, high))
+    return [float(tick) for tick in ticks if low <= tick <= high]
 
 
 def _name_ends(
