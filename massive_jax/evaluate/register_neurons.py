@@ -195,7 +195,9 @@ def patch_maps(
     captures = [Capture("block_out", layers=(layer,)), Capture("attn_probs", layers=(config.num_layers,))]
     kept = model(image, capture=captures, edits=edits, logits=False).intermediates
     norms = np.asarray(_norms(kept["block_out"][0, 0, config.prefix :])).reshape(grid)
-    attention = np.asarray(kept["attn_probs"][0, 0, :, 0, config.prefix :]).mean(axis=0).reshape(grid)
+    # After the patches come the slots of an attention bias.
+    patches = slice(config.prefix, config.num_tokens(*image.shape[1:3]))
+    attention = np.asarray(kept["attn_probs"][0, 0, :, 0, patches]).mean(axis=0).reshape(grid)
     return norms, attention if config.class_token else None
 
 
