@@ -32,10 +32,12 @@ class LanguageModel(nn.Module):
     Attributes:
       config: the options.
       remat: what of a block is computed again in the backward pass instead of kept (`massive_jax.models.stack.REMAT`).
+      unroll: blocks in the body of the loop over them: more is faster to train on CPU, and slower to compile.
     """
 
     config: TransformerConfig
     remat: str = "none"
+    unroll: int = 1
 
     @nn.compact
     def __call__(
@@ -84,7 +86,7 @@ class LanguageModel(nn.Module):
         x = tap("embed", x)
         sizes, around = cfg.sizes(B, T, places.keys.shape[1]), self._surroundings(places)
         sink, alone = self._sink_tokens()
-        x, results = run_blocks(cfg, x, tap, sizes, around, self._windowed(), sink, alone, self.remat)
+        x, results = run_blocks(cfg, x, tap, sizes, around, self._windowed(), sink, alone, self.remat, self.unroll)
 
         x = tap("final_norm", Norm(cfg.norm, name="norm")(x) if cfg.final_norm else x)
         if cfg.embedding_size is not None:

@@ -65,6 +65,7 @@ def run_blocks(
     sink: jax.Array | None = None,
     alone: LayerKinds | None = None,
     remat: str = "none",
+    unroll: int = 1,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Runs the L blocks under `nn.scan`; their parameters are the submodule "layers" of the module that calls.
 
@@ -78,6 +79,7 @@ def run_blocks(
       sink: sink tokens [1, n, D], which run beside the sequence and are slots of its attention; None for none.
       alone: what they see: each other.
       remat: what of a block is computed again in the backward pass instead of kept: a name in `REMAT`.
+      unroll: blocks in the body of the loop.
 
     Returns:
       The output of block L [B, T, D], and what was captured in the blocks, for `sow`.
@@ -107,6 +109,7 @@ def run_blocks(
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=config.num_layers,
+        unroll=unroll,
     )
     (x, _, results), _ = scan(Block(config, name="layers"), carry, layers, around, alone, edits)
     return x, results

@@ -30,10 +30,12 @@ class VisionTransformer(nn.Module):
     Attributes:
       config: the options.
       remat: what of a block is computed again in the backward pass instead of kept (`massive_jax.models.stack.REMAT`).
+      unroll: blocks in the body of the loop over them: more is faster to train on CPU, and slower to compile.
     """
 
     config: VisionConfig
     remat: str = "none"
+    unroll: int = 1
 
     @nn.compact
     def __call__(
@@ -65,7 +67,7 @@ class VisionTransformer(nn.Module):
             rope = axial_rope_tables(cfg.rope, cfg.head_dim, grid, cfg.prefix)
         slots = SlotPlaces() if cfg.num_slots else None
         around = Surroundings(rope, rope, None, None, slot_places=slots)
-        x, results = run_blocks(cfg, x, tap, sizes, (around, None), remat=self.remat)
+        x, results = run_blocks(cfg, x, tap, sizes, (around, None), remat=self.remat, unroll=self.unroll)
         hidden = tap("final_norm", Norm(cfg.norm, name="norm")(x) if cfg.final_norm else x)
         pooled = self._pool(hidden)
         out = None

@@ -145,7 +145,7 @@ class _Classes(Task):
         self.config = config
         self._images, self._held_out = training, held_out
         self._objective = Classification(config.smoothing)
-        module = VisionTransformer(model, config.remat)
+        module = VisionTransformer(model, config.remat, config.unroll)
         self.trainer = Trainer(
             module,
             config.optimizer,

@@ -30,6 +30,7 @@ class RunConfig:
       accumulate: micro-batches that a step adds up.
       ema: decay of the moving average of the parameters, which is then evaluated and saved; 0 for none.
       remat: what the backward pass computes again (`massive_jax.models.stack.REMAT`).
+      unroll: blocks compiled one after another (`massive_jax.models.LanguageModel`).
       seed: of the parameters and of the data's order.
       log_every, eval_every, census_every, checkpoint_every: in steps; 0 for never (the last step always has all).
       keep: newest checkpoints that are kept.
@@ -43,6 +44,7 @@ class RunConfig:
     accumulate: int = 1
     ema: float = 0.0
     remat: str = "none"
+    unroll: int = 1
     seed: int = 0
     log_every: int = 10
     eval_every: int = 100
@@ -57,7 +59,7 @@ class RunConfig:
 
     def _problems(self) -> Iterator[str]:
         """What is wrong with the fields."""
-        yield from self._below(1, "steps", "batch", "accumulate", "log_every", "keep")
+        yield from self._below(1, "steps", "batch", "accumulate", "unroll", "log_every", "keep")
         yield from self._below(0, "eval_every", "census_every", "checkpoint_every", "seed")
         micro = self.accumulate * self.mesh[0]
         if self.batch >= 1 and self.accumulate >= 1 and self.batch % micro:

@@ -53,7 +53,7 @@ class _Tokens(Task):
             context=config.context,
             count=max(config.census_windows, config.eval_batches * self._micro),
         )
-        module = LanguageModel(config.model, config.remat)
+        module = LanguageModel(config.model, config.remat, config.unroll)
         self.trainer = Trainer(module, config.optimizer, config.accumulate, mesh_of(config), ema=config.ema)
         self.units = config.batch * config.context
         self.flops = flops_per_token(config.model, config.context)

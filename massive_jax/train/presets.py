@@ -78,7 +78,15 @@ PRESETS: Mapping[str, TrainPreset] = {
         {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 256, "block_size": 128, "bias": False},
         OptimizerConfig(learning_rate=2e-3, final_learning_rate=2e-4, warmup_steps=50, decay_steps=800),
         "float32",
-        {"steps": 800, "batch": 16, "context": 128, "eval_every": 100, "census_every": 100, "checkpoint_every": 200},
+        {
+            "steps": 800,
+            "batch": 16,
+            "context": 128,
+            "unroll": 4,
+            "eval_every": 100,
+            "census_every": 100,
+            "checkpoint_every": 200,
+        },
         text="python",
     ),
 }
@@ -136,6 +144,7 @@ IMAGE_PRESETS: Mapping[str, ImageTrainPreset] = {
             "steps": 3750,  # four epochs of Fashion-MNIST
             "batch": 64,
             "ema": 0.99,
+            "unroll": 4,
             "flip": False,  # all shoes point one way
             "log_every": 250,
             "eval_every": 1250,
