@@ -61,6 +61,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def guarded(main: Callable[[], Any], argv: Sequence[str]) -> None:
     """Runs `main` with what `parse_flags` gave; an error becomes a line and an exit status."""
     absl_logging.set_verbosity(absl_logging.WARNING)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is no news either
     logging.getLogger("jax").setLevel(logging.WARNING)  # which accelerators are absent is no news
     for chatty in ("datasets", "huggingface_hub"):  # what goes wrong there ends in one line of ours
         logging.getLogger(chatty).setLevel(logging.ERROR)
