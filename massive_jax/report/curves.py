@@ -126,7 +126,7 @@ def _logarithmic_ticks(low: float, high: float) -> list[float]:
 
     decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     if high / low > 100:
-        step = int(np.ceil(len(decades) / 6))
+        step = int(np.ceil(len(decades) / 8))
         ticks = 10.0 ** decades[::step]
     elif high / low > 5:
         ticks = (10.0 ** decades[:, None] * np.array([1, 2, 5])).ravel()
