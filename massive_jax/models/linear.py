@@ -24,13 +24,12 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the map in the dtype of `x`."""
         inputs, output = self.equation.split("->")
-        kernel_axes = inputs.split(",")[1]
+        axes, kernel_axes = inputs.split(",")
         contracted = [i for i, axis in enumerate(kernel_axes) if axis not in output]
         kept = [i for i, axis in enumerate(kernel_axes) if axis in output]
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=contracted, out_axis=kept)
         kernel = self.param("kernel", init, self.shape)
         # Leading axes as one: XLA's CPU backend takes twice as long for the gradient of a kernel otherwise.
-        axes = inputs.split(",")[0]
         n = next(i for i, (theirs, ours) in enumerate(zip(axes, output, strict=False)) if theirs != ours)
         flat = f"Z{axes[n:]},{kernel_axes}->Z{output[n:]}"
         y = jnp.einsum(flat, x.reshape(-1, *x.shape[n:]), kernel.astype(x.dtype))
