@@ -4,8 +4,8 @@
 
 Every case of tests/zoo (tiny random models in usual and unusual settings) is run in float32 and once more in bfloat16
 on both sides; the table has the worst relative error (norm of the difference over the norm) at any block's output, at
-the logits (of a vision model without a head, the last hidden state), and at any site, over all cases of a family. About
-ten minutes on two cores.
+the logits (of a vision model without a head, the last hidden state), and at any site, over all cases of a family. Some
+twenty minutes on two cores; two for the vision families alone (--only, as PARITY_VISION.md says).
 """
 
 from __future__ import annotations
@@ -63,10 +63,11 @@ class Recorder:
 
 def table(recorder: Recorder) -> str:
     """The table in Markdown, with versions and date."""
+    only = f' --only="{_ONLY.value}"' if _ONLY.value else ""
     lines = [
         "# Parity with Hugging Face",
         "",
-        f"Made by `python -m benchmarks.parity` on {datetime.date.today().isoformat()}: Python "
+        f"Made by `python -m benchmarks.parity{only}` on {datetime.date.today().isoformat()}: Python "
         f"{platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}, transformers "
         f"{transformers.__version__}, torch {torch.__version__}, {jax.devices()[0].platform}.",
         "",
