@@ -5,10 +5,10 @@
   python -m experiments.train_gpt2 --preset=paper --data=openwebtext/train.bin --attention_bias=kv --workdir=…
 
 Presets: "paper" (124M, 50,000 steps of 491,520 tokens, as the paper trains it), "gpu" (the same model, 10,000 steps of
-65,536 tokens), "small" (0.8M, bytes of English prose that CPython ships: 5 to 10 minutes on 2 cores; to a validation loss
-of 1.42 nats without a bias, 1.42 with sink_token, 1.48 with kv, of a unigram entropy of 3.09). --data is a token file
-that experiments.prepare_data made, or a text as it takes, whose bytes are then the tokens. Other flags go over the
-preset.
+65,536 tokens), "small" (0.8M, bytes of English prose that CPython ships: 5 to 10 minutes on 2 cores, to a validation
+loss of 1.42 nats without a bias, 1.42 with sink_token, 1.48 with kv, of a unigram entropy of 3.09). --data is a token
+file that experiments.prepare_data made, or a text as it takes, whose bytes are then the tokens. Other flags go over
+the preset.
 
 Stop it with SIGTERM, or kill it, and run the same command again: it goes on from its last checkpoint (a SIGTERM writes
 one), and every step has the loss it would have had, to the last bit, on as many devices. Another config is refused.
