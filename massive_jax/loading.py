@@ -21,7 +21,7 @@ from massive_jax import zoo
 from massive_jax.model import Model
 from massive_jax.models import TransformerConfig, VisionConfig, build
 from massive_jax.models.config import DTYPES
-from massive_jax.weights import checkpoint, hub, wheel
+from massive_jax.weights import checkpoint, hub, layout, wheel
 from massive_jax.weights.gguf_source import GGUFSource
 from massive_jax.weights.loader import expected_shapes, load_params, stream_params
 from massive_jax.weights.safetensors_source import HuggingFaceSource
@@ -108,7 +108,9 @@ def convert(
             checkpoint.save_checkpoint(
                 out,
                 config,
-                stream_params(source, expected, table, sizes=config.sizes(1, 1), progress=progress),
+                stream_params(
+                    source, expected, table, sizes=config.sizes(1, 1), progress=progress, memory=layout.Memory()
+                ),
                 expected,
                 dtype=config.jnp_dtype,
                 **_inputs(source, config),

@@ -54,7 +54,7 @@ def test_a_source_is_closed_whatever_happens(tmp_path, monkeypatch):
     class Broken(Source):
         format, location, config, tensors = "huggingface", "here", {"model_type": "llama"}, {}
 
-        def read(self, name):
+        def read(self, name, memory=None):
             raise AssertionError(name)
 
         def tokenizer(self):

@@ -1,12 +1,13 @@
 """This project's own checkpoints: Orbax (v1 API), with config, tokenizer and provenance in the metadata.
 
-On disk, consecutive layers are stacked in groups of at most half a gigabyte (`layers/012/attn/query/kernel` starts with
+On disk, consecutive layers are stacked in groups of at most 800 MiB (`layers/012/attn/query/kernel` starts with
 layer 13), so that a model of any size is written in little memory and a small one is read in few pieces. A checkpoint
 is written under another name and renamed when it is whole: what is at its path is complete. Paths may be `gs://…`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import itertools
 import math
@@ -24,7 +25,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from massive_jax.models import TransformerConfig, VisionConfig
 from massive_jax.parallel import param_sharding
-from massive_jax.weights import source
+from massive_jax.weights import layout, source
 from massive_jax.weights.loader import Part
 from massive_jax.weights.tokenizer import Tokenizer
 
@@ -38,10 +39,9 @@ _KEY = "massive_jax"
 _KINDS = {"language": TransformerConfig, "vision": VisionConfig}
 _LAYERS = "layers"
 _CHUNK_BYTES = 16 << 20  # pieces that are read and written side by side
-_GROUP_BYTES = 512 << 20  # of layers that are stacked on disk; a larger layer is a group by itself
-_FILE_BYTES = 128 << 20  # on disk: the first file is flushed while the others are filled
+_GROUP_BYTES = 800 << 20  # of layers that are stacked on disk; a larger layer is a group by itself
+_FILE_BYTES = 32 << 20  # on disk: the first file is flushed while the others are filled
 _READERS = 4  # parameters that are read side by side
-_ALIGNMENT = 64  # what XLA asks of host memory
 _Groups: TypeAlias = dict[int | None, Any]  # first layer (None where not stacked) -> array on disk, in order
 
 
@@ -103,17 +103,27 @@ def save_checkpoint(
     target = _epath(path)
     if target.exists():
         raise ValueError(f"{path} exists already; name another directory, or remove it.")
-    group_size = _group_size(expected, dtype)
-    last = (config.num_layers - 1) // group_size
+    layers = {path: shape for path, shape in expected.items() if path.startswith(_LAYERS + "/")}
+    others = {path: shape for path, shape in expected.items() if path not in layers}
+    num_layers = max(shape[0] for shape in layers.values())
+    group_size = _group_size(layers, dtype)
+    memories = itertools.cycle((layout.Memory(), layout.Memory()))  # one is written while the other is filled
     try:
         _remove_unfinished(target)
         with _Writer(target) as writer:
-            for first, group in itertools.groupby(parts, key=lambda part: part.place and part.place[0] // group_size):
-                arrays = _assemble(group, dtype)
-                if first != ():
-                    arrays = {_on_disk(path, first * group_size): array for path, array in arrays.items()}
+            for group, its_parts in itertools.groupby(
+                parts, key=lambda part: part.place[0] // group_size if part.place else None
+            ):
+                if group is None:
+                    first, stop, shapes = None, 0, others
+                else:
+                    first, stop = group * group_size, min((group + 1) * group_size, num_layers)
+                    shapes = {path: (stop - first, *shape[1:]) for path, shape in layers.items()}
+                arrays = _assemble(its_parts, first, shapes, dtype, next(memories))
+                if first is not None:
+                    arrays = {_on_disk(path, first): array for path, array in arrays.items()}
                 metadata = None
-                if first == last:
+                if stop == num_layers:
                     metadata = {
                         "format": FORMAT,
                         "kind": next(kind for kind, known in _KINDS.items() if isinstance(config, known)),
@@ -123,7 +133,6 @@ def save_checkpoint(
                         "provenance": dict(provenance()),
                     }
                 writer.write(flax.traverse_util.unflatten_dict(arrays, sep="/"), metadata and {_KEY: metadata})
-                del arrays
             writer.finalize()
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error}.") from None
@@ -202,6 +211,14 @@ class _Writer:
 
         with self._context:
             ocp.partial.save(str(self._target), tree, custom_metadata=metadata)
+        _trim_memory()
+
+
+def _trim_memory() -> None:
+    """Gives the system what the C library has free: glibc keeps gigabytes of what tensorstore's threads wrote from."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc
+        trim(0)
 
 
 def read_metadata(path: str) -> Checkpoint:
@@ -327,7 +344,8 @@ def _read(name: str, groups: _Groups, dtype: Any, mesh: Mesh | None) -> jax.Arra
     shape = _whole_shape(groups)
 
     def shard(index: Any) -> np.ndarray:
-        out = _aligned(tuple(len(range(size)[part]) for size, part in zip(shape, index, strict=True)), dtype)
+        its_shape = tuple(len(range(size)[part]) for size, part in zip(shape, index, strict=True))
+        out = layout.Memory().array(its_shape, dtype)
         reading = []
         for first, array in groups.items():
             # Layers are never split over devices.
@@ -343,46 +361,26 @@ def _read(name: str, groups: _Groups, dtype: Any, mesh: Mesh | None) -> jax.Arra
     return jax.make_array_from_callback(shape, sharding, shard)
 
 
-def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array, not initialised, at an address where jax takes it over without a copy."""
-    size = math.prod(shape) * jnp.dtype(dtype).itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
-
-
 def _on_disk(path: str, first: int) -> str:
     """Where a group of layers of the parameter at `path` is stored; `first` is the group's first layer, from 0."""
     return f"{_LAYERS}/{first:03d}/{path.removeprefix(_LAYERS + '/')}"
 
 
-def _group_size(expected: Mapping[str, tuple[int, ...]], dtype: Any) -> int:
+def _group_size(layers: Mapping[str, tuple[int, ...]], dtype: Any) -> int:
     """How many layers are stacked on disk."""
-    stacked = [shape for path, shape in expected.items() if path.startswith(_LAYERS + "/")]
-    layer_bytes = sum(math.prod(shape[1:]) for shape in stacked) * jnp.dtype(dtype).itemsize
+    layer_bytes = sum(math.prod(shape[1:]) for shape in layers.values()) * jnp.dtype(dtype).itemsize
     return max(1, _GROUP_BYTES // max(1, layer_bytes))
 
 
-def _assemble(parts: Iterable[Part], dtype: Any) -> dict[str, Any]:
-    """Path -> array of the parts of one group of layers (or of none), stacked over layers, and over experts."""
-    found: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
+def _assemble(
+    parts: Iterable[Part], first: int | None, shapes: Mapping[str, tuple[int, ...]], dtype: Any, memory: layout.Memory
+) -> dict[str, Any]:
+    """Path -> array of one group of layers, or of what is not in layers, laid out in `memory`."""
+    arrays = memory.arrays(shapes, dtype)
     for part in parts:
-        found.setdefault(part.path, {})[part.place] = part.moved(dtype)
-        del part
-    return {path: found[path].pop(()) if () in found[path] else _stack(found[path]) for path in found}
-
-
-def _stack(parts: dict[tuple[int, ...], np.ndarray]) -> np.ndarray:
-    """Arrays by place (layer) or (layer, expert) as one; `parts` is emptied, so that each is in memory once."""
-    first = min(parts)
-    extent = tuple(high - low + 1 for low, high in zip(first, max(parts), strict=True))
-    some = parts[first]
-    if len(parts) == 1:
-        return parts.pop(first)[(None,) * len(first)]
-    stacked = np.empty((*extent, *some.shape), some.dtype)
-    for place in list(parts):
-        stacked[tuple(i - low for i, low in zip(place, first, strict=True))] = parts.pop(place)
-    return stacked
+        place = part.place if first is None else (part.place[0] - first, *part.place[1:])
+        part.write(arrays[part.path][place])
+    return arrays
 
 
 def _epath(path: str) -> epath.Path:

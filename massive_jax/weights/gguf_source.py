@@ -26,6 +26,7 @@ import numpy as np
 from massive_jax.weights import source
 
 if TYPE_CHECKING:
+    from massive_jax.weights.layout import Memory
     from massive_jax.weights.tokenizer import Tokenizer
 
 _MAGIC = b"GGUF"
@@ -185,10 +186,11 @@ class GGUFSource(source.Source):
             self._file.close()
             raise
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, memory: Memory | None = None) -> np.ndarray:
         """One tensor; a quantised one as float32. See `Source.read`."""
         if name not in self._records:
             raise source.no_such_tensor(name, self)
+        del memory  # the file is mapped
         record, info = self._records[name], self.tensors[name]
         raw = self._bytes(name, record)
         if (plain := _PLAIN.get(_type_name(record.kind))) is not None:

@@ -6,7 +6,6 @@ Only safetensors are opened. PyTorch's `.bin` and `.pt` files are pickles, which
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ import ml_dtypes  # noqa: F401  (safetensors asks numpy for bfloat16, which this
 import numpy as np
 import safetensors
 
-from massive_jax.weights import mxfp4, source
+from massive_jax.weights import layout, mxfp4, source
 
 if TYPE_CHECKING:
     from massive_jax.data.images import ImageProcessor
@@ -85,7 +84,7 @@ class HuggingFaceSource(source.Source):
         for shard in shards:
             self._start_of |= _starts(self._directory / shard)
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, memory: layout.Memory | None = None) -> np.ndarray:
         """One tensor, in its stored dtype. See `Source.read`."""
         if name in self.tensors and name not in self._shard_of:
             return mxfp4.dequantise(*(self.read(part) for part in mxfp4.parts(name)))
@@ -100,14 +99,18 @@ class HuggingFaceSource(source.Source):
                 " Convert it to float32, float16 or bfloat16."
             )
         # Not through a map of the file, whose pages would pile up in this process's memory, at half the speed.
-        size = math.prod(info.shape)
+        found = (memory or layout.Memory()).array(info.shape, info.dtype)
+        left = found.reshape(-1).view(np.uint8).data
         try:
-            found = np.fromfile(self._directory / shard, info.dtype, size, offset=self._start_of[name])
+            with (self._directory / shard).open("rb", buffering=0) as file:
+                file.seek(self._start_of[name])
+                while left and (length := file.readinto(left)):
+                    left = left[length:]
         except OSError as error:
             raise ValueError(f"{self.location}: tensor {name} in {shard} cannot be read: {error}.") from None
-        if found.size < size:
+        if left:
             raise ValueError(f"{self.location}: {shard} ends within tensor {name}: it was cut since it was opened.")
-        return found.reshape(info.shape)
+        return found
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer beside the weights; None where there is none."""

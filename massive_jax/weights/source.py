@@ -17,6 +17,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from massive_jax.data.images import ImageProcessor
+    from massive_jax.weights.layout import Memory
     from massive_jax.weights.tokenizer import Tokenizer
 
 
@@ -51,11 +52,15 @@ class Source(abc.ABC):
     files: Sequence[Path]
 
     @abc.abstractmethod
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, memory: Memory | None = None) -> np.ndarray:
         """One tensor, of the shape in `tensors`.
 
         It keeps its stored dtype (bfloat16 as `ml_dtypes.bfloat16`), but a GGUF quantised one comes back as
         float32. The array is the caller's own: it stays valid after `close`.
+
+        Args:
+          name: of the tensor.
+          memory: where it may be laid out, over the tensor that was read there before; new memory takes longer.
 
         Raises:
           ValueError: no such tensor, or its data cannot be read.

@@ -14,6 +14,7 @@ import hf_reference
 import jax
 import numpy as np
 import pytest
+import torch
 import transformers
 
 import massive_jax as mj
@@ -232,7 +233,22 @@ def test_parts_are_moved_on_the_host_as_on_the_device(dtype):
     for axes, take in (("(QHN)D->DHN", ("Q", "1")), ("(QHN)D->D(HN)", ("Q", "2")), ("(HQN)D->DNQH", ("H", "K", "H"))):
         part = Part("it", (), raw, (axes, sizes, take))
         want = loader._placer(None, None)(raw, part.move, jax.numpy.dtype(dtype))
-        assert_same({"it": part.moved(jax.numpy.dtype(dtype))}, {"it": np.asarray(want)})
+        got = np.empty(want.shape, want.dtype)
+        part.write(got)
+        np.testing.assert_array_equal(got, np.asarray(want))
+
+
+@pytest.mark.parametrize("group_bytes", [1, 20_000, 1 << 30])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_converted_hugging_face_model_is_the_one_that_is_loaded(tmp_path, monkeypatch, dtype, group_bytes):
+    """Through memory that holds one tensor, and one group of layers, after another."""
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 5, "num_attention_heads": 3}
+    config = transformers.LlamaConfig(**sizes, vocab_size=61, max_position_embeddings=32)
+    hf_reference.save(hf_reference.random_model(hf_reference.LLAMA, config, dtype=torch.bfloat16), tmp_path)
+    monkeypatch.setattr(checkpoint, "_GROUP_BYTES", group_bytes)
+    loading.convert(str(tmp_path), str(tmp_path / "it"), dtype=dtype, progress=False)
+    loaded, converted = (mj.load(str(path), dtype=dtype) for path in (tmp_path, tmp_path / "it"))
+    assert_same(loaded.params, converted.params)
 
 
 def test_killed_process(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from massive_jax.weights.layout import Memory
 from massive_jax.weights.safetensors_source import HuggingFaceSource
 
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -49,6 +50,18 @@ def test_single_file(directory):
     np.testing.assert_array_equal(kept, A)
     with pytest.raises(ValueError, match="closed"):
         source.read("a")
+
+
+def test_one_tensor_after_another_in_the_same_memory(directory):
+    save_file({"a": A, "b": B, "c": C}, directory / "model.safetensors")
+    memory = Memory()
+    with HuggingFaceSource(directory) as source:
+        source.read("a", memory)
+        for name, expected in {"a": A, "b": B, "c": C}.items():
+            got = source.read(name, memory)
+            assert got.dtype == expected.dtype
+            np.testing.assert_array_equal(got, expected)
+            assert np.shares_memory(got, memory.array((1,), np.uint8))
 
 
 def test_bfloat16_needs_nothing_else_imported(directory):
