@@ -37,6 +37,7 @@ class Recorder:
     def __init__(self) -> None:
         self.errors: dict[tuple[str, str], dict[str, float]] = collections.defaultdict(dict)
         self.cases: collections.Counter[str] = collections.Counter()
+        self._file: Any = None
 
     def pytest_collection_finish(self) -> None:
         import parity
@@ -54,6 +55,12 @@ class Recorder:
             return found
 
         parity.measure = recording
+
+    def pytest_runtest_teardown(self, nextitem: pytest.Item | None) -> None:
+        # Every program compiled holds pieces of the address space, of which a process has only so many.
+        if nextitem is not None and nextitem.fspath != self._file:
+            self._file = nextitem.fspath
+            jax.clear_caches()
 
     def _keep(self, family: str, dtype: str, errors: dict[str, float]) -> None:
         kept = self.errors[family, dtype]

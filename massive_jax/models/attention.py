@@ -26,6 +26,8 @@ from massive_jax.probe import ATTENTION_SITES, Tap
 
 # Finite, so that a query that sees nothing (padding) gives no nan, which would spread through its value.
 LOWEST = float(jnp.finfo(jnp.float32).min)
+_PIECES = 4  # that the queries of causal attention are cut into, of at least so many rows each
+_ROWS = 32
 
 
 @jax.tree_util.register_dataclass
@@ -116,17 +118,59 @@ def attend(
     slots: Slots | None = None,
 ) -> jax.Array:
     """Mixture of values, no site tapped: query [B, T, H, N], key and value [B, S, K, N] -> [B, T, H, N]."""
-    if cfg.attention_softcap is not None or cfg.sigmoid_attention or (slots and cfg.attention_kernel == "xla"):
-        # XLA builds the logits in any case, and differentiates their log-sum-exp.
-        logits = jnp.where(visible_keys(cfg, query, around), token_logits(cfg, query, key, around), LOWEST)
-        if slots is None:
-            return mix_values(attention_probs(cfg, logits), value)
-        # The softmax and its log-sum-exp from one pass: what is divided by is the sum of the exponentials.
-        largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-        weights = jnp.exp(logits - largest)
-        total = jnp.sum(weights, axis=-1)
-        mixed = mix_values(weights, value) / jnp.moveaxis(total, 1, 2)[..., None].astype(value.dtype)
-        return merge_slots(mixed, jnp.log(total) + largest[..., 0], slots)
+    if cfg.attention_kernel != "xla" and cfg.attention_softcap is None and not cfg.sigmoid_attention:
+        return _attend_fused(cfg, query, key, value, around, slots)
+    visible = visible_keys(cfg, query, around)
+    if around.mask is not None or not cfg.causal:
+        mixed, lse = _attend_rows(cfg, query, key, value, around.bias, visible, slots is not None)
+    else:
+        # Some rows at a time, with the keys they may see: of what the mask would hide, the most is never computed.
+        T = query.shape[1]
+        pieces = max(1, min(_PIECES, T // _ROWS))
+        found = []
+        for i in range(pieces):
+            start, stop = T * i // pieces, T * (i + 1) // pieces
+            first = 0 if cfg.window is None else max(0, start - cfg.window + 1)
+            rows, seen = slice(start, stop), slice(first, stop)
+            bias = around.bias
+            if bias is not None:
+                bias = (bias[:, :, rows] if bias.shape[2] > 1 else bias)[..., seen]
+            its_keys, its_values = key[:, seen], value[:, seen]
+            its_visible = visible[:, :, rows, seen]
+            found.append(_attend_rows(cfg, query[:, rows], its_keys, its_values, bias, its_visible, slots is not None))
+        mixed = jnp.concatenate([part for part, _ in found], axis=1)
+        lse = jnp.concatenate([part for _, part in found], axis=2)
+    return mixed if slots is None else merge_slots(mixed, lse, slots)
+
+
+def _attend_rows(
+    cfg: BlockConfig,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    visible: jax.Array,
+    with_lse: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """The mixture of some queries, and the log-sum-exp of their logits (zeros where it is not asked for).
+
+    `visible` broadcasts to [B, H, T, S].
+    """
+    logits = jnp.where(visible, token_logits(cfg, query, key, bias), LOWEST)
+    if not with_lse:
+        return mix_values(attention_probs(cfg, logits), value), jnp.zeros(logits.shape[:3])
+    # The softmax and its log-sum-exp from one pass: what is divided by is the sum of the exponentials.
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.exp(logits - largest)
+    total = jnp.sum(weights, axis=-1)
+    mixed = mix_values(weights, value) / jnp.moveaxis(total, 1, 2)[..., None].astype(value.dtype)
+    return mixed, jnp.log(total) + largest[..., 0]
+
+
+def _attend_fused(
+    cfg: BlockConfig, query: jax.Array, key: jax.Array, value: jax.Array, around: Surroundings, slots: Slots | None
+) -> jax.Array:
+    """`attend` by a kernel of `jax.nn.dot_product_attention`, which writes no logits."""
     options: dict[str, Any] = {"scale": cfg.scale, "implementation": cfg.attention_kernel}
     if around.mask is None:
         options |= {"is_causal": cfg.causal, "local_window_size": None if cfg.window is None else (cfg.window - 1, 0)}
@@ -149,7 +193,7 @@ def attend_with_probs(
     slots: Slots | None = None,
 ) -> jax.Array:
     """`attend` with logits and probabilities, float32 [B, H, T, S], tapped; the slots are the last of their keys."""
-    logits, visible = token_logits(cfg, query, key, around), visible_keys(cfg, query, around)
+    logits, visible = token_logits(cfg, query, key, around.bias), visible_keys(cfg, query, around)
     S = key.shape[1]
     if slots is not None:
         logits = jnp.concatenate([logits, slots.logits], axis=-1)
@@ -164,7 +208,7 @@ def attend_with_probs(
     return mixed + mix_slots(probs[..., S:], slots.values)
 
 
-def token_logits(cfg: BlockConfig, query: jax.Array, key: jax.Array, around: Surroundings) -> jax.Array:
+def token_logits(cfg: BlockConfig, query: jax.Array, key: jax.Array, bias: jax.Array | None) -> jax.Array:
     """What enters the softmax for every token, before the mask: float32 [B, H, T, S]."""
     B, T, H, N = query.shape
     S, K = key.shape[1:3]
@@ -173,7 +217,7 @@ def token_logits(cfg: BlockConfig, query: jax.Array, key: jax.Array, around: Sur
     logits = logits.reshape(B, H, T, S) * cfg.scale
     if cfg.attention_softcap is not None:
         logits = cfg.attention_softcap * jnp.tanh(logits / cfg.attention_softcap)
-    return logits if around.bias is None else logits + around.bias
+    return logits if bias is None else logits + bias
 
 
 def visible_keys(cfg: BlockConfig, query: jax.Array, around: Surroundings) -> jax.Array:

@@ -229,8 +229,8 @@ class BlockConfig:
       layer_scale: what attention and MLP add to the stream is multiplied by a learned vector (arXiv 2103.17239).
       final_norm: whether there is a norm after the last block.
       dtype: of the activations. Norms, softmax, logits and statistics are float32 whatever it is.
-      attention_kernel: of `jax.nn.dot_product_attention`, where probabilities are not asked for. "cudnn" needs a GPU
-        and a 16-bit dtype.
+      attention_kernel: where probabilities are not asked for: "xla" writes the logits out, "cudnn" is its fused kernel
+        (`jax.nn.dot_product_attention`), which needs a GPU and a 16-bit dtype.
       model_type: the family, as its Hugging Face config names it.
     """
 

@@ -11,6 +11,7 @@ from tiny import TINY
 
 import massive_jax as mj
 from massive_jax.models import AttentionBias
+from massive_jax.models import attention as attention_module
 from massive_jax.models.attention import LOWEST, Surroundings, attend, attend_with_probs, causal_mask
 from massive_jax.models.attention_bias import AttentionSlots, SlotPlaces, attend_with_lse, merge_slots
 from massive_jax.probe import Tap, compile_captures, empty_results
@@ -33,7 +34,7 @@ MASKS = {
     # Left padding: the second sequence's first three tokens are seen by nobody but see themselves.
     "padding": np.stack([np.tri(T, dtype=bool), np.tri(T, dtype=bool) & (np.arange(T) >= 3) | np.eye(T, dtype=bool)]),
 }
-KERNELS = ("xla", "fused", "tapped")
+KERNELS = ("xla", "rows", "fused", "tapped")
 
 
 def arrays(bias, seed=0):
@@ -82,6 +83,10 @@ def attention(kernel, cfg, around, slots_module, tokens, slots):
     args = (tokens["query"], tokens["key"], tokens["value"])
     if kernel == "xla":
         return attend(cfg, *args, around, found)
+    if kernel == "rows":  # a few at a time, as in longer sequences
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(attention_module, "_ROWS", 2)
+            return attend(cfg, *args, around, found)
     if kernel == "tapped":
         plan = compile_captures(mj.Capture("attn_probs"), 1)
         results = empty_results(plan, cfg.sizes(B, T), jnp.float32)
