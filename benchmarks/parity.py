@@ -5,7 +5,7 @@
 Every case of tests/zoo (tiny random models in usual and unusual settings) is run in float32 and once more in bfloat16
 on both sides; the table has the worst relative error (norm of the difference over the norm) at any block's output, at
 the logits (of a vision model without a head, the last hidden state), and at any site, over all cases of a family. Some
-twenty minutes on two cores; two for the vision families alone (--only, as PARITY_VISION.md says).
+twenty minutes on two cores; --only="test_clip or test_dinov2 or test_dinov3 or test_vit", the vision families, two.
 """
 
 from __future__ import annotations
