@@ -14,8 +14,8 @@ from massive_jax.models.attention_bias import (
     OutputGate,
     SlotPlaces,
     Slots,
+    TokenMixture,
     attend_with_lse,
-    merge_slots,
     mix_slots,
 )
 from massive_jax.models.config import BlockConfig
@@ -122,7 +122,7 @@ def attend(
         return _attend_fused(cfg, query, key, value, around, slots)
     visible = visible_keys(cfg, query, around)
     if around.mask is not None or not cfg.causal:
-        mixed, lse = _attend_rows(cfg, query, key, value, around.bias, visible, slots is not None)
+        tokens = _attend_rows(cfg, query, key, value, around.bias, visible)
     else:
         # Some rows at a time, with the keys they may see: of what the mask would hide, the most is never computed.
         T = query.shape[1]
@@ -135,12 +135,10 @@ def attend(
             bias = around.bias
             if bias is not None:
                 bias = (bias[:, :, rows] if bias.shape[2] > 1 else bias)[..., seen]
-            its_keys, its_values = key[:, seen], value[:, seen]
             its_visible = visible[:, :, rows, seen]
-            found.append(_attend_rows(cfg, query[:, rows], its_keys, its_values, bias, its_visible, slots is not None))
-        mixed = jnp.concatenate([part for part, _ in found], axis=1)
-        lse = jnp.concatenate([part for _, part in found], axis=2)
-    return mixed if slots is None else merge_slots(mixed, lse, slots)
+            found.append(_attend_rows(cfg, query[:, rows], key[:, seen], value[:, seen], bias, its_visible))
+        tokens = TokenMixture.concatenate(found)
+    return tokens.with_slots(slots)
 
 
 def _attend_rows(
@@ -150,21 +148,14 @@ def _attend_rows(
     value: jax.Array,
     bias: jax.Array | None,
     visible: jax.Array,
-    with_lse: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """The mixture of some queries, and the log-sum-exp of their logits (zeros where it is not asked for).
-
-    `visible` broadcasts to [B, H, T, S].
-    """
+) -> TokenMixture:
+    """What some queries see of the tokens; `visible` broadcasts to [B, H, T, S]."""
     logits = jnp.where(visible, token_logits(cfg, query, key, bias), LOWEST)
-    if not with_lse:
-        return mix_values(attention_probs(cfg, logits), value), jnp.zeros(logits.shape[:3])
-    # The softmax and its log-sum-exp from one pass: what is divided by is the sum of the exponentials.
-    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    weights = jnp.exp(logits - largest)
-    total = jnp.sum(weights, axis=-1)
-    mixed = mix_values(weights, value) / jnp.moveaxis(total, 1, 2)[..., None].astype(value.dtype)
-    return mixed, jnp.log(total) + largest[..., 0]
+    if cfg.sigmoid_attention:
+        return TokenMixture(mix_values(attention_probs(cfg, logits), value), None, None)
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+    weights = jnp.exp(logits - largest[..., None])
+    return TokenMixture(mix_values(weights, value), largest, jnp.sum(weights, axis=-1))
 
 
 def _attend_fused(
@@ -180,7 +171,8 @@ def _attend_fused(
         bias = jnp.broadcast_to(bias, (*bias.shape[:2], query.shape[1], key.shape[1]))
     if slots is None:
         return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, **options)
-    return merge_slots(*attend_with_lse(tuple(options.items()), query, key, value, bias, mask), slots)
+    mixed, lse = attend_with_lse(tuple(options.items()), query, key, value, bias, mask)
+    return TokenMixture(mixed, lse, jnp.ones_like(lse)).with_slots(slots)
 
 
 def attend_with_probs(

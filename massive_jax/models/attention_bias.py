@@ -4,7 +4,7 @@ With an output o and a log-sum-exp lse of the tokens' logits, and slots with log
 
     o′ = σ(lse − logsumexp(s)) · o + σ(logsumexp(s) − lse) · softmax(s) v′
 
-is exactly softmax([logits, s]) [V; v′]: no column is added to the keys, and any kernel will do.
+is exactly softmax([logits, s]) [V; v′]: no column is added to the keys, and any kernel will do (`TokenMixture`).
 Axis letters: see `massive_jax.probe.sites`; G = H / K, n slots.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -115,15 +116,53 @@ class OutputGate(nn.Module):
         return mixed * jax.nn.sigmoid(Projection((D, H, N), "BTD,DHN->BTHN", name="gate")(x))
 
 
-def merge_slots(mixed: jax.Array, lse: jax.Array, slots: Slots) -> jax.Array:
-    """The tokens' mixture [B, T, H, N] with its log-sum-exp, float32 [B, H, T], and the slots -> the whole mixture."""
-    slots_lse = jax.nn.logsumexp(slots.logits, axis=-1)
-    tokens_share = jnp.moveaxis(jax.nn.sigmoid(lse - slots_lse), 1, 2)
-    out = mixed * tokens_share[..., None].astype(mixed.dtype)
-    if slots.values is None:
-        return out
-    probs = jax.nn.softmax(slots.logits, axis=-1) * jax.nn.sigmoid(slots_lse - lse)[..., None]
-    return out + mix_slots(probs, slots.values).astype(mixed.dtype)
+@dataclasses.dataclass(frozen=True)
+class TokenMixture:
+    """What queries see of the tokens, before it is divided by the sum of its weights.
+
+    Attributes:
+      mixed: Σ exp(logit − largest) · value, [B, T, H, N].
+      largest: float32 [B, H, T], what the logits are taken less of: their largest, without a gradient, or their
+        log-sum-exp; None where nothing is to be divided by (sigmoid attention).
+      total: float32 [B, H, T], Σ exp(logit − largest); None likewise.
+    """
+
+    mixed: jax.Array
+    largest: jax.Array | None
+    total: jax.Array | None
+
+    @staticmethod
+    def concatenate(parts: Sequence[TokenMixture]) -> TokenMixture:
+        """Those of all queries from those of some."""
+
+        def joined(name: str, axis: int) -> Any:
+            found = [getattr(part, name) for part in parts]
+            return None if found[0] is None else jnp.concatenate(found, axis)
+
+        return TokenMixture(joined("mixed", 1), joined("largest", 2), joined("total", 2))
+
+    def with_slots(self, slots: Slots | None) -> jax.Array:
+        """The heads' outputs [B, T, H, N], the slots, if any, in the same softmax.
+
+        Everything is taken less of one largest logit, not of log-sum-exps, whose rounding is as large as they are.
+        """
+        mixed, largest, total = self.mixed, self.largest, self.total
+        if largest is None or total is None:
+            return mixed
+        if slots is None:
+            return mixed / _by_query(total, mixed.dtype)
+        top = jax.lax.stop_gradient(jnp.maximum(largest, jnp.max(slots.logits, axis=-1)))
+        scale, weights = jnp.exp(largest - top), jnp.exp(slots.logits - top[..., None])
+        total = total * scale + jnp.sum(weights, axis=-1)
+        out = mixed * _by_query(scale / total, mixed.dtype)
+        if slots.values is None:
+            return out
+        return out + mix_slots(weights / total[..., None], slots.values).astype(mixed.dtype)
+
+
+def _by_query(x: jax.Array, dtype: Any) -> jax.Array:
+    """[B, H, T] -> [B, T, H, 1], to multiply heads' outputs with."""
+    return jnp.moveaxis(x, 1, 2)[..., None].astype(dtype)
 
 
 def mix_slots(probs: jax.Array, values: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import massive_jax as mj
 from massive_jax.models import AttentionBias
 from massive_jax.models import attention as attention_module
 from massive_jax.models.attention import LOWEST, Surroundings, attend, attend_with_probs, causal_mask
-from massive_jax.models.attention_bias import AttentionSlots, SlotPlaces, attend_with_lse, merge_slots
+from massive_jax.models.attention_bias import AttentionSlots, SlotPlaces, TokenMixture, attend_with_lse
 from massive_jax.probe import Tap, compile_captures, empty_results
 
 B, T, H, K, N = 2, 7, 4, 2, 8
@@ -96,7 +96,8 @@ def attention(kernel, cfg, around, slots_module, tokens, slots):
     mask = None if around.mask is None else around.mask[:, None]
     if mask is None:
         options |= {"is_causal": True, "local_window_size": None if cfg.window is None else (cfg.window - 1, 0)}
-    return merge_slots(*attend_with_lse(tuple(options.items()), *args, None, mask), found)
+    mixed, lse = attend_with_lse(tuple(options.items()), *args, None, mask)
+    return TokenMixture(mixed, lse, jnp.ones_like(lse)).with_slots(found)
 
 
 @pytest.mark.parametrize(

@@ -127,19 +127,21 @@ def test_every_block_equals_torchs_on_real_text(default_model):
 
 @pytest.mark.slow
 def test_with_bos_absorbed_it_is_as_near_to_float64_as_it_was(default_model):
-    """How exact `absorb_prefix` can be in float32: the model's own logits, up to 40, are 1e-4 from those of float64."""
+    """Logits, up to 40, are within 1e-4 but where float32 itself is not: some positions magnify any rounding."""
     model, bos = default_model, default_model.bos_id()
     text = cut_windows(model, load_text(), context=511, windows=2).tokens
     behind_bos = np.concatenate([np.full((2, 1), bos, np.int32), text], axis=1)
     with torch.no_grad():
         exact = torch_model().double()(torch.from_numpy(behind_bos).long()).logits[:, 1:].numpy()
     explicit = rebuild(model, *absorb_prefix(model.config, model.params, [bos]))
-    of_model, of_explicit = (
-        np.abs(np.asarray(x, np.float64) - exact) for x in (model(behind_bos).logits[:, 1:], explicit(text).logits)
-    )
+    original, absorbed = (np.asarray(x, np.float64) for x in (model(behind_bos).logits[:, 1:], explicit(text).logits))
+    of_model, of_explicit = np.abs(original - exact), np.abs(absorbed - exact)
     assert of_explicit.max() < max(1.5 * of_model.max(), 1e-4)
     assert of_explicit.mean() < 1.1 * of_model.mean()
-    assert of_explicit.max() < 4e-4
+    assert of_explicit.max() < 2e-4
+    difference = np.abs(absorbed - original).max(axis=-1)
+    assert difference.max() < 2e-4
+    assert (difference > 1e-4).mean() < 0.002
 
 
 # Interventions
