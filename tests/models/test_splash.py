@@ -110,6 +110,19 @@ def test_float32_is_multiplied_in_float32(dtype):
     assert set(found) <= ({highest} if dtype == "float32" else {default, None})
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lowers_for_a_tpu(dtype, monkeypatch):
+    """Not interpreted there: three kernels, forward, for queries, and for keys and values."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    x = jax.ShapeDtypeStruct((1, 130, 2, N), dtype)
+
+    def loss(x):
+        return jnp.sum(splash_attention(x, x, x, scale=1.0, is_causal=False).astype(jnp.float32))
+
+    lowered = jax.jit(jax.grad(loss)).trace(x).lower(lowering_platforms=("tpu",))
+    assert lowered.as_text().count("@tpu_custom_call") == 3
+
+
 def test_language_model(tiny_tokens):
     """A whole model: logits and gradients of its parameters. Its sink token's own attention has no slots."""
     options = {"num_layers": 2, "window": 5, "attention_bias": AttentionBias("sink_token")}
