@@ -65,8 +65,14 @@ def dtype(of_preset: str) -> str:
 
 
 def kernel(dtype: str) -> str:
-    """The attention kernel to train with on this machine."""
-    return "cudnn" if jax.default_backend() == "gpu" and dtype != "float32" else "xla"
+    """The attention kernel to train with on this machine, that the model of the flags can have."""
+    backend = jax.default_backend()
+    if backend == "gpu" and dtype != "float32":
+        return "cudnn"
+    # The compiler for TPUs does not split a kernel over a mesh.
+    if backend == "tpu" and dtype != "float16" and BIAS.value != "sigmoid" and mesh() == (1, 1):
+        return "splash"
+    return "xla"
 
 
 def optimizer(of_preset: OptimizerConfig) -> OptimizerConfig:

@@ -16,6 +16,7 @@ from massive_jax.models.attention_bias import (
     Slots,
     TokenMixture,
     attend_with_lse,
+    fused_attention,
     mix_slots,
 )
 from massive_jax.models.config import BlockConfig
@@ -118,7 +119,7 @@ def attend(
     slots: Slots | None = None,
 ) -> jax.Array:
     """Mixture of values, no site tapped: query [B, T, H, N], key and value [B, S, K, N] -> [B, T, H, N]."""
-    if cfg.attention_kernel != "xla" and cfg.attention_softcap is None and not cfg.sigmoid_attention:
+    if _fused(cfg, around):
         return _attend_fused(cfg, query, key, value, around, slots)
     visible = visible_keys(cfg, query, around)
     if around.mask is not None or not cfg.causal:
@@ -158,20 +159,30 @@ def _attend_rows(
     return TokenMixture(mix_values(weights, value), largest, jnp.sum(weights, axis=-1))
 
 
+def _fused(cfg: BlockConfig, around: Surroundings) -> bool:
+    """Whether the config's kernel does this call; the logits are written out otherwise."""
+    if cfg.attention_kernel == "splash":  # whose masks are known when it is compiled; the config has been checked
+        return around.mask is None and around.bias is None
+    return cfg.attention_kernel != "xla" and cfg.attention_softcap is None and not cfg.sigmoid_attention
+
+
 def _attend_fused(
     cfg: BlockConfig, query: jax.Array, key: jax.Array, value: jax.Array, around: Surroundings, slots: Slots | None
 ) -> jax.Array:
-    """`attend` by a kernel of `jax.nn.dot_product_attention`, which writes no logits."""
+    """`attend` by a kernel, which writes no logits."""
     options: dict[str, Any] = {"scale": cfg.scale, "implementation": cfg.attention_kernel}
     if around.mask is None:
         options |= {"is_causal": cfg.causal, "local_window_size": None if cfg.window is None else (cfg.window - 1, 0)}
+    if cfg.attention_softcap is not None:
+        options["softcap"] = cfg.attention_softcap
     mask = None if around.mask is None else around.mask[:, None]
     bias = around.bias  # float32: far positions' biases are too large for bfloat16
     if bias is not None:
         bias = jnp.broadcast_to(bias, (*bias.shape[:2], query.shape[1], key.shape[1]))
+    static = tuple(options.items())
     if slots is None:
-        return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, **options)
-    mixed, lse = attend_with_lse(tuple(options.items()), query, key, value, bias, mask)
+        return fused_attention(static, bias, mask)(query, key, value)
+    mixed, lse = attend_with_lse(static, query, key, value, bias, mask)
     return TokenMixture(mixed, lse, jnp.ones_like(lse)).with_slots(slots)
 
 

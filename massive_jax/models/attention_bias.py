@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -122,7 +122,7 @@ class TokenMixture:
 
     Attributes:
       mixed: Σ exp(logit − largest) · value, [B, T, H, N].
-      largest: float32 [B, H, T], what the logits are taken less of: their largest, without a gradient, or their
+      largest: float32 [B, H, T], what is subtracted from the logits: the largest, without a gradient, or a kernel's
         log-sum-exp; None where nothing is to be divided by (sigmoid attention).
       total: float32 [B, H, T], Σ exp(logit − largest); None likewise.
     """
@@ -144,7 +144,8 @@ class TokenMixture:
     def with_slots(self, slots: Slots | None) -> jax.Array:
         """The heads' outputs [B, T, H, N], the slots, if any, in the same softmax.
 
-        Everything is taken less of one largest logit, not of log-sum-exps, whose rounding is as large as they are.
+        Weights are relative to one largest logit: a difference of log-sum-exps would carry their rounding, which is
+        that of numbers ten times as large.
         """
         mixed, largest, total = self.mixed, self.largest, self.total
         if largest is None or total is None:
@@ -173,6 +174,28 @@ def mix_slots(probs: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.einsum("BKGTn,KnN->BTKGN", grouped, values).reshape(B, T, H, N)
 
 
+def fused_attention(
+    options: tuple[tuple[str, Any], ...], bias: jax.Array | None = None, mask: jax.Array | None = None
+) -> Callable[..., Any]:
+    """A kernel as a function of query, key, value and `return_residual`.
+
+    Args:
+      options: static, as (name, value) pairs: "implementation", which is "splash" or as `jax.nn.dot_product_attention`
+        has it, and the options of that function or of `massive_jax.models.splash.splash_attention`.
+      bias: as `dot_product_attention` has it; "splash" has none.
+      mask: likewise.
+    """
+    given = dict(options)
+    if given["implementation"] != "splash":
+        return functools.partial(jax.nn.dot_product_attention, bias=bias, mask=mask, **given)
+    from massive_jax.models.splash import splash_attention  # Pallas takes a while to import
+
+    assert bias is None
+    assert mask is None
+    del given["implementation"]
+    return functools.partial(splash_attention, **given)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend_with_lse(
     options: tuple[tuple[str, Any], ...],
@@ -182,23 +205,21 @@ def attend_with_lse(
     bias: jax.Array | None,
     mask: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`jax.nn.dot_product_attention` and its log-sum-exp, float32 [B, H, T], both differentiable.
+    """A kernel's mixture and its log-sum-exp, float32 [B, H, T], both differentiable.
 
-    jax's own log-sum-exp has no gradient. With p the probabilities, ∂lse/∂q = Σ_j p_j k_j · scale, which is the same
+    The kernels' own has no gradient. With p the probabilities, ∂lse/∂q = Σ_j p_j k_j · scale, which is the same
     attention with the keys for values, and ∂lse/∂k_j = p_j q · scale, the gradient of those values: so the kernel
-    itself does both. In a 16-bit dtype the log-sum-exp is rounded to it, as jax returns it.
+    itself does both. In a 16-bit dtype `jax.nn.dot_product_attention` rounds the log-sum-exp to it, "splash" does not.
 
     Args:
-      options: static options of `dot_product_attention`, with "scale" among them, as (name, value) pairs.
+      options: static options of the kernel, "implementation" and "scale" among them, as (name, value) pairs.
       query: [B, T, H, N].
       key: [B, S, K, N].
       value: [B, S, K, N].
       bias: as `dot_product_attention` has it, without a gradient; or None.
       mask: likewise.
     """
-    out, lse = jax.nn.dot_product_attention(
-        query, key, value, bias=bias, mask=mask, return_residual=True, **dict(options)
-    )
+    out, lse = fused_attention(options, bias, mask)(query, key, value, return_residual=True)
     return out, jnp.moveaxis(lse.astype(jnp.float32), 1, 2)
 
 
@@ -209,11 +230,7 @@ def _forward(options: Any, query: Any, key: Any, value: Any, bias: Any, mask: An
 def _backward(options: Any, kept: Any, cotangents: Any) -> Any:
     query, key, value, bias, mask = kept
     of_out, of_lse = cotangents
-    scale = dict(options)["scale"]
-
-    def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, **dict(options))
-
+    scale, attention = dict(options)["scale"], fused_attention(options, bias, mask)
     of_query, of_key, of_value = jax.vjp(attention, query, key, value)[1](of_out)
     mean_key, of_values = jax.vjp(functools.partial(attention, query, key), key)
     weight = scale * jnp.moveaxis(of_lse, 1, 2)[..., None]

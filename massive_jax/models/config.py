@@ -15,7 +15,7 @@ from massive_jax.probe import EXPERT_SITES, VISION_SITES
 DTYPES = ("float32", "bfloat16", "float16")
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2")
-ATTENTION_KERNELS = ("xla", "cudnn")
+ATTENTION_KERNELS = ("xla", "cudnn", "splash")
 NORM_PLACEMENTS = ("pre", "after_residual", "output", "pre_and_output")
 RESIDUALS = ("serial", "parallel", "parallel_shared_norm")
 POSITIONS = ("rope", "learned", "alibi")
@@ -230,7 +230,9 @@ class BlockConfig:
       final_norm: whether there is a norm after the last block.
       dtype: of the activations. Norms, softmax, logits and statistics are float32 whatever it is.
       attention_kernel: where probabilities are not asked for: "xla" writes the logits out, "cudnn" is its fused kernel
-        (`jax.nn.dot_product_attention`), which needs a GPU and a 16-bit dtype.
+        (`jax.nn.dot_product_attention`), which needs a GPU and a 16-bit dtype, "splash" is the one for a TPU
+        (`massive_jax.models.splash`), slow elsewhere. With a cache, "splash" writes the logits out, too: its masks are
+        fixed when it is compiled.
       model_type: the family, as its Hugging Face config names it.
     """
 
@@ -312,8 +314,21 @@ class BlockConfig:
             yield f"residual {self.residual!r} needs norm_placement 'pre', not {self.norm_placement!r}"
         if self.attention_kernel == "cudnn" and self.dtype == "float32":
             yield "attention_kernel 'cudnn' needs dtype bfloat16 or float16"
+        if self.attention_kernel == "splash":
+            yield from (f"attention_kernel 'splash' {reason}; 'xla' does" for reason in self._beyond_splash())
         if self.window is not None and not self.causal:
             yield "a window is of causal attention"
+
+    def _beyond_splash(self) -> Iterator[str]:
+        """What of the config the kernel "splash" does not do."""
+        if self.dtype == "float16":
+            yield "does not take dtype float16"
+        if self.window_layers is not None:
+            yield "does not take window_layers, as a mask that differs by layer is not known when it is compiled"
+        if self.sigmoid_attention:
+            yield "does not take attention bias 'sigmoid'"
+        if self.attention_softcap is not None and self.num_slots:
+            yield "does not take attention_softcap with slots, as its log-sum-exp then has no gradient"
 
     def _ropes(self) -> Iterator[RopeConfig]:
         """Every rotary embedding of the model."""
@@ -406,6 +421,12 @@ class TransformerConfig(BlockConfig):
             yield "a language model is causal"
         if self.prefix_length >= self.max_position:
             yield f"a prefix of {self.prefix_length} tokens leaves nothing of max_position {self.max_position}"
+
+    def _beyond_splash(self) -> Iterator[str]:
+        """What of the config the kernel "splash" does not do."""
+        yield from super()._beyond_splash()
+        if self.alibi is not None:
+            yield "does not take position 'alibi'"
 
     def _ropes(self) -> Iterator[RopeConfig]:
         """Every rotary embedding of the model."""

@@ -1,4 +1,4 @@
-"""The linear map. Axis letters: see `massive_jax.probe.sites`; C = all contracted axes as one, Z = all leading ones."""
+"""The linear map. Axis letters: see `massive_jax.probe.sites`; C contracted elements, Z for all leading axes."""
 
 from __future__ import annotations
 
@@ -50,16 +50,22 @@ class Projection(nn.Module):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _product(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The einsum of "Z…" and a kernel whose first axes are the contracted ones; on CPU in several sums."""
-    contracted = x.ndim - 1
-    C = math.prod(kernel.shape[:contracted])
-    pieces = max(n for n in range(1, C // _TERMS + 1) if C % n == 0) if C > _TERMS else 1
+    """The einsum of `x` and `kernel`; on CPU in several sums."""
+    inputs, output = equation.split("->")
+    axes, kernel_axes = inputs.split(",")
+    contracted = "".join(axis for axis in kernel_axes if axis not in output)
+    kept, added = ("".join(axis for axis in names if axis in output) for names in (axes, kernel_axes))
+    C = math.prod(kernel.shape[kernel_axes.index(axis)] for axis in contracted)
+    pieces = max((n for n in range(1, C // _TERMS + 1) if C % n == 0), default=1)
     if pieces == 1 or x.dtype != jnp.float32 or jax.default_backend() != "cpu":
         return jnp.einsum(equation, x, kernel)
+    x = jnp.einsum(f"{axes}->{kept}{contracted}", x)
+    kernel = jnp.einsum(f"{kernel_axes}->{contracted}{added}", kernel)
+    shape = (*x.shape[: len(kept)], *kernel.shape[len(contracted) :])
     rows = jnp.split(x.reshape(-1, C), pieces, axis=1)
     columns = jnp.split(kernel.reshape(C, -1), pieces, axis=0)
-    total = sum(jnp.matmul(a, b) for a, b in zip(rows, columns, strict=True))
-    return jnp.reshape(total, (-1, *kernel.shape[contracted:]))
+    total = functools.reduce(jnp.add, map(jnp.matmul, rows, columns))
+    return jnp.einsum(f"{kept}{added}->{output}", total.reshape(shape))
 
 
 @_product.defjvp

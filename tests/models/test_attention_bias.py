@@ -34,7 +34,7 @@ MASKS = {
     # Left padding: the second sequence's first three tokens are seen by nobody but see themselves.
     "padding": np.stack([np.tri(T, dtype=bool), np.tri(T, dtype=bool) & (np.arange(T) >= 3) | np.eye(T, dtype=bool)]),
 }
-KERNELS = ("xla", "rows", "fused", "tapped")
+KERNELS = ("xla", "rows", "fused", "splash", "tapped")
 
 
 def arrays(bias, seed=0):
@@ -81,8 +81,8 @@ def naive(bias, tokens, slots, visible, scale, softcap=None):
 def attention(kernel, cfg, around, slots_module, tokens, slots):
     found = slots_module.apply({"params": slots}, tokens["query"], SlotPlaces())
     args = (tokens["query"], tokens["key"], tokens["value"])
-    if kernel == "xla":
-        return attend(cfg, *args, around, found)
+    if kernel in ("xla", "splash"):
+        return attend(dataclasses.replace(cfg, attention_kernel=kernel), *args, around, found)
     if kernel == "rows":  # a few at a time, as in longer sequences
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(attention_module, "_ROWS", 2)
@@ -127,7 +127,9 @@ def test_forward_and_gradients(case, mask):
     @jax.jit  # one program for all kernels: compiling is what takes time here
     def everything(tokens, slots):
         run = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-        return {kernel: run(tokens, slots, kernel) for kernel in KERNELS}
+        # With a mask that is given, "splash" is "xla".
+        kernels = [kernel for kernel in KERNELS if kernel != "splash" or around.mask is None]
+        return {kernel: run(tokens, slots, kernel) for kernel in kernels}
 
     for kernel, ((_, out), grads) in everything(as32(tokens), as32(slots)).items():
         assert error(out, expected.detach()) < 1e-6, kernel

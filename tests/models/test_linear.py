@@ -14,6 +14,8 @@ from massive_jax.models.linear import Projection
         ("BTD,DF->BTF", (1536, 24), False),
         ("BTD,DHN->BTHN", (576, 3, 8), True),
         ("BTHN,HND->BTD", (9, 64, 24), False),
+        ("BTpqC,DpqC->BTD", (24, 16, 16, 3), True),
+        ("BTpqC,DCpq->BTD", (24, 3, 16, 16), False),
         ("BTD,DF->BTF", (257, 24), False),  # a prime: one sum
         ("BTD,DF->BTF", (16, 24), True),
     ],
