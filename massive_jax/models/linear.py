@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -69,8 +70,6 @@ def _product(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @_product.defjvp
-def _product_jvp(
-    equation: str, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
-) -> tuple[jax.Array, ...]:
+def _product_jvp(equation: str, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     """In training one sum is exact enough, and faster."""
     return jax.jvp(functools.partial(jnp.einsum, equation), primals, tangents)
