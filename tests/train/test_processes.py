@@ -39,11 +39,13 @@ def start(tmp_path):
         log = tmp_path / f"log_{len(started)}"
         environment = {
             **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
+            "--xla_llvm_disable_expensive_passes=true",  # to compile is most of the work
             "PYTHONPATH": os.pathsep.join([HERE, *filter(None, sys.path)]),
         }
         with log.open("w") as file:
-            process = subprocess.Popen([sys.executable, *map(str, arguments)], env=environment, stdout=file, stderr=file)
+            command = [sys.executable, *map(str, arguments)]
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
         process.said = log.read_text
         started.append(process)
         return process
