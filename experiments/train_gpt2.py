@@ -13,6 +13,9 @@ the preset.
 Stop it with SIGTERM, or kill it, and run the same command again: it goes on from its last checkpoint (a SIGTERM writes
 one), and every step has the loss it would have had, to the last bit, on as many devices. Another config is refused.
 
+On several hosts run it on each, with --distributed (a TPU pod, Slurm) or --coordinator, --num_processes, --process_id,
+a --mesh of all their devices, and a --workdir that all see. A SIGTERM to any stops all after the same step.
+
 --workdir gets metrics.jsonl (a line a step), census.jsonl (each layer's largest activations, median, kurtosis, share of
 attention on position 0 and on the bias's slots, every --census_every steps), tensorboard/, checkpoints/, emergence.png,
 model/ (any --model takes it) and train_gpt2.json: model, preset, attention_bias, text, tokenizer, dtype, steps, tokens,

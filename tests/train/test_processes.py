@@ -58,7 +58,7 @@ def start(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path, token_file, start):
-    """The curve of one process with as many devices; stopped by a SIGTERM to one of them, it goes on to the last bit."""
+    """The curve of one process with as many devices; stopped by a SIGTERM to one, it goes on to the last bit."""
     port = free_port()
     pair = [start(2, f"{HERE}/pair.py", tmp_path / "two", token_file.path, port, n, 2) for n in range(2)]
     alone = start(4, f"{HERE}/pair.py", tmp_path / "one", token_file.path, 0, 0, 1)
