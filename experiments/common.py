@@ -77,12 +77,22 @@ def guarded(main: Callable[[], Any], argv: Sequence[str]) -> None:
     except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         if _TRACEBACK.value:
             raise
-        _fail(_in_words(error))
+        _fail(_in_words(error) + _others())
 
 
 def _fail(message: str, status: int = 1) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def _others() -> str:
+    """A second sentence for errors in one of several processes, which are often another's."""
+    if not jax.distributed.is_initialized():
+        return ""
+    return (
+        f" (Process {jax.process_index()} of {jax.process_count()}; where another has ended, the cause is in its "
+        "output. Start all of them again to go on from the last checkpoint.)"
+    )
 
 
 def _in_words(error: Exception) -> str:

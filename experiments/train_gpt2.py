@@ -13,6 +13,9 @@ the preset.
 Stop it with SIGTERM, or kill it, and run the same command again: it goes on from its last checkpoint (a SIGTERM writes
 one), and every step has the loss it would have had, to the last bit, on as many devices. Another config is refused.
 
+On several hosts run it on each, with --distributed (a TPU pod, Slurm) or --coordinator, --num_processes, --process_id,
+a --mesh of all their devices, and a --workdir that all see. A SIGTERM to any stops all after the same step.
+
 --workdir gets metrics.jsonl (a line a step), census.jsonl (each layer's largest activations, median, kurtosis, share of
 attention on position 0 and on the bias's slots, every --census_every steps), tensorboard/, checkpoints/, emergence.png,
 model/ (any --model takes it) and train_gpt2.json: model, preset, attention_bias, text, tokenizer, dtype, steps, tokens,
@@ -28,11 +31,12 @@ from typing import Any
 from absl import flags
 
 from experiments import common
-from experiments.flags import seed, text, training
+from experiments.flags import processes, seed, text, training
 from experiments.prepare_data import prepare
 from massive_jax.models import LanguageModel
+from massive_jax.parallel import once
 from massive_jax.report import number, plot_emergence, write_json
-from massive_jax.train import TokenFile, TrainConfig, read_lines, train
+from massive_jax.train import TokenFile, TrainConfig, Trained, read_lines, train
 from massive_jax.train.presets import PRESETS, TrainPreset
 from massive_jax.weights.loader import count_params
 
@@ -40,7 +44,7 @@ _DATA = flags.DEFINE_string("data", None, "A token file, or a text whose bytes a
 _VERIFY = flags.DEFINE_bool("verify_data", True, "Reads the token file whole at the start, to compare its checksum.")
 
 if __name__ == "__main__":
-    for module in (common, seed, training):
+    for module in (common, seed, training, processes):
         flags.adopt_module_key_flags(module)
     for name in ("workdir", "dtype", "context"):
         flags.declare_key_flag(name)
@@ -56,7 +60,9 @@ def open_data(preset: TrainPreset, workdir: pathlib.Path) -> TokenFile:
         )
     if name.endswith(".bin"):
         return TokenFile.open(name, verify=_VERIFY.value)
-    return prepare(name, "bytes", workdir / "data" / "text.bin")
+    out = workdir / "data" / "text.bin"
+    made = once(lambda: prepare(name, "bytes", out), "prepare the text")
+    return made or TokenFile.open(out)
 
 
 def configure(preset: TrainPreset, file: TokenFile) -> TrainConfig:
@@ -89,22 +95,8 @@ def summarise(config: TrainConfig, file: TokenFile, workdir: pathlib.Path) -> di
     }
 
 
-def main() -> None:
-    """Runs the experiment."""
-    preset, workdir = training.preset(PRESETS), common.workdir()
-    training.attention_bias(), training.mesh()  # wrong flags are told before anything is made
-    file = open_data(preset, workdir)
-    config = configure(preset, file)
-    parts = file.split(config.validation, config.context)
-    unigram_entropy = file.unigram_entropy(parts[1])
-    print(
-        f"{count_params(LanguageModel(config.model)):,} parameters, {len(parts[0]):,} tokens to train on; "
-        f"unigram entropy of the held-out text {number(unigram_entropy)} nats",
-        flush=True,
-    )
-    with training.preemptible():
-        trained = train(config, file, workdir, say=lambda line: print(line, flush=True))
-    result = summarise(config, file, workdir)
+def report(result: dict[str, Any], trained: Trained, unigram_entropy: float, workdir: pathlib.Path) -> None:
+    """Draws and writes what came of a training, `result` as `summarise` gives it."""
     plot_emergence(result, workdir / "emergence.png")
     write_json(
         workdir / "train_gpt2.json",
@@ -116,7 +108,28 @@ def main() -> None:
             "unigram_entropy": unigram_entropy,
         },
     )
-    print(
+
+
+def main() -> None:
+    """Runs the experiment."""
+    processes.start()
+    preset, workdir = training.preset(PRESETS), common.workdir()
+    training.attention_bias(), training.mesh()  # wrong flags are told before anything is made
+    file = open_data(preset, workdir)
+    config = configure(preset, file)
+    parts = file.split(config.validation, config.context)
+    unigram_entropy = file.unigram_entropy(parts[1])
+    processes.say(
+        f"{count_params(LanguageModel(config.model)):,} parameters, {len(parts[0]):,} tokens to train on; "
+        f"unigram entropy of the held-out text {number(unigram_entropy)} nats"
+    )
+    with training.preemptible():
+        trained = train(config, file, workdir, say=processes.say)
+    once(
+        lambda: report(summarise(config, file, workdir), trained, unigram_entropy, workdir),
+        "write what came of the training",
+    )
+    processes.say(
         f"validation loss {trained.validation_loss:.4f} (perplexity {number(math.exp(trained.validation_loss))}), "
         f"unigram entropy {unigram_entropy:.4f}; the model is in {trained.directory}"
     )

@@ -31,11 +31,12 @@ from absl import flags
 
 from experiments import common
 from experiments.flags import images as image_flags
-from experiments.flags import seed, training
+from experiments.flags import processes, seed, training
 from massive_jax.data import FASHION_MNIST, LabelledImages, load_labelled
 from massive_jax.models import VisionTransformer
+from massive_jax.parallel import once
 from massive_jax.report import plot_emergence, write_json
-from massive_jax.train import ImageTrainConfig, read_lines, train_images
+from massive_jax.train import ImageTrainConfig, Trained, read_lines, train_images
 from massive_jax.train.presets import IMAGE_PRESETS, ImageTrainPreset
 from massive_jax.weights.loader import count_params
 
@@ -48,7 +49,7 @@ _EMA = flags.DEFINE_float("ema", None, "Decay of the average of the parameters, 
 _SAMPLES = flags.DEFINE_integer("samples", 20, "Held-out images of each class that are written.", lower_bound=0)
 
 if __name__ == "__main__":
-    for module in (common, seed, training):
+    for module in (common, seed, training, processes):
         flags.adopt_module_key_flags(module)
     for name in ("workdir", "dtype", "image_size"):
         flags.declare_key_flag(name)
@@ -109,29 +110,37 @@ def summarise(config: ImageTrainConfig, workdir: pathlib.Path) -> dict[str, Any]
     }
 
 
-def main() -> None:
-    """Runs the experiment."""
-    preset, workdir = training.preset(IMAGE_PRESETS), common.workdir()
-    training.attention_bias(), training.mesh()  # wrong flags are told before anything is read
-    images, held_out = load_labelled(_DATASET.value, image_flags.IMAGE_SIZE.value)
-    config = configure(preset, images)
-    print(
-        f"{count_params(VisionTransformer(config.model)):,} parameters, {config.model.num_tokens(*images.size)} tokens "
-        f"an image; {len(images):,} images of {len(images.classes)} classes to train on, {len(held_out):,} held out",
-        flush=True,
-    )
-    started = time.monotonic()
-    with training.preemptible():
-        trained = train_images(config, images, held_out, workdir, say=lambda line: print(line, flush=True))
-    seconds = time.monotonic() - started
-    write_samples(held_out, workdir / "samples")
-    result = summarise(config, workdir)
+def report(result: dict[str, Any], trained: Trained, seconds: float, workdir: pathlib.Path) -> None:
+    """Draws and writes what came of a training of `seconds`, `result` as `summarise` gives it."""
     plot_emergence({**result, "sink": "one token"}, workdir / "emergence.png")
     write_json(
         workdir / "train_vit.json",
         {**result, "census": result["census"][-1], "loss": trained.loss, **trained.validation, "seconds": seconds},
     )
-    print(
+
+
+def main() -> None:
+    """Runs the experiment."""
+    processes.start()
+    preset, workdir = training.preset(IMAGE_PRESETS), common.workdir()
+    training.attention_bias(), training.mesh()  # wrong flags are told before anything is read
+    images, held_out = load_labelled(_DATASET.value, image_flags.IMAGE_SIZE.value)
+    config = configure(preset, images)
+    processes.say(
+        f"{count_params(VisionTransformer(config.model)):,} parameters, {config.model.num_tokens(*images.size)} tokens "
+        f"an image; {len(images):,} images of {len(images.classes)} classes to train on, {len(held_out):,} held out"
+    )
+    started = time.monotonic()
+    with training.preemptible():
+        trained = train_images(config, images, held_out, workdir, say=processes.say)
+    seconds = time.monotonic() - started
+
+    def write() -> None:
+        write_samples(held_out, workdir / "samples")
+        report(summarise(config, workdir), trained, seconds, workdir)
+
+    once(write, "write what came of the training")
+    processes.say(
         f"accuracy {100 * trained.validation['accuracy']:.2f} % on {len(held_out):,} held-out images after "
         f"{seconds:.0f} s; the model is in {trained.directory}"
     )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import jax
 from absl import flags
 
-from experiments.flags import model, seed
+from experiments.flags import model, processes, seed
 from massive_jax.models import AttentionBias
 from massive_jax.models.config import ATTENTION_BIASES
 from massive_jax.models.stack import REMAT
@@ -95,5 +95,5 @@ def preemptible() -> Iterator[None]:
     try:
         yield
     except Preempted as stopped:
-        print(stopped)
+        processes.say(str(stopped))
         sys.exit(143)

@@ -1,5 +1,28 @@
-"""Meshes and sharding rules."""
+"""Meshes and sharding rules, and several processes."""
 
+from massive_jax.parallel.processes import (
+    check_shared,
+    from_first,
+    in_any,
+    is_first,
+    on_mesh,
+    once,
+    process_part,
+    whole,
+)
 from massive_jax.parallel.rules import RULES, make_mesh, param_sharding, spec_of
 
-__all__ = ["RULES", "make_mesh", "param_sharding", "spec_of"]
+__all__ = [
+    "RULES",
+    "check_shared",
+    "from_first",
+    "in_any",
+    "is_first",
+    "make_mesh",
+    "on_mesh",
+    "once",
+    "param_sharding",
+    "process_part",
+    "spec_of",
+    "whole",
+]

@@ -13,6 +13,7 @@ import numpy as np
 from massive_jax.analysis import attention_shares, sink_shares
 from massive_jax.model import forward
 from massive_jax.models import LanguageModel, VisionTransformer
+from massive_jax.parallel import whole
 from massive_jax.probe import Capture, compile_captures
 
 TOP_K = 3
@@ -32,7 +33,7 @@ def take_census(module: LanguageModel | VisionTransformer, params: Any, inputs: 
         Capture("attn_probs", mass=True),
     )
     plan = compile_captures(capture, module.config.num_layers, module.config.absent_sites)
-    found = jax.device_get(forward(module, params, {}, plan, inputs, logits=False).intermediates)
+    found = jax.device_get(whole(forward(module, params, {}, plan, inputs, logits=False).intermediates))
     stats, mass = found["block_out"], found["attn_probs"].mass
     length = module.config.input_sizes(inputs.shape)["T"]
     sink = sink_shares(mass, length, causal=module.config.causal)

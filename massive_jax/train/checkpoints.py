@@ -1,6 +1,7 @@
 """Checkpoints of a training: the state, and with it where the data are and which training it is.
 
-Orbax's v1 API, written in the background: each is whole or not there. Axis letters: see `massive_jax.probe.sites`.
+Orbax's v1 API, written in the background: each is whole or not there. Of several processes all call everything here,
+and write their parts. Axis letters: see `massive_jax.probe.sites`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Checkpoints:
         Args:
           step: steps done.
           state: the state.
-          data: state of the data's iterator.
+          data: state of the data's iterator, a position that is the same in every process.
           config: of the training, as plain JSON.
 
         Raises:

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 from massive_jax.data import ImageProcessor, LabelledImages
 from massive_jax.models import VisionTransformer
+from massive_jax.parallel import process_part
 from massive_jax.train.census import take_census
 from massive_jax.train.config import ImageTrainConfig
 from massive_jax.train.loop import Task, Trained, mesh_of, run
@@ -99,11 +100,12 @@ class _Batches:
             [_order(len(self.images), self.seed, int(e))[places[epochs == e]] for e in np.unique(epochs)]
         )
         pixels = self.images[chosen]
-        rng = np.random.default_rng((self.seed, int(index), number))
+        rng = np.random.default_rng((self.seed, int(index), 0))
+        mine = slice(number * size, (number + 1) * size)  # of the whole batch, however many processes share it
         if self.shift:
-            pixels = _shifted(pixels, rng.integers(-self.shift, self.shift + 1, (2, size)))
+            pixels = _shifted(pixels, rng.integers(-self.shift, self.shift + 1, (2, self.batch))[:, mine])
         if self.flip:
-            pixels = np.where(rng.random(size)[:, None, None, None] < 0.5, pixels[:, :, ::-1], pixels)
+            pixels = np.where(rng.random(self.batch)[mine, None, None, None] < 0.5, pixels[:, :, ::-1], pixels)
         return {"images": np.ascontiguousarray(pixels), "labels": self.images.labels[chosen]}
 
 
@@ -167,7 +169,7 @@ class _Classes(Task):
             seed=cfg.seed,
             flip=cfg.flip,
             shift=cfg.shift,
-            shard=(jax.process_index(), jax.process_count()),
+            shard=process_part(self.trainer.mesh),
         )
 
     def validate(self, params: Any) -> dict[str, float]:
@@ -176,8 +178,8 @@ class _Classes(Task):
         for start in range(0, count, size):
             which = np.arange(start, min(start + size, count))
             batch = {"images": self._held_out[which], "labels": self._held_out.labels[which]}
-            whole = len(which) % (self.config.mesh[0] * jax.process_count()) == 0
-            placed = self.trainer.on_devices(batch, PartitionSpec("data") if whole else PartitionSpec())
+            even = len(which) % self.config.mesh[0] == 0
+            placed = self.trainer.on_devices(batch, PartitionSpec("data") if even else PartitionSpec())
             nll, hits = _judge(self._objective, self.trainer.module, params, placed)
             total, right = total + float(nll), right + int(hits)
         return {"validation_loss": total / count, "accuracy": right / count}

@@ -7,10 +7,10 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from massive_jax.models import LanguageModel
+from massive_jax.parallel import process_part
 from massive_jax.train.census import take_census
 from massive_jax.train.config import TrainConfig
 from massive_jax.train.data import TokenFile, batches_of, even_windows
@@ -59,7 +59,7 @@ class _Tokens(Task):
         self.flops = flops_per_token(config.model, config.context)
 
     def batches(self) -> Any:
-        number, count = jax.process_index(), jax.process_count()
+        number, count = process_part(self.trainer.mesh)
         return batches_of(
             self._file,
             self._training,

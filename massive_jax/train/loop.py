@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 
-from massive_jax.parallel import make_mesh
+from massive_jax.parallel import check_shared, from_first, in_any, is_first, make_mesh, once
 from massive_jax.train.checkpoints import Checkpoints
 from massive_jax.train.config import RunConfig, check_same
-from massive_jax.train.metrics import Metrics, peak_flops, read_lines
+from massive_jax.train.metrics import Metrics, NoMetrics, peak_flops, read_lines
 from massive_jax.train.step import Trainer, TrainState
 
 
@@ -84,11 +84,21 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def save(self, directory: pathlib.Path, params: Any) -> None:
-        """Writes the model that came out, for `massive_jax.load`."""
+        """Writes the model that came out, for `massive_jax.load`. Called by all processes."""
 
 
 def mesh_of(config: RunConfig) -> Any:
-    """The mesh of a training; None for one device. ValueError where there are not that many."""
+    """The mesh of a training; None for one device.
+
+    Raises:
+      ValueError: there are not that many devices; of several processes it does not take all.
+    """
+    if jax.process_count() > 1 and math.prod(config.mesh) != jax.device_count():
+        data, model = config.mesh
+        raise ValueError(
+            f"a mesh of {data} × {model} leaves out some of the {jax.device_count()} devices of {jax.process_count()} "
+            f"processes; give one of all, such as --mesh={jax.device_count()},1."
+        )
     return None if config.mesh == (1, 1) else make_mesh(*config.mesh)
 
 
@@ -99,30 +109,35 @@ def run(task: Task, workdir: pathlib.Path, *, say: Callable[[str], Any] = lambda
     the end, model/, which `massive_jax.load` takes. On SIGTERM it saves and stops; resumed, on as many devices as
     before, every step has the loss it would have had, to the last bit.
 
+    Several processes (`jax.distributed`) each call this. They save together, process 0 writes the other files and
+    speaks, and a SIGTERM to any of them stops all after the same step.
+
     Args:
       task: the training.
-      workdir: where everything goes.
-      say: is given a line now and then.
+      workdir: where everything goes; of several processes one directory that all of them see.
+      say: is given a line now and then; of several processes only that of process 0.
 
     Raises:
       ValueError: checkpoints of another training, told by the field; a loss or gradient that is not finite; a
-        checkpoint that cannot be written. The last good checkpoint stays.
+        checkpoint that cannot be written; a `workdir` that is not shared. The last good checkpoint stays.
       Preempted: SIGTERM.
     """
     config, trainer = task.config, task.trainer
     batches = task.batches()
     described = config.described()
+    check_shared(workdir)
     with Checkpoints(workdir / "checkpoints", config.keep) as checkpoints:
-        done = checkpoints.latest
-        if done is None:
-            state, done = trainer.init(config.seed), 0
+        done = from_first(checkpoints.latest or 0)
+        if not done:
+            state = trainer.init(config.seed)
         else:
             data, stored = checkpoints.describe(done)
             check_same(stored, described, workdir)
             batches.set_state(data)
             state = checkpoints.load(done, trainer.abstract())
-            say(f"going on after step {done}")
-        metrics = Metrics(workdir, done, say)
+        metrics = Metrics(workdir, done, say) if is_first() else NoMetrics()
+        if done:
+            metrics.say(f"going on after step {done}")
         try:
             return _Run(task, checkpoints, metrics, described).until_done(state, done, batches, workdir)
         finally:
@@ -154,9 +169,12 @@ class _Run:
         if not done and cfg.census_every:
             self._census(state, 0)
         with _sigterm() as asked:
+            stop = _Stop(asked, self.task.trainer.mesh)
             self._started, self._timed_from = time.perf_counter(), done
             for step in range(done + 1, cfg.steps + 1):
-                state, found = self.task.trainer.step(state, next(batches))
+                batch = next(batches)
+                stop.ask()
+                state, found = self.task.trainer.step(state, batch)
                 self._pending.append((step, found))
                 due = {
                     name: step == cfg.steps or (every > 0 and step % every == 0)
@@ -167,15 +185,15 @@ class _Run:
                         ("checkpoint", cfg.checkpoint_every),
                     )
                 }
-                if step == done + 1 or any(due.values()) or asked:
+                if step == done + 1 or any(due.values()) or stop:
                     self._flush(speak=due["log"])
                     if due["eval"]:
                         self._validate(state, step)
                     if due["census"]:
                         self._census(state, step)
-                    if due["checkpoint"] or asked:
+                    if due["checkpoint"] or stop:
                         self._save(state, step, batches)
-                    if asked and step < cfg.steps:
+                    if stop and step < cfg.steps:
                         self.checkpoints.wait()
                         raise Preempted(step, workdir)
                     self._started, self._timed_from = time.perf_counter(), step
@@ -185,8 +203,12 @@ class _Run:
             self._validate(state, done)
         self.checkpoints.wait()
         target = workdir / "model"
-        if target.exists():
-            shutil.rmtree(target)  # of this training, when it was shorter
+
+        def clear() -> None:
+            if target.exists():
+                shutil.rmtree(target)  # of this training, when it was shorter
+
+        once(clear, f"remove {target}")
         self.task.save(target, state.evaluated)
         return Trained(state.evaluated, self._loss, self._validation, target)
 
@@ -239,6 +261,27 @@ class _Run:
         if step != self._saved:
             self.checkpoints.save(step, state, batches.get_state(), self.described)
             self._saved = step
+
+
+class _Stop:
+    """Whether to stop: SIGTERM has come; of several processes, to any of them before it began the step.
+
+    They ask each other before every step, which all begin, so that all have the same answer after it, and the question
+    is answered while the step is computed. (jax's preemption service would not do: it takes SIGTERM away from Python,
+    and does not know when a training ends.)
+    """
+
+    def __init__(self, asked: list[bool], mesh: Any):
+        self._asked, self._mesh = asked, mesh
+        self._answer: jax.Array | None = None
+
+    def ask(self) -> None:
+        """Called by all processes before a step."""
+        if jax.process_count() > 1:
+            self._answer = in_any(bool(self._asked), self._mesh)
+
+    def __bool__(self) -> bool:
+        return bool(self._asked if self._answer is None else self._answer)
 
 
 @contextlib.contextmanager

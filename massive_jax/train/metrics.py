@@ -124,3 +124,22 @@ class Metrics:
         """Closes the files."""
         for file in (self._steps, self._census, self._board):
             file.close()
+
+
+class NoMetrics(Metrics):
+    """Those of a process that writes and says nothing: another one does."""
+
+    def __init__(self) -> None:
+        self.say = lambda line: None
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def census(self, step: int, layers: list[dict[str, Any]]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

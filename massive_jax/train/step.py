@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from massive_jax.models import LanguageModel, VisionTransformer
-from massive_jax.parallel import param_sharding
+from massive_jax.parallel import on_mesh, param_sharding
 from massive_jax.train.objective import NEXT_TOKEN, Objective
 from massive_jax.train.optimizer import OptimizerConfig, make_optimizer
 
@@ -77,17 +77,21 @@ class Trainer:
 
         Args:
           state: the state.
-          batch: what the objective takes, with A·B in place of B: this process's part of the batch.
+          batch: what the objective takes, with A·B in place of B: this process's part of the batch
+            (`massive_jax.parallel.process_part`).
 
         Returns:
           The next state, and float32 [] "loss" (mean over the batch, before the step), "grad_norm" (before clipping)
           and "learning_rate".
         """
         micro = jax.tree.map(lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), batch)
-        return _step(self, state, self.on_devices(micro, PartitionSpec(None, "data")))
+        if self.mesh is not None:
+            sharding = NamedSharding(self.mesh, PartitionSpec(None, "data"))
+            micro = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), micro)
+        return _step(self, state, micro)
 
     def loss(self, params: Any, batch: Any) -> jax.Array:
-        """The objective's loss on a batch, float32 []."""
+        """The objective's loss on a batch, float32 []; every process gives the whole batch."""
         return _loss(self, params, self.on_devices(batch, PartitionSpec("data")))
 
     def abstract(self) -> TrainState:
@@ -103,11 +107,11 @@ class Trainer:
         return jax.tree_util.tree_map_with_path(placed, shapes)
 
     def on_devices(self, batch: Any, spec: PartitionSpec) -> Any:
-        """Arrays of this process as arrays split over the mesh by `spec`; as they are without one."""
+        """Arrays that every process has whole, split over the mesh by `spec`; as they are without one."""
         if self.mesh is None:
             return batch
         sharding = NamedSharding(self.mesh, spec)
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+        return jax.tree.map(lambda x: on_mesh(x, sharding), batch)
 
 
 def _initial(trainer: Trainer, key: jax.Array) -> TrainState:

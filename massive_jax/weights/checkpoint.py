@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from massive_jax.models import TransformerConfig, VisionConfig
-from massive_jax.parallel import param_sharding
+from massive_jax.parallel import once, param_sharding, whole
 from massive_jax.weights import layout, source
 from massive_jax.weights.loader import Part
 from massive_jax.weights.tokenizer import Tokenizer
@@ -109,7 +109,7 @@ def save_checkpoint(
     group_size = _group_size(layers, dtype)
     memories = itertools.cycle((layout.Memory(), layout.Memory()))  # one is written while the other is filled
     try:
-        _remove_unfinished(target)
+        once(lambda: _remove_unfinished(target), f"write {path}")
         with _Writer(target) as writer:
             for group, its_parts in itertools.groupby(
                 parts, key=lambda part: part.place[0] // group_size if part.place else None
@@ -147,8 +147,12 @@ def save_params(
     processor: ImageProcessor | None = None,
     provenance: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
-    """Writes a checkpoint of parameters that are in memory, in their dtype; see `save_checkpoint`."""
-    flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
+    """Writes a checkpoint of parameters that are in memory, in their dtype; see `save_checkpoint`.
+
+    What is split over several processes is gathered first: all of them call this, and each has the host's memory for
+    the parameters.
+    """
+    flat: dict[str, Any] = whole(flax.traverse_util.flatten_dict(params, sep="/"))
     as_it_is = (None, (), None)
 
     def parts() -> Iterable[Part]:

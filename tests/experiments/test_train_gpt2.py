@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from absl import flags
 
@@ -94,11 +95,30 @@ def binary(clean_flags, tmp_path):
         (["--context=128"], "a longer text or a shorter context"),
         (["--data=missing.bin"], "no token file 'missing.bin'"),
         (["--learning_rate=0"], "give a positive one"),
+        (["--coordinator=localhost:1"], "--num_processes and --process_id missing"),
+        (["--num_processes=2", "--process_id=0"], "--coordinator missing"),
+        (["--coordinator=localhost", "--num_processes=2", "--process_id=0"], "give HOST:PORT of process 0"),
+        (["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"], "they are counted from 0"),
+        (["--distributed", "--process_id=0"], "not both"),
     ],
 )
 def test_bad_input(binary, capsys, text_file, arguments, message):
     data = [] if any("data" in a or "paper" in a for a in arguments) else [f"--data={text_file}"]
     assert message in binary(capsys, "train_gpt2", *data, *arguments)
+
+
+def test_no_cluster_to_be_found(binary, capsys, monkeypatch):
+    """What jax says where it finds none, in one line that says what to do."""
+
+    def none(*_, **options):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", none)
+    before = jax.config.jax_enable_preemption_service
+    try:
+        assert "jax finds no cluster here" in binary(capsys, "train_gpt2", "--distributed")
+    finally:
+        jax.config.update("jax_enable_preemption_service", before)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,17 @@ def test_every_epoch_has_each_image_once(images):
     np.testing.assert_array_equal(both, found[:8])
 
 
+def test_processes_share_a_batch_as_one_would_have_it(images):
+    """What is done to an image does not depend on how many processes there are."""
+    augmented = {"batch": 8, "seed": 3, "flip": True, "shift": 2}
+    alone = shuffled_batches(images[0], **augmented)
+    parts = [shuffled_batches(images[0], **augmented, shard=(i, 2)) for i in range(2)]
+    for _ in range(3):
+        expected, found = next(alone), [next(part) for part in parts]
+        for name in ("images", "labels"):
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in found]), expected[name])
+
+
 def test_batches_go_on_where_they_were(images):
     batches = shuffled_batches(images[0], batch=8, seed=0, flip=True, shift=2)
     for _ in range(3):
