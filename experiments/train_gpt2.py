@@ -71,8 +71,9 @@ def configure(preset: TrainPreset, file: TokenFile) -> TrainConfig:
     options = training.options(preset.options)
     if text.CONTEXT.value is not None:
         options["context"] = text.CONTEXT.value
+    kernel = training.kernel(dtype, options["context"])
     return TrainConfig(
-        model=preset.model(attention_bias=training.attention_bias(), dtype=dtype, kernel=training.kernel(dtype)),
+        model=preset.model(attention_bias=training.attention_bias(), dtype=dtype, kernel=kernel),
         optimizer=training.optimizer(preset.optimizer),
         data=file.sha256,
         **options,

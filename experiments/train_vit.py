@@ -21,6 +21,7 @@ run), census (the last). sink_rate of an image is the share of attention on its 
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import shutil
 import time
@@ -63,16 +64,17 @@ def configure(preset: ImageTrainPreset, images: LabelledImages) -> ImageTrainCon
         if flag.value is not None:
             options[name] = flag.value
     changes = {} if _PATCH.value is None else {"patch_size": _PATCH.value}
+    model = preset.model(
+        image_size=images.size,
+        num_classes=len(images.classes),
+        registers=_REGISTERS.value,
+        attention_bias=training.attention_bias(),
+        dtype=dtype,
+        **changes,
+    )
+    kernel = training.kernel(dtype, model.num_tokens(*images.size))
     return ImageTrainConfig(
-        model=preset.model(
-            image_size=images.size,
-            num_classes=len(images.classes),
-            registers=_REGISTERS.value,
-            attention_bias=training.attention_bias(),
-            dtype=dtype,
-            attention_kernel=training.kernel(dtype),
-            **changes,
-        ),
+        model=dataclasses.replace(model, attention_kernel=kernel),
         optimizer=training.optimizer(preset.optimizer),
         data=images.checksum,
         **options,

@@ -16,6 +16,7 @@ import numpy as np
 
 from massive_jax.models import LanguageModel, TransformerConfig, VisionConfig, VisionTransformer
 from massive_jax.models.vision_config import CHANNELS
+from massive_jax.parallel import mesh_of_params, mesh_set
 from massive_jax.probe import (
     RULES,
     Capture,
@@ -110,9 +111,9 @@ class Model:
             for theirs. Raised before anything is compiled.
         """
         inputs = self.check_inputs(inputs)
-        return forward(
-            self.module, self.params, self.compile_edits(edits, inputs), self.compile_captures(capture), inputs, logits
-        )
+        edits, capture = self.compile_edits(edits, inputs), self.compile_captures(capture)
+        with mesh_set(mesh_of_params(self.params)):
+            return forward(self.module, self.params, edits, capture, inputs, logits)
 
     def generate(self, tokens: Any, **options: Any) -> Generation:
         """Continues prompts, int [B, T]: see `massive_jax.generate.generate` for the options."""

@@ -23,6 +23,13 @@ SLOTS = flags.DEFINE_integer("slots", 1, "Slots of the bias, for the kinds that 
 _REMAT = flags.DEFINE_enum("remat", "none", list(REMAT), "What of a block the backward pass computes again.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "At the end of the warm-up; the final one is a tenth.")
 _MESH = flags.DEFINE_list("mesh", ["1", "1"], "Devices: DATA,MODEL (see massive_jax.parallel).")
+_SCHEDULE = {
+    name: flags.DEFINE_integer(name, None, f"{meaning}; None for the preset's.", lower_bound=least)
+    for name, meaning, least in (
+        ("warmup_steps", "Steps of the linear warm-up", 0),
+        ("decay_steps", "Step at which the cosine has come down", 1),
+    )
+}
 _INTEGERS = {
     name: flags.DEFINE_integer(name, None, f"{meaning}; None for the preset's.", lower_bound=least)
     for name, meaning, least in (
@@ -64,23 +71,23 @@ def dtype(of_preset: str) -> str:
     return str(model.DTYPE.value) if flags.FLAGS["dtype"].present else of_preset
 
 
-def kernel(dtype: str) -> str:
-    """The attention kernel to train with on this machine, that the model of the flags can have."""
+def kernel(dtype: str, tokens: int) -> str:
+    """The attention kernel to train with on this machine, that the model of the flags can have, on so many tokens."""
     backend = jax.default_backend()
     if backend == "gpu" and dtype != "float32":
         return "cudnn"
-    # The compiler for TPUs does not split a kernel over a mesh.
-    if backend == "tpu" and dtype != "float16" and BIAS.value != "sigmoid" and mesh() == (1, 1):
+    # Splash computes blocks of 128 tokens, whole.
+    if backend == "tpu" and dtype != "float16" and BIAS.value != "sigmoid" and tokens >= 128:
         return "splash"
     return "xla"
 
 
 def optimizer(of_preset: OptimizerConfig) -> OptimizerConfig:
-    """The recipe, with the learning rate that the flags ask for."""
-    rate = _LEARNING_RATE.value
-    if rate is None:
-        return of_preset
-    return dataclasses.replace(of_preset, learning_rate=rate, final_learning_rate=rate / 10)
+    """The recipe, with the learning rates that the flags ask for."""
+    changes: dict[str, Any] = {name: flag.value for name, flag in _SCHEDULE.items() if flag.value is not None}
+    if (rate := _LEARNING_RATE.value) is not None:
+        changes |= {"learning_rate": rate, "final_learning_rate": rate / 10}
+    return dataclasses.replace(of_preset, **changes)
 
 
 def options(of_preset: Mapping[str, Any]) -> dict[str, Any]:

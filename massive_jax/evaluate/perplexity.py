@@ -15,6 +15,7 @@ from massive_jax.evaluate.batches import Progress, batches, edits_for
 from massive_jax.model import Model, forward
 from massive_jax.models import head_of
 from massive_jax.models.loss import chunked_nll
+from massive_jax.parallel import mesh_of_params, mesh_set
 from massive_jax.probe import CapturePlan, Edit
 
 
@@ -58,7 +59,8 @@ def token_nll(model: Model, tokens: Any, edits: Edit | Sequence[Edit] | None = N
     compiled = model.compile_edits(edits, tokens)
     if "logits" in compiled:
         raise ValueError("perplexity does not build the logits whole, so it cannot edit them; use model(…).logits.")
-    return np.asarray(_nll(model.module, model.params, compiled, tokens))
+    with mesh_set(mesh_of_params(model.params)):
+        return np.asarray(_nll(model.module, model.params, compiled, tokens))
 
 
 @functools.partial(jax.jit, static_argnames=("module",))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
+from jax.sharding import PartitionSpec
 
 _LANES = 128  # lengths and blocks are multiples of it
 _BLOCKS = (512, 384, 256, _LANES)  # sizes of the blocks of queries and of keys: the first that divides the length,
@@ -33,7 +34,8 @@ def splash_attention(
 
     Float32 is multiplied at the highest precision, forward and backward. With bfloat16, logits, softmax and sums are
     float32, and scaled queries are rounded once more: the kernel has no scale of its own. Lengths are padded to
-    multiples of 128; heads have any width. The compiler for TPUs does not split the kernel over several devices.
+    multiples of 128; heads have any width. The compiler for TPUs does not split a kernel over several devices: where a
+    mesh is set (`jax.set_mesh`, as `massive_jax` does for what it runs), each runs it on its sequences and heads.
 
     Args:
       query: [B, T, H, N], float32 or bfloat16 (the compiler for TPUs has no float16).
@@ -58,7 +60,19 @@ def splash_attention(
             "window with it only; take jax.nn.dot_product_attention."
         )
     options = _Options(scale, is_causal, local_window_size, softcap)
-    return _run(options, True, query, key, value) if return_residual else _attend(options, query, key, value)
+    attend = functools.partial(_run, options, True) if return_residual else functools.partial(_attend, options)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1:
+        return attend(query, key, value)
+    # As the parameters are (`massive_jax.parallel.RULES`); an axis that does not divide is not split.
+    sequences, heads = (
+        axis if size % mesh.shape.get(axis, size + 1) == 0 else None
+        for axis, size in (("data", query.shape[0]), ("model", key.shape[2]))
+    )
+    spec = PartitionSpec(sequences, None, heads)
+    return jax.shard_map(
+        attend, in_specs=(spec,) * 3, out_specs=(spec, spec) if return_residual else spec, check_vma=False
+    )(query, key, value)
 
 
 class _Options(NamedTuple):

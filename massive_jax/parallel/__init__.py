@@ -10,7 +10,7 @@ from massive_jax.parallel.processes import (
     process_part,
     whole,
 )
-from massive_jax.parallel.rules import RULES, make_mesh, param_sharding, spec_of
+from massive_jax.parallel.rules import RULES, make_mesh, mesh_of_params, mesh_set, param_sharding, spec_of
 
 __all__ = [
     "RULES",
@@ -19,6 +19,8 @@ __all__ = [
     "in_any",
     "is_first",
     "make_mesh",
+    "mesh_of_params",
+    "mesh_set",
     "on_mesh",
     "once",
     "param_sharding",

@@ -6,8 +6,10 @@ the parameters, as in fully sharded data parallelism) and "model" (heads, MLP wi
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -45,6 +47,17 @@ def make_mesh(data: int = 1, model: int = 1) -> Mesh:
     return jax.make_mesh(
         (data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[: data * model]
     )
+
+
+def mesh_of_params(params: Any) -> Mesh | None:
+    """The mesh that parameters are split over; None for one device."""
+    sharding = getattr(next(iter(jax.tree.leaves(params)), None), "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
+
+
+def mesh_set(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """What is compiled inside knows the mesh: a kernel that the compiler does not split splits itself."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from massive_jax.models import LanguageModel, VisionTransformer
-from massive_jax.parallel import on_mesh, param_sharding
+from massive_jax.parallel import mesh_set, on_mesh, param_sharding
 from massive_jax.train.objective import NEXT_TOKEN, Objective
 from massive_jax.train.optimizer import OptimizerConfig, make_optimizer
 
@@ -88,11 +88,14 @@ class Trainer:
         if self.mesh is not None:
             sharding = NamedSharding(self.mesh, PartitionSpec(None, "data"))
             micro = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), micro)
-        return _step(self, state, micro)
+        with mesh_set(self.mesh):
+            return _step(self, state, micro)
 
     def loss(self, params: Any, batch: Any) -> jax.Array:
         """The objective's loss on a batch, float32 []; every process gives the whole batch."""
-        return _loss(self, params, self.on_devices(batch, PartitionSpec("data")))
+        batch = self.on_devices(batch, PartitionSpec("data"))
+        with mesh_set(self.mesh):
+            return _loss(self, params, batch)
 
     def abstract(self) -> TrainState:
         """The state's shapes, dtypes and shardings."""

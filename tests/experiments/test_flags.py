@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 import experiments
+from massive_jax.train import OptimizerConfig
 
 
 def test_every_binary_can_be_imported_beside_the_others():
@@ -18,24 +19,33 @@ def test_every_binary_can_be_imported_beside_the_others():
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "arguments", "expected"),
+    ("backend", "dtype", "arguments", "tokens", "expected"),
     [
-        ("cpu", "bfloat16", [], "xla"),
-        ("gpu", "bfloat16", [], "cudnn"),
-        ("gpu", "float32", [], "xla"),
-        ("tpu", "bfloat16", [], "splash"),
-        ("tpu", "float32", ["--attention_bias=kv"], "splash"),
-        ("tpu", "float16", [], "xla"),
-        ("tpu", "bfloat16", ["--attention_bias=sigmoid"], "xla"),
-        ("tpu", "bfloat16", ["--mesh=4,1"], "xla"),
+        ("cpu", "bfloat16", [], 1024, "xla"),
+        ("gpu", "bfloat16", [], 17, "cudnn"),
+        ("gpu", "float32", [], 1024, "xla"),
+        ("tpu", "bfloat16", [], 1024, "splash"),
+        ("tpu", "float32", ["--attention_bias=kv"], 128, "splash"),
+        ("tpu", "float16", [], 1024, "xla"),
+        ("tpu", "bfloat16", ["--attention_bias=sigmoid"], 1024, "xla"),
+        ("tpu", "bfloat16", [], 17, "xla"),  # which it would compute as 128
     ],
 )
 def test_the_kernel_is_one_that_the_machine_and_the_model_have(
-    monkeypatch, clean_flags, backend, dtype, arguments, expected
+    monkeypatch, clean_flags, backend, dtype, arguments, tokens, expected
 ):
     from experiments.flags import training
 
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     clean_flags()
     flags.FLAGS(["train_gpt2", *arguments])
-    assert training.kernel(dtype) == expected
+    assert training.kernel(dtype, tokens) == expected
+
+
+def test_the_schedule_goes_over_the_preset(clean_flags):
+    from experiments.flags import training
+
+    clean_flags()
+    flags.FLAGS(["train_gpt2", "--learning_rate=0.01", "--warmup_steps=0", "--decay_steps=7"])
+    found = training.optimizer(OptimizerConfig())
+    assert found == OptimizerConfig(0.01, 0.001, warmup_steps=0, decay_steps=7)

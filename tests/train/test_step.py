@@ -92,32 +92,42 @@ def test_half_precision_computes_on_float32_masters(plain):
 
 
 SHARDED = """
-import jax, numpy as np
+import dataclasses, functools, jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from train_shapes import GPT, RECIPE
-from massive_jax.models import LanguageModel
-from massive_jax.parallel import make_mesh
+from massive_jax.models import AttentionBias, LanguageModel
+from massive_jax.models.splash import splash_attention
+from massive_jax.parallel import make_mesh, mesh_set
 from massive_jax.train import Trainer
 tokens = np.random.default_rng(0).integers(0, 256, (8, 17)).astype(np.int32)
-found = []
-for mesh, accumulate in ((None, 1), (make_mesh(4, 2), 2)):
-    trainer = Trainer(LanguageModel(GPT), RECIPE, accumulate, mesh)
+config, found = dataclasses.replace(GPT, attention_bias=AttentionBias("kv")), []
+for mesh, accumulate, kernel in ((None, 1, "xla"), (make_mesh(4, 2), 2, "xla"), (make_mesh(4, 2), 1, "splash")):
+    module = LanguageModel(dataclasses.replace(config, attention_kernel=kernel))
+    trainer = Trainer(module, RECIPE, accumulate, mesh)
     state = trainer.init(0)
+    found.append([trainer.loss(state.params, tokens)])
     state, metrics = trainer.step(state, tokens)
     if mesh is not None:
         kernel = state.params["layers"]["mlp"]["up"]["kernel"]
         moment = state.opt_state[1][0].mu["layers"]["mlp"]["up"]["kernel"]
         for x in (kernel, moment):
             assert x.sharding.shard_shape(x.shape) == (2, 8, 64), x.sharding
-    found.append((jax.device_get(metrics), jax.device_get(state.params)))
+    found[-1] = jax.device_get((*found[-1], metrics, state.params))
 for other in found[1:]:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found[0], other)
+# The compiler for TPUs would refuse to split the kernel itself: here it is split already.
+jax.default_backend = lambda: "tpu"
+x = jax.ShapeDtypeStruct((4, 8, 2, 16), np.float32, sharding=NamedSharding(mesh, PartitionSpec("data", None, "model")))
+attend = jax.jit(functools.partial(splash_attention, scale=1.0, is_causal=True))
+with mesh_set(mesh):
+    assert "tpu_custom_call" in attend.trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
 print("same")
 """
 
 
 @pytest.mark.slow
 def test_on_eight_devices():
-    """Data, fully sharded and tensor parallel steps give the state of one device."""
+    """Data, fully sharded and tensor parallel steps give the state of one device, whatever the attention kernel."""
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
