@@ -53,16 +53,28 @@ class Output:
     pooled: jax.Array | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("module", "logits"))
 def forward(
     module: LanguageModel | VisionTransformer,
     params: Any,
     edits: EditCollection,
     plan: CapturePlan,
-    inputs: jax.Array,
+    inputs: Any,
     logits: bool = True,
 ) -> Output:
     """The compiled forward pass: one program a shape of its arguments, whatever the edits and layers are."""
+    with mesh_set(mesh_of_params(params, edits, inputs)):
+        return _forward(module, params, edits, plan, inputs, logits)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "logits"))
+def _forward(
+    module: LanguageModel | VisionTransformer,
+    params: Any,
+    edits: EditCollection,
+    plan: CapturePlan,
+    inputs: jax.Array,
+    logits: bool,
+) -> Output:
     (out, hidden, *pooled), sown = module.apply(
         {"params": params, "edits": edits}, inputs, capture=plan, logits=logits, mutable=["intermediates"]
     )
@@ -111,9 +123,9 @@ class Model:
             for theirs. Raised before anything is compiled.
         """
         inputs = self.check_inputs(inputs)
-        edits, capture = self.compile_edits(edits, inputs), self.compile_captures(capture)
-        with mesh_set(mesh_of_params(self.params)):
-            return forward(self.module, self.params, edits, capture, inputs, logits)
+        return forward(
+            self.module, self.params, self.compile_edits(edits, inputs), self.compile_captures(capture), inputs, logits
+        )
 
     def generate(self, tokens: Any, **options: Any) -> Generation:
         """Continues prompts, int [B, T]: see `massive_jax.generate.generate` for the options."""

@@ -35,7 +35,7 @@ def splash_attention(
     Float32 is multiplied at the highest precision, forward and backward. With bfloat16, logits, softmax and sums are
     float32, and scaled queries are rounded once more: the kernel has no scale of its own. Lengths are padded to
     multiples of 128; heads have any width. The compiler for TPUs does not split a kernel over several devices: where a
-    mesh is set (`jax.set_mesh`, as `massive_jax` does for what it runs), each runs it on its sequences and heads.
+    mesh is set (`massive_jax.parallel.mesh_set`, by whatever runs here), each runs it on its sequences and heads.
 
     Args:
       query: [B, T, H, N], float32 or bfloat16 (the compiler for TPUs has no float16).

@@ -49,15 +49,18 @@ def make_mesh(data: int = 1, model: int = 1) -> Mesh:
     )
 
 
-def mesh_of_params(params: Any) -> Mesh | None:
-    """The mesh that parameters are split over; None for one device."""
-    sharding = getattr(next(iter(jax.tree.leaves(params)), None), "sharding", None)
-    return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
+def mesh_of_params(params: Any, *others: Any) -> Mesh | None:
+    """The mesh that parameters are split over; None for one device, and in a program of which `others` are inputs."""
+    leaves = jax.tree.leaves((params, others))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return None
+    sharding = getattr(leaves[0], "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) else None
 
 
 def mesh_set(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     """What is compiled inside knows the mesh: a kernel that the compiler does not split splits itself."""
-    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:

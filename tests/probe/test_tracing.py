@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from massive_jax.model import forward
+from massive_jax.model import _forward, forward
 from massive_jax.probe import OPS, Capture, Edit, stack_edits
 
 ELEMENT_OPS = [op for op in OPS if op not in ("quantize", "move")]  # what means something for one element
@@ -92,7 +92,7 @@ def test_under_a_callers_jit(tiny_model, tiny_tokens):
 def bytes_of(model, tokens, capture):
     """Temporaries and outputs of the compiled program."""
     plan = model.compile_captures(capture)
-    compiled = forward.lower(model.module, model.params, {}, plan, tokens, logits=False).compile()
+    compiled = _forward.lower(model.module, model.params, {}, plan, tokens, logits=False).compile()
     found = compiled.memory_analysis()
     return found.temp_size_in_bytes + found.output_size_in_bytes
 
