@@ -55,7 +55,7 @@ def mesh_of_params(params: Any, *others: Any) -> Mesh | None:
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return None
     sharding = getattr(leaves[0], "sharding", None)
-    return sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
 
 
 def mesh_set(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
