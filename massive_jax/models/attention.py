@@ -15,6 +15,7 @@ from massive_jax.models.attention_bias import (
     SlotPlaces,
     Slots,
     TokenMixture,
+    attend_behind,
     attend_with_lse,
     fused_attention,
     mix_slots,
@@ -182,6 +183,8 @@ def _attend_fused(
     static = tuple(options.items())
     if slots is None:
         return fused_attention(static, bias, mask)(query, key, value)
+    if slots.keys is not None and around.mask is None and cfg.causal and cfg.window is None:
+        return attend_behind(slots, static, query, key, value)
     mixed, lse = attend_with_lse(static, query, key, value, bias, mask)
     return TokenMixture(mixed, lse, jnp.ones_like(lse)).with_slots(slots)
 

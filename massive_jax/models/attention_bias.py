@@ -5,6 +5,8 @@ With an output o and a log-sum-exp lse of the tokens' logits, and slots with log
     o′ = σ(lse − logsumexp(s)) · o + σ(logsumexp(s) − lse) · softmax(s) v′
 
 is exactly softmax([logits, s]) [V; v′]: no column is added to the keys, and any kernel will do (`TokenMixture`).
+Where a kernel is causal and s are products with keys, the slots are tokens in front instead: the kernel's gradient is
+computed once then, and twice with a log-sum-exp (`attend_behind`).
 Axis letters: see `massive_jax.probe.sites`; G = H / K, n slots.
 """
 
@@ -49,10 +51,12 @@ class Slots:
     Attributes:
       logits: float32 [B, H, T, n]; the lowest finite number where a slot is out of sight.
       values: [K, n, N]; None for zeros.
+      keys: [K, n, N], whose scaled products with the queries the logits are; None where they are something else.
     """
 
     logits: jax.Array
     values: jax.Array | None
+    keys: jax.Array | None = None
 
 
 class AttentionSlots(nn.Module):
@@ -88,6 +92,7 @@ class AttentionSlots(nn.Module):
             grouped = query.reshape(B, T, K, H // K, N)
             logits = jnp.einsum("BTKGN,KnN->BKGTn", grouped, key, preferred_element_type=jnp.float32)
             logits = logits.reshape(B, H, T, n) * cfg.scale
+        keys = jnp.zeros((K, n, N), query.dtype) if key is None else key
         if cfg.attention_softcap is not None:
             logits = cfg.attention_softcap * jnp.tanh(logits / cfg.attention_softcap)
         if bias.kind == "sink" or bias.offset:
@@ -97,7 +102,8 @@ class AttentionSlots(nn.Module):
             logits = logits + places.bias
         if places.mask is not None:
             logits = jnp.where(places.mask[:, None], logits, jnp.finfo(jnp.float32).min)
-        return Slots(logits, value)
+        plain = bias.kind != "sink" and not bias.offset and places.bias is None and places.mask is None
+        return Slots(logits, value, keys if plain else None)
 
 
 class OutputGate(nn.Module):
@@ -194,6 +200,25 @@ def fused_attention(
     assert mask is None
     del given["implementation"]
     return functools.partial(splash_attention, **given)
+
+
+def attend_behind(
+    slots: Slots, options: tuple[tuple[str, Any], ...], query: jax.Array, key: jax.Array, value: jax.Array
+) -> jax.Array:
+    """The heads' outputs [B, T, H, N] of a causal kernel, every query seeing the slots, which have keys.
+
+    They are tokens in front of the others; what they see themselves is dropped. See `attend_with_lse` for the rest.
+    """
+    assert slots.keys is not None
+    n = slots.keys.shape[1]
+    values = jnp.zeros_like(slots.keys) if slots.values is None else slots.values
+
+    def behind(x: jax.Array, slot: jax.Array) -> jax.Array:
+        first = jnp.moveaxis(slot, 1, 0).astype(x.dtype)
+        return jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], *first.shape)), x], axis=1)
+
+    query = jnp.pad(query, ((0, 0), (n, 0), (0, 0), (0, 0)))
+    return fused_attention(options)(query, behind(key, slots.keys), behind(value, values))[:, n:]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

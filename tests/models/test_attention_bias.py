@@ -13,7 +13,7 @@ import massive_jax as mj
 from massive_jax.models import AttentionBias
 from massive_jax.models import attention as attention_module
 from massive_jax.models.attention import LOWEST, Surroundings, attend, attend_with_probs, causal_mask
-from massive_jax.models.attention_bias import AttentionSlots, SlotPlaces, TokenMixture, attend_with_lse
+from massive_jax.models.attention_bias import AttentionSlots, SlotPlaces, TokenMixture, attend_behind, attend_with_lse
 from massive_jax.probe import Tap, compile_captures, empty_results
 
 B, T, H, K, N = 2, 7, 4, 2, 8
@@ -34,7 +34,7 @@ MASKS = {
     # Left padding: the second sequence's first three tokens are seen by nobody but see themselves.
     "padding": np.stack([np.tri(T, dtype=bool), np.tri(T, dtype=bool) & (np.arange(T) >= 3) | np.eye(T, dtype=bool)]),
 }
-KERNELS = ("xla", "rows", "fused", "splash", "tapped")
+KERNELS = ("xla", "rows", "fused", "behind", "splash", "tapped")
 
 
 def arrays(bias, seed=0):
@@ -91,11 +91,13 @@ def attention(kernel, cfg, around, slots_module, tokens, slots):
         plan = compile_captures(mj.Capture("attn_probs"), 1)
         results = empty_results(plan, cfg.sizes(B, T), jnp.float32)
         return attend_with_probs(cfg, *args, around, Tap({}, plan, 1, {"attn_probs": 0}, results), found)
-    # The closed form on a kernel that gives a log-sum-exp; any implementation of jax's is one.
+    # A kernel: any implementation of jax's is one. In the closed form, with its log-sum-exp, or with slots in front.
     options = {"scale": cfg.scale, "implementation": "xla"}
     mask = None if around.mask is None else around.mask[:, None]
     if mask is None:
         options |= {"is_causal": True, "local_window_size": None if cfg.window is None else (cfg.window - 1, 0)}
+    if kernel == "behind":
+        return attend_behind(found, tuple(options.items()), *args)
     mixed, lse = attend_with_lse(tuple(options.items()), *args, None, mask)
     return TokenMixture(mixed, lse, jnp.ones_like(lse)).with_slots(found)
 
@@ -127,9 +129,12 @@ def test_forward_and_gradients(case, mask):
     @jax.jit  # one program for all kernels: compiling is what takes time here
     def everything(tokens, slots):
         run = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-        # With a mask that is given, "splash" is "xla".
-        kernels = [kernel for kernel in KERNELS if kernel != "splash" or around.mask is None]
-        return {kernel: run(tokens, slots, kernel) for kernel in kernels}
+        left_out = set()
+        if around.mask is not None:
+            left_out |= {"splash", "behind"}  # "splash" is "xla" then
+        if window or "logit" in slots:
+            left_out.add("behind")
+        return {kernel: run(tokens, slots, kernel) for kernel in KERNELS if kernel not in left_out}
 
     for kernel, ((_, out), grads) in everything(as32(tokens), as32(slots)).items():
         assert error(out, expected.detach()) < 1e-6, kernel
