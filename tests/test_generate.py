@@ -101,7 +101,9 @@ def test_edits_reach_prompt_and_new_tokens(tiny_model, tiny_tokens):
         tiny_model.generate(prompt, max_new_tokens=NEW, edits=mj.Edit("embed", position=PROMPT + NEW))
 
 
-@pytest.mark.parametrize("setting", ["default", "alibi", "learned"])
+@pytest.mark.parametrize(
+    "setting", ["default", *(pytest.param(name, marks=pytest.mark.slow) for name in ("alibi", "learned"))]
+)
 def test_padding_changes_nothing(make_model, tiny_tokens, setting):
     model = make_model(num_layers=2, **SETTINGS[setting])
     long, short = tiny_tokens[0, :PROMPT], tiny_tokens[1, :3]
