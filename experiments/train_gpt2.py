@@ -6,9 +6,12 @@
 
 Presets: "paper" (124M, 50,000 steps of 491,520 tokens, as the paper trains it), "gpu" (the same model, 10,000 steps of
 65,536 tokens), "small" (0.8M, bytes of English prose that CPython ships: 5 to 10 minutes on 2 cores, to a validation
-loss of 1.42 nats without a bias, 1.42 with sink_token, 1.48 with kv, of a unigram entropy of 3.09). --data is a token
-file that experiments.prepare_data made, or a text as it takes, whose bytes are then the tokens. Other flags go over
-the preset.
+loss of 1.42 nats without a bias, 1.42 with sink_token, 1.48 with kv, of a unigram entropy of 3.09),
+"backcopy" (0.2M, a made-up language in which a head has something to copy at few tokens only: 2 to 4 minutes on 2
+cores, to a loss of 2.06 nats with kv and without; without it 66 % of block 1's attention falls on position 0, with it
+1 %, and 85 % on the slot).
+--data is a token file that experiments.prepare_data made, or a text as it takes, whose bytes are then the tokens. Other
+flags go over the preset.
 
 Stop it with SIGTERM, or kill it, and run the same command again: it goes on from its last checkpoint (a SIGTERM writes
 one), and every step has the loss it would have had, to the last bit, on as many devices. Another config is refused.
@@ -41,6 +44,9 @@ from massive_jax.train.presets import PRESETS, TrainPreset
 from massive_jax.weights.loader import count_params
 
 _DATA = flags.DEFINE_string("data", None, "A token file, or a text whose bytes are the tokens; None for the preset's.")
+_BOS = flags.DEFINE_integer(
+    "bos_token", None, "A token to begin every sequence with (50256 for GPT-2's); None for the preset's.", lower_bound=0
+)
 _VERIFY = flags.DEFINE_bool("verify_data", True, "Reads the token file whole at the start, to compare its checksum.")
 
 if __name__ == "__main__":
@@ -71,6 +77,8 @@ def configure(preset: TrainPreset, file: TokenFile) -> TrainConfig:
     options = training.options(preset.options)
     if text.CONTEXT.value is not None:
         options["context"] = text.CONTEXT.value
+    if _BOS.value is not None:
+        options["bos"] = _BOS.value
     kernel = training.kernel(dtype, options["context"])
     return TrainConfig(
         model=preset.model(attention_bias=training.attention_bias(), dtype=dtype, kernel=kernel),

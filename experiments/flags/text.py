@@ -11,8 +11,9 @@ _CONTEXT, _WINDOWS = 512, 4
 TEXT = flags.DEFINE_string(
     "text",
     None,
-    "A UTF-8 file; 'python' (the default: English prose that CPython ships, no download); or a dataset: wikitext2, c4, "
-    "pg19 from the hub, or NAME:DIRECTORY for a local copy in the hub's layout.",
+    "A UTF-8 file; 'python' (the default: English prose that CPython ships, no download); 'backcopy' "
+    "(a made-up language); or a dataset: wikitext2, c4, pg19 from the hub, or NAME:DIRECTORY for a local copy in the "
+    "hub's layout.",
 )
 CONTEXT = flags.DEFINE_integer(
     "context", None, f"Tokens of text in a window (default {_CONTEXT}, or what the model takes).", lower_bound=1

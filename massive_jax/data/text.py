@@ -1,4 +1,4 @@
-"""Text to measure on: a file, a named dataset, or English prose that every CPython ships."""
+"""Text to measure or train on: a file, a named dataset, prose that every CPython ships, or a made-up language."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from massive_jax.data.backcopy import backcopy_text
+
 # Prose that needs no download: the language reference as the interactive help has it, about 450,000 characters.
 BUILT_IN = "python"
+# Made here: see `massive_jax.data.backcopy`.
+MADE_UP = "backcopy"
+_MADE_UP_LENGTH = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +52,9 @@ def load_text(name: str = BUILT_IN) -> str:
     """The text called `name`.
 
     Args:
-      name: "python" (ships with CPython), a dataset ("wikitext2", "c4", "pg19"), a dataset with the directory of a
-        local copy in the hub's layout ("wikitext2:/data/wikitext"), or the path of a UTF-8 file.
+      name: "python" (ships with CPython), "backcopy" (a million characters of a made-up language), a dataset
+        ("wikitext2", "c4", "pg19"), a dataset with the directory of a local copy in the hub's layout
+        ("wikitext2:/data/wikitext"), or the path of a UTF-8 file.
 
     Raises:
       ValueError: no such file or dataset, a file that is not UTF-8, an empty text, no network and no local copy.
@@ -56,6 +62,8 @@ def load_text(name: str = BUILT_IN) -> str:
     dataset, _, directory = name.partition(":")
     if name == BUILT_IN:
         text = _built_in()
+    elif name == MADE_UP:
+        text = backcopy_text(_MADE_UP_LENGTH)
     elif dataset in DATASETS:
         text = _from_dataset(DATASETS[dataset], dataset, directory or None)
     else:

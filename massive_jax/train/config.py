@@ -86,6 +86,7 @@ class TrainConfig(RunConfig):
     Attributes:
       model: the model.
       context: T, tokens of a sequence.
+      bos: a token that every sequence begins with, the first of its T; None for none.
       validation: share of the token file, its end, that is held out.
       eval_batches: micro-batches of held-out windows that the validation loss is the mean of.
       census_windows: held-out windows of a census.
@@ -93,6 +94,7 @@ class TrainConfig(RunConfig):
 
     model: TransformerConfig
     context: int
+    bos: int | None = None
     validation: float = 0.05
     eval_batches: int = 4
     census_windows: int = 4
@@ -102,6 +104,8 @@ class TrainConfig(RunConfig):
         yield from self._below(1, "context", "eval_batches", "census_windows")
         if self.context > self.model.max_position:
             yield f"context is {self.context}, more than the model's max_position {self.model.max_position}"
+        if self.bos is not None and not 0 <= self.bos < self.model.vocab_size:
+            yield f"bos is {self.bos}, no token of the model's (0 to {self.model.vocab_size - 1})"
         if not 0 < self.validation < 1:
             yield f"validation is {self.validation}, expected a share between 0 and 1"
 

@@ -160,6 +160,7 @@ class _RandomWindows:
     part: range
     context: int
     seed: int
+    bos: int | None
 
     def __len__(self) -> int:
         return 1 << 48  # more than anyone trains on
@@ -168,11 +169,18 @@ class _RandomWindows:
         """Window `index`: int32 [T + 1], the inputs and the token after them."""
         last = len(self.part) - self.context - 1
         start = self.part.start + int(np.random.default_rng((self.seed, int(index))).integers(0, last + 1))
-        return np.asarray(self.file.tokens[start : start + self.context + 1], np.int32)
+        return _window(self.file, start, self.context, self.bos)
 
 
 def batches_of(
-    file: TokenFile, part: range, *, context: int, batch: int, seed: int, shard: tuple[int, int] = (0, 1)
+    file: TokenFile,
+    part: range,
+    *,
+    context: int,
+    batch: int,
+    seed: int,
+    shard: tuple[int, int] = (0, 1),
+    bos: int | None = None,
 ) -> Any:
     """Endless batches of random windows, int32 [B, T + 1], as an iterator of grain.
 
@@ -186,18 +194,29 @@ def batches_of(
       batch: B, of this process.
       seed: of the windows.
       shard: (number, count) of this process: it takes every count-th window.
+      bos: a token that every window begins with, before T of the file's; None for T + 1 of the file's.
     """
     import grain
 
     number, count = shard
-    windows = grain.MapDataset.source(_RandomWindows(file, part, context, seed))[number::count].batch(batch)
+    windows = grain.MapDataset.source(_RandomWindows(file, part, context, seed, bos))[number::count].batch(batch)
     return iter(windows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 
-def even_windows(file: TokenFile, part: range, *, context: int, count: int) -> np.ndarray:
-    """`count` windows spread evenly over `part`, always the same: int32 [count, T + 1]; overlapping in a short part."""
+def even_windows(file: TokenFile, part: range, *, context: int, count: int, bos: int | None = None) -> np.ndarray:
+    """`count` windows spread evenly over `part`, always the same: int32 [count, T + 1]; overlapping in a short part.
+
+    With `bos` each begins with that token, before T of the file's.
+    """
     starts = np.linspace(part.start, part.stop - context - 1, count).astype(np.int64)
-    return np.stack([np.asarray(file.tokens[s : s + context + 1], np.int32) for s in starts])
+    return np.stack([_window(file, int(start), context, bos) for start in starts])
+
+
+def _window(file: TokenFile, start: int, context: int, bos: int | None) -> np.ndarray:
+    """int32 [T + 1] from the file's token `start` on."""
+    if bos is None:
+        return np.asarray(file.tokens[start : start + context + 1], np.int32)
+    return np.concatenate([np.asarray([bos], np.int32), np.asarray(file.tokens[start : start + context], np.int32)])
 
 
 def _scan(path: pathlib.Path, dtype: str) -> tuple[str, int]:

@@ -52,6 +52,7 @@ class _Tokens(Task):
             held_out,
             context=config.context,
             count=max(config.census_windows, config.eval_batches * self._micro),
+            bos=config.bos,
         )
         module = LanguageModel(config.model, config.remat, config.unroll)
         self.trainer = Trainer(module, config.optimizer, config.accumulate, mesh_of(config), ema=config.ema)
@@ -67,6 +68,7 @@ class _Tokens(Task):
             batch=self.config.batch // count,
             seed=self.config.seed,
             shard=(number, count),
+            bos=self.config.bos,
         )
 
     def validate(self, params: Any) -> dict[str, float]:
@@ -84,6 +86,8 @@ class _Tokens(Task):
     def save(self, directory: pathlib.Path, params: Any) -> None:
         file = self._file
         tokenizer = None if file.tokenizer is None else Tokenizer.from_json(file.tokenizer)
+        if tokenizer is not None and self.config.bos is not None:
+            tokenizer.bos_id = self.config.bos
         provenance = {"training": self.config.described(), "text": file.text, "tokenizer": file.tokenizer_name}
         model = dataclasses.replace(self.config.model, attention_kernel="xla", dtype="float32")
         save_params(str(directory), model, params, tokenizer=tokenizer, provenance=lambda: provenance)

@@ -89,6 +89,26 @@ PRESETS: Mapping[str, TrainPreset] = {
         },
         text="python",
     ),
+    # Minutes on two cores, to an attention sink: a language whose copying head has nothing to do at most tokens.
+    "backcopy": TrainPreset(
+        {"n_layer": 3, "n_head": 1, "n_embd": 64, "vocab_size": 256, "block_size": 128, "bias": False},
+        OptimizerConfig(
+            learning_rate=3e-3, final_learning_rate=3e-4, warmup_steps=50, decay_steps=4000, weight_decay=0.01
+        ),
+        "float32",
+        {
+            "steps": 4000,
+            "batch": 16,
+            "context": 128,
+            "bos": 0,  # a byte that no text has
+            "unroll": 3,
+            "log_every": 400,
+            "eval_every": 400,
+            "census_every": 200,
+            "checkpoint_every": 1000,
+        },
+        text="backcopy",
+    ),
 }
 
 

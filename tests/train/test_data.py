@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from massive_jax.train import TokenFile, adopt, batches_of, prepare_tokens
+from massive_jax.train.data import even_windows
 from massive_jax.weights.tokenizer import Tokenizer
 
 TEXT = "".join(f"line {i} of a small book, née Œuvre.\n" for i in range(300))
@@ -154,3 +155,16 @@ def test_windows_stay_in_their_part(tmp_path):
     seen = np.unique(take(batches_of(file, part, context=8, batch=8, seed=0), 20))
     np.testing.assert_array_equal(seen, part)
     assert file.unigram_entropy(held_out) == pytest.approx(np.log(10))
+
+
+def test_windows_may_begin_with_a_token(tmp_path):
+    """Every window is that token and then what it would have been, one token shorter."""
+    file = make(tmp_path / "a.bin")
+    part, held_out = file.split(0.1, 8)
+    plain, begun = (take(batches_of(file, part, context=8, batch=4, seed=0, bos=bos), 3) for bos in (None, 7))
+    assert np.shape(begun) == np.shape(plain)
+    assert (np.asarray(begun)[..., 0] == 7).all()
+    np.testing.assert_array_equal(np.asarray(begun)[..., 1:], np.asarray(plain)[..., :-1])
+    plain, begun = (even_windows(file, held_out, context=8, count=3, bos=bos) for bos in (None, 7))
+    assert begun.dtype == np.int32
+    np.testing.assert_array_equal(begun, np.concatenate([np.full((3, 1), 7), plain[:, :-1]], axis=1))

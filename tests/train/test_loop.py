@@ -74,6 +74,19 @@ def test_the_model_loads(whole, make_config):
     assert model.tokenize("abc").tolist() == [[97, 98, 99]]
 
 
+def test_a_bos_that_it_was_trained_with(make_config, token_file, tmp_path):
+    """It begins the sequences that are trained on, validated and counted, and it is the saved model's."""
+    losses_of = {}
+    for bos in (None, 0):
+        trained = train(make_config(bos=bos), token_file, tmp_path / str(bos))
+        losses_of[bos] = losses(tmp_path / str(bos))[1], trained.validation_loss
+    assert losses_of[0][0] != losses_of[None][0]
+    assert losses_of[0][1] != losses_of[None][1]
+    model = mj.load(str(trained.directory))
+    assert model.bos_id() == 0
+    assert model.tokenize("ab", bos=True).tolist() == [[0, 97, 98]]
+
+
 def test_census(whole, make_config, token_file):
     workdir, trained, _ = whole
     records = read_lines(workdir / "census.jsonl")
