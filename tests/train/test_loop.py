@@ -76,12 +76,15 @@ def test_the_model_loads(whole, make_config):
 
 def test_a_bos_that_it_was_trained_with(make_config, token_file, tmp_path):
     """It begins the sequences that are trained on, validated and counted, and it is the saved model's."""
-    losses_of = {}
+    seen = {}
     for bos in (None, 0):
         trained = train(make_config(bos=bos), token_file, tmp_path / str(bos))
-        losses_of[bos] = losses(tmp_path / str(bos))[1], trained.validation_loss
-    assert losses_of[0][0] != losses_of[None][0]
-    assert losses_of[0][1] != losses_of[None][1]
+        workdir = tmp_path / str(bos)
+        untrained = read_lines(workdir / "census.jsonl")[0]["layers"]
+        seen[bos] = losses(workdir)[1], trained.validation_loss, untrained
+    assert seen[0][0] != seen[None][0]
+    assert seen[0][1] != seen[None][1]
+    assert seen[0][2] != seen[None][2]
     model = mj.load(str(trained.directory))
     assert model.bos_id() == 0
     assert model.tokenize("ab", bos=True).tolist() == [[0, 97, 98]]
