@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as functional
 from absl import app, flags
 
+from massive_jax.memory import keep_freed_memory
 from massive_jax.models import AttentionBias, LanguageModel
 from massive_jax.train import OptimizerConfig, Trainer
 from massive_jax.train.presets import TrainPreset
@@ -139,6 +140,7 @@ def jax_step(
 def main(argv: list[str]) -> None:
     """Runs the benchmark."""
     del argv
+    keep_freed_memory()  # as every experiment does
     shape = {
         "layers": _LAYERS.value,
         "heads": _HEADS.value,

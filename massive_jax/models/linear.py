@@ -35,41 +35,35 @@ class Projection(nn.Module):
         inputs, output = self.equation.split("->")
         axes, kernel_axes = inputs.split(",")
         contracted = [i for i, axis in enumerate(kernel_axes) if axis not in output]
-        kept = [i for i, axis in enumerate(kernel_axes) if axis in output]
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=contracted, out_axis=kept)
-        kernel = self.param("kernel", init, self.shape)
-        # Leading axes as one: XLA's CPU backend takes twice as long for the gradient of a kernel otherwise.
-        n = next(i for i, (theirs, ours) in enumerate(zip(axes, output, strict=False)) if theirs != ours)
-        flat = f"Z{axes[n:]},{kernel_axes}->Z{output[n:]}"
-        y = _product(flat, x.reshape(-1, *x.shape[n:]), kernel.astype(x.dtype))
-        y = y.reshape(*x.shape[:n], *y.shape[1:])
+        added = [i for i, axis in enumerate(kernel_axes) if axis in output]
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=contracted, out_axis=added)
+        kernel = self.param("kernel", init, self.shape).astype(x.dtype)
+        # As matrices: for the gradient of a kernel with more axes XLA's CPU backend transposes the larger factor, along
+        # with all that is computed on the way to it.
+        kept_axes = "".join(axis for axis in axes if axis in output)
+        contracted_axes, added_axes = ("".join(kernel_axes[i] for i in places) for places in (contracted, added))
+        x = jnp.einsum(f"{axes}->{kept_axes}{contracted_axes}", x)
+        kernel = jnp.einsum(f"{kernel_axes}->{contracted_axes}{added_axes}", kernel)
+        C, leading = math.prod(kernel.shape[: len(contracted)]), x.shape[: len(kept_axes)]
+        y = _product(x.reshape(-1, C), kernel.reshape(C, -1)).reshape(*leading, *kernel.shape[len(contracted) :])
+        y = jnp.einsum(f"{kept_axes}{added_axes}->{output}", y)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), tuple(self.shape[i] for i in kept))
+            bias = self.param("bias", nn.initializers.zeros_init(), tuple(self.shape[i] for i in added))
             y = y + bias.astype(x.dtype)
         return y
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _product(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The einsum of `x` and `kernel`; on CPU in several sums."""
-    inputs, output = equation.split("->")
-    axes, kernel_axes = inputs.split(",")
-    contracted = "".join(axis for axis in kernel_axes if axis not in output)
-    kept, added = ("".join(axis for axis in names if axis in output) for names in (axes, kernel_axes))
-    C = math.prod(kernel.shape[kernel_axes.index(axis)] for axis in contracted)
+@jax.custom_jvp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[Z, C] and [C, A] -> [Z, A]; on CPU in several sums."""
+    C = x.shape[1]
     pieces = max((n for n in range(1, C // _TERMS + 1) if C % n == 0), default=1)
     if pieces == 1 or x.dtype != jnp.float32 or jax.default_backend() != "cpu":
-        return jnp.einsum(equation, x, kernel)
-    x = jnp.einsum(f"{axes}->{kept}{contracted}", x)
-    kernel = jnp.einsum(f"{kernel_axes}->{contracted}{added}", kernel)
-    shape = (*x.shape[: len(kept)], *kernel.shape[len(contracted) :])
-    rows = jnp.split(x.reshape(-1, C), pieces, axis=1)
-    columns = jnp.split(kernel.reshape(C, -1), pieces, axis=0)
-    total = functools.reduce(jnp.add, map(jnp.matmul, rows, columns))
-    return jnp.einsum(f"{kept}{added}->{output}", total.reshape(shape))
+        return x @ kernel
+    return functools.reduce(jnp.add, map(jnp.matmul, jnp.split(x, pieces, axis=1), jnp.split(kernel, pieces)))
 
 
 @_product.defjvp
-def _product_jvp(equation: str, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _product_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     """In training one sum is exact enough, and faster."""
-    return jax.jvp(functools.partial(jnp.einsum, equation), primals, tangents)
+    return jax.jvp(jnp.matmul, primals, tangents)
