@@ -70,6 +70,8 @@ def guarded(main: Callable[[], Any], argv: Sequence[str]) -> None:
     try:
         if len(argv) > 1:
             raise ValueError(f"unexpected arguments {' '.join(argv[1:])!r}; flags look like --name=value.")
+        if model_flags.DTYPE.value == "float64":
+            jax.config.update("jax_enable_x64", True)
         main()
         sys.stdout.flush()  # here, where a reader that has gone is no error, and not at the interpreter's end
     except BrokenPipeError:  # whoever read our output has seen enough; the files are written

@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 
 import massive_jax
 from massive_jax import zoo
+from massive_jax.dtypes import check_dtype
 from massive_jax.model import Model
 from massive_jax.models import TransformerConfig, VisionConfig, build
-from massive_jax.models.config import DTYPES
 from massive_jax.weights import checkpoint, hub, layout, wheel
 from massive_jax.weights.gguf_source import GGUFSource
 from massive_jax.weights.loader import expected_shapes, load_params, stream_params
@@ -44,7 +44,8 @@ def load(
     Args:
       model: a zoo name ("smollm2_135m"), a Hugging Face directory, a `.gguf` file, a hub id ("org/name"), or a
         directory (or gs://…) that `convert` wrote.
-      dtype: of parameters and activations: float32, bfloat16 or float16. Statistics are float32 in any case.
+      dtype: of parameters and activations: float32, bfloat16, float16, or, for a reference, float64, which jax has to
+        be told of (`jax_enable_x64`). Statistics are float32 in any case.
       revision: of a hub id: branch, tag or commit.
       mesh: devices to split the parameters over (see `massive_jax.parallel`); None for the default device.
       allow_nonfinite: takes weights that are NaN or infinite, which are an error otherwise.
@@ -57,7 +58,7 @@ def load(
       ValueError: nothing of that name, an unsupported model type or config, weights that do not fit it, a corrupt
         file, no network on a first fetch. The message says what to do.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     if _is_checkpoint(model):
         found = checkpoint.read_metadata(model)
         config = dataclasses.replace(found.config, dtype=dtype)
@@ -97,7 +98,7 @@ def convert(
     Raises:
       ValueError: as for `load`; something is at `out`, or it cannot be written.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     if _is_checkpoint(model):
         raise ValueError(f"{model} is a converted checkpoint already.")
     with open_source(model, revision=revision) as source:
@@ -171,11 +172,6 @@ def _inputs(source: Source, config: TransformerConfig | VisionConfig) -> dict[st
     if isinstance(config, VisionConfig):
         return {"processor": source.processor()}  # a tokenizer there is of the text tower
     return {"tokenizer": source.tokenizer()}
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}.")
 
 
 def _is_checkpoint(model: str) -> bool:

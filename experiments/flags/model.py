@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from massive_jax.models.config import DTYPES
+from massive_jax.dtypes import DTYPES
 
 MODEL = flags.DEFINE_string(
     "model",

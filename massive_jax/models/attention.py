@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from massive_jax.dtypes import wide
 from massive_jax.models.attention_bias import (
     AttentionSlots,
     OutputGate,
@@ -219,7 +220,7 @@ def token_logits(cfg: BlockConfig, query: jax.Array, key: jax.Array, bias: jax.A
     B, T, H, N = query.shape
     S, K = key.shape[1:3]
     grouped = query.reshape(B, T, K, H // K, N)
-    logits = jnp.einsum("BTKGN,BSKN->BKGTS", grouped, key, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("BTKGN,BSKN->BKGTS", grouped, key, preferred_element_type=wide(query.dtype))
     logits = logits.reshape(B, H, T, S) * cfg.scale
     if cfg.attention_softcap is not None:
         logits = cfg.attention_softcap * jnp.tanh(logits / cfg.attention_softcap)

@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from massive_jax.dtypes import wide
 from massive_jax.models.config import BlockConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.positions import apply_rope
@@ -84,20 +85,20 @@ class AttentionSlots(nn.Module):
         else:
             key = learned("key") if bias.kind in ("kv", "k") else None
             value = learned("value") if bias.kind in ("kv", "v") else None
-        logits = jnp.zeros((B, H, T, n), jnp.float32)
+        logits = jnp.zeros((B, H, T, n), wide(query.dtype))
         if key is not None:
             if places.rope is not None:
                 turned = apply_rope(jnp.moveaxis(key, 0, 1)[None], *places.rope, interleaved=cfg.rope.interleaved)
                 key = jnp.moveaxis(turned[0], 0, 1)
             grouped = query.reshape(B, T, K, H // K, N)
-            logits = jnp.einsum("BTKGN,KnN->BKGTn", grouped, key, preferred_element_type=jnp.float32)
+            logits = jnp.einsum("BTKGN,KnN->BKGTn", grouped, key, preferred_element_type=logits.dtype)
             logits = logits.reshape(B, H, T, n) * cfg.scale
         keys = jnp.zeros((K, n, N), query.dtype) if key is None else key
         if cfg.attention_softcap is not None:
             logits = cfg.attention_softcap * jnp.tanh(logits / cfg.attention_softcap)
         if bias.kind == "sink" or bias.offset:
             offset = self.param("logit", init, (1 if bias.shared else H,))
-            logits = logits + offset.astype(jnp.float32)[:, None, None]
+            logits = logits + offset.astype(logits.dtype)[:, None, None]
         if places.bias is not None:
             logits = logits + places.bias
         if places.mask is not None:

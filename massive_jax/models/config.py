@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from massive_jax.dtypes import DTYPES, check_dtype
 from massive_jax.probe import EXPERT_SITES, VISION_SITES
 
-DTYPES = ("float32", "bfloat16", "float16")
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2")
 ATTENTION_KERNELS = ("xla", "cudnn", "splash")
@@ -228,7 +228,7 @@ class BlockConfig:
       experts: mixture of experts, for mlp "experts".
       layer_scale: what attention and MLP add to the stream is multiplied by a learned vector (arXiv 2103.17239).
       final_norm: whether there is a norm after the last block.
-      dtype: of the activations. Norms, softmax, logits and statistics are float32 whatever it is.
+      dtype: of the activations. With 16 bits norms, softmax and logits are float32; statistics are always.
       attention_kernel: where probabilities are not asked for: "xla" writes the logits out, "cudnn" is its fused kernel
         (`jax.nn.dot_product_attention`), which needs a GPU and a 16-bit dtype, "splash" is the one for a TPU
         (`massive_jax.models.splash`), slow elsewhere. With a cache, "splash" writes the logits out, too: its masks are
@@ -312,7 +312,7 @@ class BlockConfig:
             yield "mlp 'experts' and the option experts go together"
         if self.residual != "serial" and self.norm_placement != "pre":
             yield f"residual {self.residual!r} needs norm_placement 'pre', not {self.norm_placement!r}"
-        if self.attention_kernel == "cudnn" and self.dtype == "float32":
+        if self.attention_kernel == "cudnn" and self.dtype not in ("bfloat16", "float16"):
             yield "attention_kernel 'cudnn' needs dtype bfloat16 or float16"
         if self.attention_kernel == "splash":
             yield from (f"attention_kernel 'splash' {reason}; 'xla' does" for reason in self._beyond_splash())
@@ -321,8 +321,8 @@ class BlockConfig:
 
     def _beyond_splash(self) -> Iterator[str]:
         """What of the config the kernel "splash" does not do."""
-        if self.dtype == "float16":
-            yield "does not take dtype float16"
+        if self.dtype in ("float16", "float64"):
+            yield f"does not take dtype {self.dtype}"
         if self.window_layers is not None:
             yield "does not take window_layers, as a mask that differs by layer is not known when it is compiled"
         if self.sigmoid_attention:
@@ -336,7 +336,12 @@ class BlockConfig:
 
     @property
     def jnp_dtype(self) -> Any:
-        """The activations' dtype as jax has it."""
+        """The activations' dtype as jax has it.
+
+        Raises:
+          ValueError: float64 where jax has not been told of it.
+        """
+        check_dtype(self.dtype)
         return jnp.dtype(self.dtype)
 
     @property

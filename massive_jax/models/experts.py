@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from massive_jax.dtypes import wide
 from massive_jax.models.config import BlockConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.mlp import ACTIVATION_FUNCTIONS
@@ -34,12 +35,12 @@ class Experts(nn.Module):
         B, T, D = x.shape
         E, F, X = experts.num_experts, cfg.intermediate_size, experts.num_chosen
 
-        router = Projection((D, E), "BTD,DE->BTE", use_bias=experts.clamped, name="router")(x).astype(jnp.float32)
+        router = Projection((D, E), "BTD,DE->BTE", use_bias=experts.clamped, name="router")(x).astype(wide(x.dtype))
         probs = tap("router_probs", jax.nn.softmax(router, axis=-1))
         chosen_probs, chosen = jax.lax.top_k(probs, X)
         # Softmax over the chosen logits and renormalising the chosen probabilities are the same thing.
         weights = chosen_probs / jnp.sum(chosen_probs, axis=-1, keepdims=True)
-        dense = jnp.sum(jax.nn.one_hot(chosen, E, dtype=jnp.float32) * weights[..., None], axis=-2)
+        dense = jnp.sum(jax.nn.one_hot(chosen, E, dtype=router.dtype) * weights[..., None], axis=-2)
         dense = tap("expert_weights", dense)
         if tap.edits("expert_weights"):
             X, chosen = E, jnp.broadcast_to(jnp.arange(E), (B, T, E))

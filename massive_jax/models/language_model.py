@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from massive_jax.dtypes import product_precision, wide
 from massive_jax.models.attention import Surroundings, causal_mask
 from massive_jax.models.attention_bias import SlotPlaces
 from massive_jax.models.config import RopeConfig, TransformerConfig
@@ -64,8 +65,7 @@ class LanguageModel(nn.Module):
         Returns:
           logits [B, T, V] float32 (None unless asked for) and the output of the final norm [B, T, D].
         """
-        # Float32 means float32 on every device: GPUs and TPUs would otherwise multiply in TF32 or bfloat16.
-        with jax.default_matmul_precision("highest" if self.config.dtype == "float32" else "default"):
+        with product_precision(self.config.dtype):
             return self._run(tokens, positions, slots, capture, logits, last_only)
 
     def _run(
@@ -242,18 +242,18 @@ class Head:
 
 
 def head_logits(config: TransformerConfig, x: jax.Array, head: Head) -> jax.Array:
-    """Next-token logits [..., V] in float32 from the model's last hidden state [..., W]."""
+    """Next-token logits [..., V] in float32 (float64) from the model's last hidden state [..., W]."""
     return logits_of(config, head_product(x, head), head.bias)
 
 
 def head_product(x: jax.Array, head: Head) -> jax.Array:
-    """The product with the head's kernel: [..., W] -> float32 [..., V]."""
-    return jnp.einsum("...W,VW->...V", x, head.kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+    """The product with the head's kernel: [..., W] -> float32 (float64) [..., V]."""
+    return jnp.einsum("...W,VW->...V", x, head.kernel.astype(x.dtype), preferred_element_type=wide(x.dtype))
 
 
 def logits_of(config: TransformerConfig, product: jax.Array, bias: jax.Array | None) -> jax.Array:
     """The logits from `head_product`: bias [V], scale and softcap."""
-    logits = product if bias is None else product + bias.astype(jnp.float32)
+    logits = product if bias is None else product + bias.astype(product.dtype)
     if config.logit_scale is not None:
         logits = logits * config.logit_scale
     if config.logit_softcap is not None:

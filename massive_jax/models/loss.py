@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from massive_jax.dtypes import product_precision, wide
 from massive_jax.models.config import TransformerConfig
 from massive_jax.models.language_model import Head, head_logits, head_product, logits_of
 
@@ -32,7 +33,7 @@ def chunked_nll(config: TransformerConfig, hidden: jax.Array, head: Head, target
       float32 [B, T].
     """
     B, T, _ = hidden.shape
-    with _precision(config):
+    with product_precision(config.dtype):
         nll = jax.lax.map(
             lambda xy: _nll(head_logits(config, xy[0], head), xy[1]),
             tuple(_chunks(array, _CHUNK) for array in (hidden, targets)),
@@ -50,8 +51,8 @@ def mean_nll(config: TransformerConfig, hidden: jax.Array, head: Head, targets: 
 
 
 def _forward(config: TransformerConfig, hidden: jax.Array, head: Head, targets: jax.Array) -> tuple[jax.Array, Any]:
-    B, T, _ = hidden.shape
-    weights = jnp.full((1, T), 1 / (B * T), jnp.float32)  # padding of the last chunk: 0
+    (B, T, _), dtype = hidden.shape, wide(hidden.dtype)
+    weights = jnp.full((1, T), 1 / (B * T), dtype)  # padding of the last chunk: 0
     chunks = tuple(_chunks(array, _CHUNK_WITH_GRADIENT, B) for array in (hidden, targets, weights))
 
     def step(carry: tuple[jax.Array, Head], chunk: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, Head], jax.Array]:
@@ -64,13 +65,13 @@ def _forward(config: TransformerConfig, hidden: jax.Array, head: Head, targets: 
 
         found, (product, bias) = jax.value_and_grad(loss, (0, 1))(head_product(x, head), head.bias)
         product = product.astype(x.dtype)
-        kernel = jnp.einsum("BCV,BCW->VW", product, x, preferred_element_type=jnp.float32)
+        kernel = jnp.einsum("BCV,BCW->VW", product, x, preferred_element_type=dtype)
         ours = Head(kernel.astype(head.kernel.dtype), bias)
         dx = jnp.einsum("BCV,VW->BCW", product, head.kernel.astype(x.dtype))
         return (total + found, jax.tree.map(jnp.add, gradient, ours)), dx
 
-    with _precision(config):
-        carry = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, head))
+    with product_precision(config.dtype):
+        carry = (jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, head))
         (total, gradient), dx = jax.lax.scan(step, carry, chunks)
     return total, (jnp.moveaxis(dx, 0, 1).reshape(B, -1, hidden.shape[-1])[:, :T], gradient)
 
@@ -94,7 +95,3 @@ def _chunks(array: jax.Array, tokens: int, batch: int | None = None) -> jax.Arra
     C = min(T, max(_FEWEST, tokens // (batch or B)))
     array = jnp.pad(array, ((0, 0), (0, -T % C), *((0, 0),) * (array.ndim - 2)))
     return jnp.moveaxis(array.reshape(B, -1, C, *array.shape[2:]), 1, 0)
-
-
-def _precision(config: TransformerConfig) -> Any:
-    return jax.default_matmul_precision("highest" if config.dtype == "float32" else "default")

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from massive_jax.dtypes import wide
 from massive_jax.models.config import NormConfig
 
 
@@ -27,14 +28,15 @@ class Norm(nn.Module):
         axes = tuple(range(-self.num_axes, 0))
         shape = x.shape[-self.num_axes :]
         init = nn.initializers.zeros_init() if cfg.unit_offset else nn.initializers.ones_init()
+        dtype = wide(x.dtype)
         scale: jax.Array | float = 1.0
         if cfg.scale:
-            scale = self.param("scale", init, shape).astype(jnp.float32) + cfg.unit_offset
-        x32 = x.astype(jnp.float32)
+            scale = self.param("scale", init, shape).astype(dtype) + cfg.unit_offset
+        y = x.astype(dtype)
         if cfg.kind == "layer":
             # Two passes: E[x²] - E[x]² loses all precision where the mean is large, as it is beside massive dims.
-            x32 = x32 - jnp.mean(x32, axis=axes, keepdims=True)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axes, keepdims=True) + cfg.eps) * scale
+            y = y - jnp.mean(y, axis=axes, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=axes, keepdims=True) + cfg.eps) * scale
         if cfg.kind == "layer" and cfg.bias:
-            x32 = x32 + self.param("bias", nn.initializers.zeros_init(), shape).astype(jnp.float32)
-        return x32.astype(x.dtype)
+            y = y + self.param("bias", nn.initializers.zeros_init(), shape).astype(dtype)
+        return y.astype(x.dtype)

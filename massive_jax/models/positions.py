@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from massive_jax.dtypes import wide
 from massive_jax.models.config import AlibiConfig, RopeConfig
 
 
@@ -89,11 +90,12 @@ def resize_table(table: jax.Array, native: tuple[int, int], grid: tuple[int, int
 def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array, *, interleaved: bool = False) -> jax.Array:
     """Turns pairs of the first dims of `x` [B, T, H, N] by the angles in `cos`, `sin` [B, T, P].
 
-    Worked in float32 and returned in x's dtype. The first 2·P dims are turned: pair i is the dims i and i + P, as in
-    most Hugging Face checkpoints, or the neighbours 2i and 2i + 1 if `interleaved`.
+    Worked in float32, or float64 where that is its dtype, and returned in x's dtype. The first 2·P dims are turned:
+    pair i is the dims i and i + P, as in most Hugging Face checkpoints, or the neighbours 2i and 2i + 1 if
+    `interleaved`.
     """
     P = cos.shape[-1]
-    turned, rest = x[..., : 2 * P].astype(jnp.float32), x[..., 2 * P :]
+    turned, rest = x[..., : 2 * P].astype(wide(x.dtype)), x[..., 2 * P :]
     if interleaved:
         first, second = turned[..., ::2], turned[..., 1::2]
     else:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jax.sharding import PartitionSpec
 
+from massive_jax.dtypes import product_precision
+
 _LANES = 128  # lengths and blocks are multiples of it
 _BLOCKS = (512, 384, 256, _LANES)  # sizes of the blocks of queries and of keys: the first that divides the length,
 _BLOCK_ELEMENTS = 512 * 256  # with no more elements than a TPU's vector memory has room for, backward in float32
@@ -108,7 +110,7 @@ def _run(options: _Options, with_lse: bool, query: jax.Array, key: jax.Array, va
         attn_logits_soft_cap=options.softcap,
         interpret=jax.default_backend() != "tpu",
     )
-    with _precision(query):
+    with product_precision(query.dtype):
         found = jax.vmap(functools.partial(kernel, segment_ids=segments))(query, key, value)
     return jax.tree.map(lambda x: jnp.moveaxis(x[:, :, :T], 1, 2), (found[0], *found[1]) if with_lse else found)
 
@@ -130,11 +132,6 @@ def _block(length: int, N: int) -> int:
     return next(fitting, _LANES)
 
 
-def _precision(x: jax.Array) -> Any:
-    """Of the kernel's products: the compiler for TPUs knows these two, and the highest of float32 only."""
-    return jax.default_matmul_precision("highest" if x.dtype == jnp.float32 else "default")
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(options: _Options, query: jax.Array, key: jax.Array, value: jax.Array) -> Any:
     return _run(options, False, query, key, value)
@@ -146,7 +143,7 @@ def _forward(options: _Options, query: jax.Array, key: jax.Array, value: jax.Arr
 
 def _backward(options: _Options, pullback: Any, cotangent: jax.Array) -> Any:
     # The kernel's own backward pass is traced here, out of the precision that the forward pass was traced in.
-    with _precision(cotangent):
+    with product_precision(cotangent.dtype):
         return pullback(cotangent)
 
 

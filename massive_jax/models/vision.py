@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from massive_jax.dtypes import product_precision, wide
 from massive_jax.models.attention import Surroundings
 from massive_jax.models.attention_bias import SlotPlaces
 from massive_jax.models.linear import Projection
@@ -51,8 +52,7 @@ class VisionTransformer(nn.Module):
         Returns:
           logits [B, V] float32 (None unless asked for), the last hidden state [B, T, D] and the pooled feature [B, W].
         """
-        # Float32 means float32 on every device: GPUs and TPUs would otherwise multiply in TF32 or bfloat16.
-        with jax.default_matmul_precision("highest" if self.config.dtype == "float32" else "default"):
+        with product_precision(self.config.dtype):
             return self._run(images, capture, logits)
 
     def _run(
@@ -77,8 +77,8 @@ class VisionTransformer(nn.Module):
             bias = self.param("head_bias", nn.initializers.zeros_init(), (cfg.num_classes,), jnp.float32)
             if want_logits:
                 out = jnp.einsum(
-                    "BW,VW->BV", pooled, kernel.astype(pooled.dtype), preferred_element_type=jnp.float32
-                ) + bias.astype(jnp.float32)
+                    "BW,VW->BV", pooled, kernel.astype(pooled.dtype), preferred_element_type=wide(pooled.dtype)
+                ) + bias.astype(wide(pooled.dtype))
         sow(self, tap, results)
         return out, hidden, pooled
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from massive_jax.dtypes import wide
 from massive_jax.probe.sites import ALL_SITES, AXIS_NAMES, Site, check_layers, find_site, is_index
 
 OPS = ("set", "scale", "add", "noise", "shuffle", "quantize", "move")
@@ -174,21 +175,21 @@ def apply_edits(
                 index.append(slice(None))
         index[0] = jnp.where(active, index[0], B)  # one past the end: dropped
         at = x.at[tuple(index)]
-        old = at.get(mode="fill", fill_value=0).astype(jnp.float32)
-        value = jnp.broadcast_to(row.value, old.shape)
+        old = at.get(mode="fill", fill_value=0).astype(wide(x.dtype))
+        value = jnp.broadcast_to(row.value, old.shape).astype(old.dtype)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(row.seed), layer), number)
 
         def shuffled() -> jax.Array:
             t = site.axes.index(time or "")
             # One random cycle through all positions: a permutation that leaves no token its own values.
             order = jax.random.permutation(key, x.shape[t])
-            source = jnp.zeros(x.shape[t], jnp.int32).at[order].set(jnp.roll(order, -1))
+            source = jnp.zeros_like(order).at[order].set(jnp.roll(order, -1))
             moved, other = list(index), x
             if time in row.index:
                 moved[t] = source.at[index[t]].get(mode="clip")
             else:
                 other = jnp.take(x, source, axis=t)
-            return other.at[tuple(moved)].get(mode="fill", fill_value=0).astype(jnp.float32)
+            return other.at[tuple(moved)].get(mode="fill", fill_value=0).astype(old.dtype)
 
         def quantized() -> jax.Array:
             largest = jnp.max(jnp.abs(old), axis=tuple(range(1, old.ndim)), keepdims=True)
@@ -207,7 +208,7 @@ def apply_edits(
                 lambda: value,
                 lambda: value * old,
                 lambda: old + value,
-                lambda: old + value * jax.random.normal(key, old.shape),
+                lambda: old + value * jax.random.normal(key, old.shape, old.dtype),
                 shuffled,
                 quantized,
                 moved_to_one,

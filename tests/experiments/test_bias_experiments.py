@@ -1,11 +1,15 @@
 """The experiments on explicit attention biases, on the tiny model whose BOS carries a planted massive activation."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 import massive_jax as mj
 from massive_jax.data import cut_windows
 from massive_jax.evaluate import perplexity, quantized_inputs
+from massive_jax.report import read_json
 
 LAYERS = 3  # as in conftest.py
 
@@ -24,6 +28,7 @@ def test_explicit_bias(explicit, run, tiny, text_file, clean_flags):
     assert got["perplexity"]["original"] == pytest.approx(perplexity(tiny, windows, skip=1), rel=1e-6)
     assert got["perplexity"]["explicit"] == pytest.approx(got["perplexity"]["original"], rel=1e-4)
     assert got["logits"]["relative_difference"] < 1e-5
+    assert got["logits"]["beyond_1e-4"] == 0
     # BOS holds 3,000; without it nothing does, and int8 has a scale to work with.
     assert got["largest"]["original"] > 2900 > 100 > got["largest"]["explicit"]
     quantised = perplexity(tiny, windows, quantized_inputs(tiny.config), skip=1)
@@ -62,6 +67,23 @@ def test_bad_input(run, text_file, arguments, message):
     with pytest.raises(ValueError, match=message):
         run("explicit_bias", f"--text={text_file}", "--windows=1", *arguments)
     assert not run.workdir.exists()
+
+
+def test_explicit_bias_is_exact_in_float64(tiny_directory, tmp_path, text_file):
+    """A process of its own: --dtype=float64 switches it on in all of jax."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.explicit_bias", f"--model={tiny_directory}", f"--workdir={tmp_path}"),
+            *(f"--text={text_file}", "--context=40", "--windows=2", "--dtype=float64"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    got = read_json(tmp_path / "explicit_bias.json")
+    assert got["dtype"] == "float64"
+    assert got["logits"]["positions"] == 80
+    assert got["logits"]["relative_difference"] < 1e-12
+    assert got["perplexity"]["explicit"] == pytest.approx(got["perplexity"]["original"], rel=1e-12)
 
 
 def test_compare_needs_models(run):
