@@ -46,7 +46,12 @@ def run_experiment(main: Callable[[], Any]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a token that the terminal cannot show is no error
-    app.run(lambda argv: guarded(main, argv), flags_parser=parse_flags)
+
+    def checked() -> None:
+        _check_flags_have_effect()
+        main()
+
+    app.run(lambda argv: guarded(checked, argv), flags_parser=parse_flags)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -58,6 +63,15 @@ def parse_flags(argv: list[str]) -> list[str]:
     except SystemExit:  # after --help; absl's status is 1
         sys.exit(0)
     return []
+
+
+def _check_flags_have_effect() -> None:
+    """Modules share their flags, so absl takes some that this binary does not look at: an error, not silence."""
+    taken = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    for name in flags.FLAGS if taken else ():  # none where a script of the user's own runs an experiment
+        ours = str(flags.FLAGS.find_module_defining_flag(name)).startswith("experiments.")
+        if ours and flags.FLAGS[name].present and name not in taken:
+            raise ValueError(f"--{name} has no effect here; leave it out. --help lists the flags that have.")
 
 
 def guarded(main: Callable[[], Any], argv: Sequence[str]) -> None:

@@ -7,10 +7,10 @@ the prefix leaves the sequence, and with it the massive activations leave the re
 they were. --prefix=mean takes the mean keys and values of the windows' first tokens instead, for models whose sink is
 not a fixed token (this is not exact). --save=DIR keeps the new model: any --model takes it.
 
-On the default model with four windows of 512 tokens of the built-in text one to three minutes; expect the largest activation
-to fall from 24,926 to 967, the perplexity to stay at 15.2, and the perplexity with every linear map's input in int8
-(one scale per tensor) to be about 18 instead of 32. What is left between the logits is rounding, as --dtype=float64
-shows.
+On the default model with four windows of 512 tokens of the built-in text one to three minutes; expect the largest
+activation to fall from 24,926 to 967, the perplexity to stay at 15.2, and the perplexity with every linear map's input
+in int8 (one scale per tensor) to be about 18 instead of 32. What is left between the logits is rounding, as
+--dtype=float64 shows.
 
 Each window is --context tokens of text, after the prefix. Perplexities are over the same tokens: those from the second
 of each window on. Writes explicit_bias.json: model, dtype, text, windows, context, prefix: {text, tokens}, perplexity:

@@ -151,13 +151,15 @@ class TestProcess:
         assert {path.name for path in (tmp_path / "out").iterdir()} == {"layerwise.json", "layerwise.png"}
         assert json.loads((tmp_path / "out" / "layerwise.json").read_text())["model"] == str(tiny_directory)
 
-        process = binary("intervene", "--sites=nonsense", f"--workdir={tmp_path / 'new'}")
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 1
-        assert out == ""
-        assert err.startswith("error: ")
-        assert err.count("\n") == 1
-        assert not (tmp_path / "new").exists()
+        for name, argument in (("intervene", "--sites=nonsense"), ("train_gpt2", "--text=book.txt")):
+            process = binary(name, argument, f"--workdir={tmp_path / 'new'}")
+            out, err = process.communicate(timeout=60)
+            assert process.returncode == 1
+            assert out == ""
+            assert err.startswith("error: ")
+            assert argument.partition("=")[0] in err
+            assert err.count("\n") == 1
+            assert not (tmp_path / "new").exists()
 
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_a_signal_while_writing(self, tiny_directory, tmp_path, number, status):
