@@ -100,9 +100,8 @@ def main(argv: list[str]) -> None:
     del argv
     recorder = Recorder()
     # This process has imported what pytest would rewrite: no news, and no error.
-    options = ["-p", "no:cacheprovider", "--timeout=0", "-W", "ignore::pytest.PytestAssertRewriteWarning"] + (
-        ["-k", _ONLY.value] if _ONLY.value else []
-    )
+    options = ["-p", "no:cacheprovider", "--timeout=0", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    options += ["-m", "", "-k", _ONLY.value]  # the slow ones, too, as most settings of a family are
     status = pytest.main([str(_TESTS / "zoo"), str(_TESTS / "models" / "test_llama_parity.py"), *options], [recorder])
     if status != pytest.ExitCode.OK or not recorder.cases:
         sys.exit(f"the tests failed (status {status}); no table was written.")

@@ -1,4 +1,7 @@
-"""The linear map. Axis letters: see `massive_jax.probe.sites`; C contracted elements, Z for all leading axes."""
+"""The linear map.
+
+Axis letters: see `massive_jax.probe.sites`; C elements that a map contracts, A that it adds, Z all leading axes.
+"""
 
 from __future__ import annotations
 
