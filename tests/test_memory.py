@@ -42,10 +42,8 @@ def _faults(mode: str, **environment: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an allocator of another C library")
 def test_what_is_freed_serves_the_next_call():
-    assert _faults("leave") > 10_000  # of 4 KiB
-    assert _faults("keep") < 400
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an allocator of another C library")
-def test_a_setting_of_the_users_stays():
-    assert _faults("keep", MALLOC_MMAP_THRESHOLD_="65536") > 10_000
+    """Unless the user has set the allocator. (16,384 faults without; where the kernel's pages are huge, fewer.)"""
+    without = _faults("leave")
+    assert without > 0
+    assert _faults("keep") < without / 10
+    assert _faults("keep", MALLOC_MMAP_THRESHOLD_="65536") > without / 2
