@@ -140,7 +140,7 @@ def jax_step(
 def main(argv: list[str]) -> None:
     """Runs the benchmark."""
     del argv
-    keep_freed_memory()  # as every experiment does
+    keep_freed_memory()  # as the experiments that train do
     shape = {
         "layers": _LAYERS.value,
         "heads": _HEADS.value,

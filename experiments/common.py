@@ -26,7 +26,6 @@ from experiments.flags import prompt as prompt_flags
 from experiments.flags import text as text_flags
 from massive_jax.data import ImageList, Windows, cut_windows, image_batches, list_images
 from massive_jax.evaluate import Images
-from massive_jax.memory import keep_freed_memory
 from massive_jax.models import VisionConfig
 from massive_jax.report import label, number
 from massive_jax.weights.wheel import cache_dir
@@ -42,7 +41,6 @@ def run_experiment(main: Callable[[], Any]) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    keep_freed_memory()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a token that the terminal cannot show is no error

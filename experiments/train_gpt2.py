@@ -36,6 +36,7 @@ from absl import flags
 from experiments import common
 from experiments.flags import processes, seed, text, training
 from experiments.prepare_data import prepare
+from massive_jax.memory import keep_freed_memory
 from massive_jax.models import LanguageModel
 from massive_jax.parallel import once
 from massive_jax.report import number, plot_emergence, write_json
@@ -121,6 +122,7 @@ def report(result: dict[str, Any], trained: Trained, unigram_entropy: float, wor
 
 def main() -> None:
     """Runs the experiment."""
+    keep_freed_memory()
     processes.start()
     preset, workdir = training.preset(PRESETS), common.workdir()
     training.attention_bias(), training.mesh()  # wrong flags are told before anything is made

@@ -34,6 +34,7 @@ from experiments import common
 from experiments.flags import images as image_flags
 from experiments.flags import processes, seed, training
 from massive_jax.data import FASHION_MNIST, LabelledImages, load_labelled
+from massive_jax.memory import keep_freed_memory
 from massive_jax.models import VisionTransformer
 from massive_jax.parallel import once
 from massive_jax.report import plot_emergence, write_json
@@ -123,6 +124,7 @@ def report(result: dict[str, Any], trained: Trained, seconds: float, workdir: pa
 
 def main() -> None:
     """Runs the experiment."""
+    keep_freed_memory()
     processes.start()
     preset, workdir = training.preset(IMAGE_PRESETS), common.workdir()
     training.attention_bias(), training.mesh()  # wrong flags are told before anything is read
