@@ -44,12 +44,7 @@ def run_experiment(main: Callable[[], Any]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a token that the terminal cannot show is no error
-
-    def checked() -> None:
-        _check_flags_have_effect()
-        main()
-
-    app.run(lambda argv: guarded(checked, argv), flags_parser=parse_flags)
+    app.run(lambda argv: guarded(main, argv), flags_parser=parse_flags)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -82,6 +77,7 @@ def guarded(main: Callable[[], Any], argv: Sequence[str]) -> None:
     try:
         if len(argv) > 1:
             raise ValueError(f"unexpected arguments {' '.join(argv[1:])!r}; flags look like --name=value.")
+        _check_flags_have_effect()
         if model_flags.DTYPE.value == "float64":
             jax.config.update("jax_enable_x64", True)
         main()

@@ -27,6 +27,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -118,14 +119,15 @@ def compare_logits(
     """How far the logits of `explicit` on tokens [W, T] are from the model's on [W, prefix + T], at all T."""
     largest, relative = [], []
     for i in range(len(tokens)):  # one window at a time: logits are the vocabulary's width
-        ours = np.asarray(explicit(tokens[i : i + 1]).logits)[0]
-        expected = np.asarray(model(behind[i : i + 1]).logits)[0, -len(ours) :]
-        largest.append(np.abs(ours - expected).max())
-        relative.append(np.linalg.norm(ours - expected, axis=-1) / np.linalg.norm(expected, axis=-1))
+        ours = jnp.asarray(explicit(tokens[i : i + 1]).logits)[0]
+        expected = jnp.asarray(model(behind[i : i + 1]).logits)[0, -len(ours) :]
+        difference = ours - expected  # reduced where they are: only a number a position comes to the host
+        largest.append(float(jnp.abs(difference).max()))
+        relative.append(np.asarray(jnp.linalg.norm(difference, axis=-1) / jnp.linalg.norm(expected, axis=-1)))
         progress(len(ours) + behind.shape[1])
     by_position = np.concatenate(relative)
     return {
-        "largest_difference": float(np.max(largest)),
+        "largest_difference": max(largest),
         "relative_difference": float(by_position.max()),
         "positions": by_position.size,
         "beyond_1e-4": int(np.sum(by_position > 1e-4)),

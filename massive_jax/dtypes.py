@@ -1,4 +1,7 @@
-"""In which dtype a model works, and what of it in a wider one."""
+"""In which dtype a model works, and what of it in a wider one.
+
+With float64 tables of positions (rotary, ALiBi), values of edits and statistics stay float32.
+"""
 
 from __future__ import annotations
 

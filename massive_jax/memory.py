@@ -13,10 +13,9 @@ def keep_freed_memory() -> None:
     """Has glibc keep the memory that one compiled function gives back for the next; for before the first array.
 
     On CPU, XLA allocates what a compiled function needs anew at every call. A block of that size glibc gets from the
-    kernel and gives back: 40,000 page faults in a training step of 0.1 s, a fifth of its time. This changes the whole
-    process, so importing the package does not do it; the experiments that train do. (One that loads a model and runs it
-    a few times gains nothing.) Where the user has set the allocator (`MALLOC_…`, `GLIBC_TUNABLES`), or it is another
-    library's, nothing is changed.
+    kernel and gives back, with a page fault for every 4 KiB. This changes the whole process, so importing the package
+    does not do it; the experiments that train do. (One that loads a model and runs it a few times gains nothing.) Where
+    the user has set the allocator (`MALLOC_…`, `GLIBC_TUNABLES`), or it is another library's, nothing is changed.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return

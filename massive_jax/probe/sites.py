@@ -84,7 +84,7 @@ EXPERT_SITES: Mapping[str, Site] = {
 ALL_SITES: Mapping[str, Site] = {**SITES, **EXPERT_SITES, **VISION_SITES}
 
 ATTENTION_SITES = ("attn_logits", "attn_probs")
-FLOAT32_SITES = frozenset({*ATTENTION_SITES, *EXPERT_SITES, "logits"})
+WIDE_SITES = frozenset({*ATTENTION_SITES, *EXPERT_SITES, "logits"})
 
 
 def find_site(name: str) -> Site:

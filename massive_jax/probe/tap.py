@@ -14,7 +14,7 @@ from massive_jax.dtypes import wide
 from massive_jax.probe.capture import CapturePlan, SiteSpec
 from massive_jax.probe.edit import EditCollection, apply_edits
 from massive_jax.probe.reduce import Stats
-from massive_jax.probe.sites import ALL_SITES, FLOAT32_SITES, Site
+from massive_jax.probe.sites import ALL_SITES, WIDE_SITES, Site
 
 
 class Tap:
@@ -83,7 +83,7 @@ def empty_results(plan: CapturePlan, sizes: Mapping[str, int], dtype: Any) -> di
 
     def empty(name: str, spec: SiteSpec) -> Stats:
         site = ALL_SITES[name]
-        x = jax.ShapeDtypeStruct(site.shape(sizes), wide(dtype) if name in FLOAT32_SITES else dtype)
+        x = jax.ShapeDtypeStruct(site.shape(sizes), wide(dtype) if name in WIDE_SITES else dtype)
         shapes = jax.eval_shape(lambda x: _record(spec, site, x), x)
         return jax.tree.map(lambda a: jnp.zeros((spec.num_slots, *a.shape), a.dtype), shapes)
 
