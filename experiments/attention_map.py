@@ -25,8 +25,9 @@ from experiments import common
 from experiments.flags import definition, images, layer, model, prompt
 from massive_jax.analysis import attention_shares, find_massive
 from massive_jax.evaluate import LayerTable, input_length, measure_layers
+from massive_jax.files import atomic_write, write_json
 from massive_jax.models.attention import causal_mask
-from massive_jax.report import atomic_write, label, plot_attention, write_json
+from massive_jax.report import label, plot_attention
 
 _HEAD = flags.DEFINE_string("head", "mean", "Head to draw, from 0; 'mean' averages over the heads.")
 flags.register_validator(_HEAD, lambda text: text == "mean" or text.isdecimal(), "give 'mean' or a head, from 0 on.")

@@ -33,8 +33,9 @@ from experiments.flags import text as text_flags
 from massive_jax.data import load_text
 from massive_jax.evaluate import Profile, check_classes, measure_image_profile, measure_profile, patch_maps
 from massive_jax.evaluate.profile import PASSES
+from massive_jax.files import write_json
 from massive_jax.models import VisionConfig
-from massive_jax.report import Panel, number, plot_overlay, plot_profiles, write_json
+from massive_jax.report import Panel, number, plot_overlay, plot_profiles
 
 _MODELS = flags.DEFINE_list("models", [], "Two models or more: directories, zoo names, files.")
 flags.register_validator(_MODELS, lambda models: len(models) != 1, "give two models or more, MODEL,MODEL.")

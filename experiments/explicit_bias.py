@@ -39,8 +39,9 @@ from massive_jax.data import Windows, cut_windows, load_text
 from massive_jax.evaluate import measure_profile
 from massive_jax.evaluate.batches import Progress
 from massive_jax.evaluate.profile import PASSES
+from massive_jax.files import write_json
 from massive_jax.loading import save
-from massive_jax.report import number, plot_profiles, write_json
+from massive_jax.report import number, plot_profiles
 
 _PREFIX = flags.DEFINE_string(
     "prefix", "bos", "What stands in front of every window: 'bos'; a text; or 'mean' (see above)."

@@ -25,7 +25,8 @@ from experiments import common
 from experiments.flags import definition, images, layer, model, prompt
 from massive_jax.analysis import Thresholds, find_massive
 from massive_jax.evaluate import LayerTable, hidden_state, measure_layers
-from massive_jax.report import label, plot_feature_map, write_json
+from massive_jax.files import write_json
+from massive_jax.report import label, plot_feature_map
 
 _DIMS = 6  # labelled, besides the massive ones
 

@@ -49,8 +49,9 @@ from massive_jax.evaluate import (
     parse_sites,
     site_means,
 )
+from massive_jax.files import write_json
 from massive_jax.report import number as in_words
-from massive_jax.report import plot_intervention, write_json
+from massive_jax.report import plot_intervention
 from massive_jax.report.intervention import METRICS
 
 _SITES = flags.DEFINE_string(

@@ -33,7 +33,8 @@ from experiments.flags import definition, images, model, prompt, text
 from massive_jax.analysis import FIRST_DELIMITER, Location, Thresholds, find_massive
 from massive_jax.data import load_text
 from massive_jax.evaluate import LayerTable, input_length, measure_layers
-from massive_jax.report import plot_layerwise, write_json
+from massive_jax.files import write_json
+from massive_jax.report import plot_layerwise
 
 _TOP = 3
 

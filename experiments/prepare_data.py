@@ -19,10 +19,10 @@ from absl import flags
 from experiments import common
 from experiments.flags import text
 from massive_jax.data import load_text
+from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.loading import open_source
 from massive_jax.train import TokenFile, adopt, prepare_tokens
 from massive_jax.train.data import DTYPES
-from massive_jax.weights.tokenizer import Tokenizer
 
 _BYTES = "bytes"
 _TOKENIZER = flags.DEFINE_string(

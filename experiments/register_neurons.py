@@ -36,8 +36,9 @@ from massive_jax.evaluate import (
     patch_maps,
     patch_norms,
 )
+from massive_jax.files import write_json
 from massive_jax.probe import Edit
-from massive_jax.report import Panel, plot_overlay, write_json
+from massive_jax.report import Panel, plot_overlay
 
 _NEURONS = flags.DEFINE_integer("neurons", 10, "How many neurons to move.", lower_bound=1)
 _LAYER = flags.DEFINE_integer(

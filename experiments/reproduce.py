@@ -20,7 +20,8 @@ import massive_jax as mj
 from experiments import attention_map, common, feature_map, intervene, layerwise
 from experiments.flags import definition, layer, model, prompt, seed, text
 from massive_jax.data import load_text
-from massive_jax.report import Section, Summary, Table, label, number, write_json, write_report
+from massive_jax.files import write_json
+from massive_jax.report import Section, Summary, Table, label, number, write_report
 
 if __name__ == "__main__":
     for module in (common, model, prompt, text, layer, definition, intervene, attention_map, seed):

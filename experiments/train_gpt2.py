@@ -36,10 +36,11 @@ from absl import flags
 from experiments import common
 from experiments.flags import processes, seed, text, training
 from experiments.prepare_data import prepare
+from massive_jax.files import write_json
 from massive_jax.memory import keep_freed_memory
 from massive_jax.models import LanguageModel
 from massive_jax.parallel import once
-from massive_jax.report import number, plot_emergence, write_json
+from massive_jax.report import number, plot_emergence
 from massive_jax.train import TokenFile, TrainConfig, Trained, read_lines, train
 from massive_jax.train.presets import PRESETS, TrainPreset
 from massive_jax.weights.loader import count_params

@@ -34,10 +34,11 @@ from experiments import common
 from experiments.flags import images as image_flags
 from experiments.flags import processes, seed, training
 from massive_jax.data import FASHION_MNIST, LabelledImages, load_labelled
+from massive_jax.files import write_json
 from massive_jax.memory import keep_freed_memory
 from massive_jax.models import VisionTransformer
 from massive_jax.parallel import once
-from massive_jax.report import plot_emergence, write_json
+from massive_jax.report import plot_emergence
 from massive_jax.train import ImageTrainConfig, Trained, read_lines, train_images
 from massive_jax.train.presets import IMAGE_PRESETS, ImageTrainPreset
 from massive_jax.weights.loader import count_params

@@ -18,7 +18,7 @@ from experiments import common
 from experiments.flags import definition, model, prompt
 from massive_jax.analysis import find_massive
 from massive_jax.evaluate import measure_layers
-from massive_jax.report import write_json
+from massive_jax.files import write_json
 from massive_jax.zoo import atlas
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ from massive_jax.evaluate import (
     register_shape,
     run_images,
 )
-from massive_jax.report import Panel, plot_overlay, plot_registers, write_arrays, write_json
+from massive_jax.files import write_arrays, write_json
+from massive_jax.report import Panel, plot_overlay, plot_registers
 from massive_jax.weights.linear_head import read_linear_head
 
 _MEANS = flags.DEFINE_string("means", None, "An .npz file of register means, in place of those of the images.")

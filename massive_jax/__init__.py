@@ -32,7 +32,7 @@ _HOMES = {
     "Output": "massive_jax.model",
     "load": "massive_jax.loading",
 }
-_ROOMS = ("analysis", "data", "evaluate", "models", "probe", "report", "train", "weights", "zoo")
+_ROOMS = ("analysis", "data", "evaluate", "files", "inputs", "models", "probe", "report", "train", "weights", "zoo")
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.models import LanguageModel, TransformerConfig, VisionConfig, VisionTransformer
 from massive_jax.models.vision_config import CHANNELS
 from massive_jax.parallel import mesh_of_params, mesh_set
@@ -26,11 +27,10 @@ from massive_jax.probe import (
     compile_captures,
     compile_edits,
 )
-from massive_jax.weights.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from massive_jax.data.images import ImageProcessor
     from massive_jax.generate import Generation
+    from massive_jax.inputs.images import ImageProcessor
 
 DELIMITERS = (".", "\n")  # the tokens that carry massive activations besides the first one (paper, section 2.2)
 

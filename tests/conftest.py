@@ -24,7 +24,7 @@ import pytest
 from tiny import BOS, TINY, TINY_VISION, random_model
 
 import massive_jax as mj
-from massive_jax.weights.tokenizer import Tokenizer
+from massive_jax.inputs.tokenizer import Tokenizer
 
 _QUICK_SETTINGS = 2
 
@@ -53,7 +53,7 @@ def byte_tokenizer():
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
-    from massive_jax.weights.tokenizer import _byte_of_character
+    from massive_jax.inputs.tokenizer import _byte_of_character
 
     vocabulary = dict(_byte_of_character())
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

@@ -11,9 +11,9 @@ import os
 import numpy as np
 
 from massive_jax.analysis.massive import DEFINITION, Location, Thresholds, rank_locations
+from massive_jax.files import listed
 from massive_jax.probe import Edit
 from massive_jax.weights.npz import read_arrays
-from massive_jax.weights.source import listed
 
 _KEPT = 16  # values looked at in a block
 

@@ -1,10 +1,10 @@
 """Text and image input: sources, windows, preprocessing."""
 
 from massive_jax.data.image_batches import image_batches
-from massive_jax.data.images import BUILT_IN_IMAGE, ImageList, ImageProcessor, list_images, read_image
 from massive_jax.data.labelled import FASHION_MNIST, LabelledImages, load_labelled
 from massive_jax.data.text import BUILT_IN, DATASETS, load_text
 from massive_jax.data.windows import Windows, cut_windows
+from massive_jax.inputs.images import BUILT_IN_IMAGE, ImageList, ImageProcessor, list_images, read_image
 
 __all__ = [
     "BUILT_IN",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from massive_jax.data.images import ImageProcessor, stack_images
+from massive_jax.inputs.images import ImageProcessor, stack_images
 
 _THREADS = 16  # at most; decoding and resizing run outside Python's lock
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from massive_jax.data.images import list_images, read_image
+from massive_jax.inputs.images import list_images, read_image
 
 FASHION_MNIST = "fashion_mnist"
 _FASHION_HUB = "zalando-datasets/fashion_mnist"

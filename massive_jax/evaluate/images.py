@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from massive_jax.data.images import ImageList
 from massive_jax.evaluate.agreement import cosine_similarity
 from massive_jax.evaluate.batches import Progress, edits_for
+from massive_jax.inputs.images import ImageList
 from massive_jax.model import Model
 from massive_jax.models import VisionTransformer
 from massive_jax.probe import Edit

@@ -3,10 +3,10 @@
 Nothing here knows of models or of jax, and matplotlib is imported only when a figure is drawn.
 """
 
+from massive_jax.files import atomic_write, read_json, write_arrays, write_json
 from massive_jax.report.attention import plot_attention
 from massive_jax.report.emergence import plot_emergence
 from massive_jax.report.feature_map import plot_feature_map
-from massive_jax.report.files import atomic_write, read_json, write_arrays, write_json
 from massive_jax.report.html import Section, Summary, Table, write_report
 from massive_jax.report.intervention import plot_intervention
 from massive_jax.report.layerwise import plot_layerwise

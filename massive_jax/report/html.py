@@ -8,7 +8,8 @@ import pathlib
 import struct
 from collections.abc import Sequence
 
-from massive_jax.report import files, style
+from massive_jax import files
+from massive_jax.report import style
 
 Cell = str | int | float | bool | None
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from massive_jax.report import files
+from massive_jax import files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from massive_jax.report import read_json, write_json
+from massive_jax.files import read_json, write_json
 
 FORMAT = 1
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.models import LanguageModel
 from massive_jax.parallel import process_part
 from massive_jax.train.census import take_census
@@ -18,7 +19,6 @@ from massive_jax.train.loop import Task, Trained, mesh_of, run
 from massive_jax.train.metrics import flops_per_token
 from massive_jax.train.step import Trainer
 from massive_jax.weights.checkpoint import save_params
-from massive_jax.weights.tokenizer import Tokenizer
 
 
 def train(

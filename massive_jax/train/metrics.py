@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
+from massive_jax.files import atomic_write
 from massive_jax.models import TransformerConfig, VisionConfig, build
-from massive_jax.report import atomic_write
 from massive_jax.weights.loader import expected_shapes
 
 # Products in 16 bits, dense, in FLOP/s of one device, by the start of its name (the vendors' data sheets).

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from massive_jax.report import atomic_write, read_json, write_json
+from massive_jax.files import atomic_write, read_json, write_json
+from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.train.data import DTYPES, FORMAT, TokenFile, sidecar
-from massive_jax.weights.tokenizer import Tokenizer
 
 _CHUNK = 1 << 18  # characters
 _CHUNKS = 64  # of a part

@@ -23,16 +23,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from massive_jax import files
+from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.models import TransformerConfig, VisionConfig
 from massive_jax.parallel import once, param_sharding, whole
-from massive_jax.weights import layout, source
+from massive_jax.weights import layout
 from massive_jax.weights.loader import Part
-from massive_jax.weights.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from etils import epath
 
-    from massive_jax.data.images import ImageProcessor
+    from massive_jax.inputs.images import ImageProcessor
 
 FORMAT = 2  # 1: before attention biases were an option of their own
 _KEY = "massive_jax"
@@ -243,7 +244,7 @@ def read_metadata(path: str) -> Checkpoint:
         raise ValueError(f"{path} has format {stored.get('format')}, this version reads {FORMAT}; convert it again.")
     tokenizer, processor = stored["tokenizer"], stored.get("processor")
     if processor is not None:
-        from massive_jax.data.images import ImageProcessor
+        from massive_jax.inputs.images import ImageProcessor
 
         processor = ImageProcessor.from_json(processor)
     return Checkpoint(
@@ -338,7 +339,7 @@ def _check_shapes(stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, 
         if stored.get(name) != expected.get(name)
     ]
     if wrong:
-        raise ValueError(source.listed(wrong))
+        raise ValueError(files.listed(wrong))
 
 
 def _read(name: str, groups: _Groups, dtype: Any, mesh: Mesh | None) -> jax.Array:

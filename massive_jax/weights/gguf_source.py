@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from massive_jax import files
 from massive_jax.weights import source
 
 if TYPE_CHECKING:
+    from massive_jax.inputs.tokenizer import Tokenizer
     from massive_jax.weights.layout import Memory
-    from massive_jax.weights.tokenizer import Tokenizer
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -162,7 +163,7 @@ class GGUFSource(source.Source):
     format = "gguf"
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._path = source.existing_path(path, "GGUF file")
+        self._path = files.existing_path(path, "GGUF file")
         self.location = str(self._path)
         if self._path.is_dir():
             raise ValueError(
@@ -211,7 +212,7 @@ class GGUFSource(source.Source):
         """The tokenizer in the metadata; None where the file has no vocabulary."""
         if self.config.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
             return None
-        from massive_jax.weights.tokenizer import Tokenizer
+        from massive_jax.inputs.tokenizer import Tokenizer
 
         try:
             return Tokenizer.from_gguf(self.config)
@@ -249,7 +250,7 @@ class GGUFSource(source.Source):
             raise _bad(
                 self.location,
                 f"the data of {len(past)} of {len(found)} tensors lies past its end ({self._size} bytes):"
-                f" {source.listed(past, 5)} – the file is cut short",
+                f" {files.listed(past, 5)} – the file is cut short",
             )
         return MappingProxyType(found)
 
@@ -289,7 +290,7 @@ def _read_header(data: mmap.mmap, location: str) -> tuple[dict[str, Any], dict[s
             repeated.append(name)
         records[name] = _Record(shape[::-1], kind, offset)
     if repeated:
-        raise _bad(location, f"these tensor names occur more than once: {source.listed(repeated)}")
+        raise _bad(location, f"these tensor names occur more than once: {files.listed(repeated)}")
 
     alignment = config.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):

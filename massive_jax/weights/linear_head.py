@@ -8,8 +8,8 @@ import os
 import numpy as np
 import safetensors.numpy
 
+from massive_jax.files import existing_path, listed
 from massive_jax.weights.npz import read_arrays
-from massive_jax.weights.source import existing_path, listed
 from massive_jax.weights.torch_zip import read_torch_zip
 
 

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 
-from massive_jax.weights.source import existing_path
+from massive_jax.files import existing_path
 
 
 def read_arrays(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:

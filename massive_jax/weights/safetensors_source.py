@@ -17,11 +17,12 @@ import ml_dtypes  # noqa: F401  (safetensors asks numpy for bfloat16, which this
 import numpy as np
 import safetensors
 
+from massive_jax import files
 from massive_jax.weights import layout, mxfp4, source
 
 if TYPE_CHECKING:
-    from massive_jax.data.images import ImageProcessor
-    from massive_jax.weights.tokenizer import Tokenizer
+    from massive_jax.inputs.images import ImageProcessor
+    from massive_jax.inputs.tokenizer import Tokenizer
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -60,14 +61,14 @@ class HuggingFaceSource(source.Source):
     format = "huggingface"
 
     def __init__(self, directory: str | os.PathLike[str]):
-        self._directory = source.existing_path(directory, "Checkpoint directory")
+        self._directory = files.existing_path(directory, "Checkpoint directory")
         self.location = str(self._directory)
         if not self._directory.is_dir():
             raise ValueError(
                 f"{self.location} is a file; expected a directory with config.json and {_SINGLE}."
                 " Name the directory that holds it."
             )
-        self.config = read_json_object(self._directory / "config.json")
+        self.config = files.read_json_object(self._directory / "config.json")
         self._handles: dict[str, Any] = {}
         self._shard_of: dict[str, str] = {}
         shards, index = self._shards()
@@ -114,13 +115,13 @@ class HuggingFaceSource(source.Source):
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer beside the weights; None where there is none."""
-        from massive_jax.weights.tokenizer import Tokenizer, has_tokenizer
+        from massive_jax.inputs.tokenizer import Tokenizer, has_tokenizer
 
         return Tokenizer.from_directory(self._directory) if has_tokenizer(self._directory) else None
 
     def processor(self) -> ImageProcessor | None:
         """The preprocessor config beside the weights; None where there is none."""
-        from massive_jax.data.images import ImageProcessor
+        from massive_jax.inputs.images import ImageProcessor
 
         return ImageProcessor.from_directory(self._directory)
 
@@ -135,19 +136,19 @@ class HuggingFaceSource(source.Source):
         if not (self._directory / _INDEX).is_file():
             raise self._no_weights()
         where = self._directory / _INDEX
-        index = read_json_object(where).get("weight_map")
+        index = files.read_json_object(where).get("weight_map")
         if not isinstance(index, dict) or not index or not all(isinstance(v, str) for v in index.values()):
             raise ValueError(f"{where} has no weight_map of tensor name to file name. Download it again.")
         shards = sorted(set(index.values()))
         if outside := [shard for shard in shards if Path(shard).name != shard or shard in ("", ".", "..")]:
             raise ValueError(
-                f"{where} names files outside its own directory: {source.listed(outside)}. Shards are plain"
+                f"{where} names files outside its own directory: {files.listed(outside)}. Shards are plain"
                 " file names; do not trust this checkpoint."
             )
         if missing := [shard for shard in shards if not (self._directory / shard).is_file()]:
             raise ValueError(
                 f"{self.location} lacks {len(missing)} of the {len(shards)} shards that {_INDEX} names:"
-                f" {source.listed(missing, 1000)}. Download them into the directory."
+                f" {files.listed(missing, 1000)}. Download them into the directory."
             )
         return shards, index
 
@@ -156,12 +157,12 @@ class HuggingFaceSource(source.Source):
         pickles = sorted({path.name for pattern in _PICKLES for path in self._directory.glob(pattern)})
         if pickles:
             return ValueError(
-                f"{self.location} holds only PyTorch pickles ({source.listed(pickles)}); {expected}. Pickles are"
+                f"{self.location} holds only PyTorch pickles ({files.listed(pickles)}); {expected}. Pickles are"
                 " never loaded: loading one can run any code. Convert it where you trust it, with transformers:"
                 " AutoModel.from_pretrained(DIR).save_pretrained(NEW_DIR), or ask for a revision with safetensors."
             )
         others = sorted(path.name for path in self._directory.glob("*.safetensors"))
-        found = f" It has {source.listed(others)}: rename or merge them if they are the whole model." if others else ""
+        found = f" It has {files.listed(others)}: rename or merge them if they are the whole model." if others else ""
         return ValueError(
             f"{self.location} has no weights: {expected}.{found} A model published only as PyTorch pickles has to"
             " be converted first (transformers' save_pretrained writes safetensors)."
@@ -174,21 +175,6 @@ class HuggingFaceSource(source.Source):
             dtype = str(view.get_dtype())
             found[name] = source.TensorInfo(tuple(view.get_shape()), _DTYPES.get(dtype, dtype))
         return found
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ValueError where it is absent, not JSON, or not an object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path.parent} has no {path.name}; a Hugging Face checkpoint needs it. Copy it from the model's page."
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable JSON: {error}. Copy it again from the model's page.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds {type(value).__name__}; expected a JSON object. Copy it again.")
-    return value
 
 
 def _open(path: Path) -> Any:
@@ -217,12 +203,12 @@ def _settle(location: str, holders: Mapping[str, list[str]], index: Mapping[str,
     """
     problems = []
     if doubled := [f"{name} ({', '.join(where)})" for name, where in sorted(holders.items()) if len(where) > 1]:
-        problems.append(f"tensors in more than one shard: {source.listed(doubled, 100)}")
+        problems.append(f"tensors in more than one shard: {files.listed(doubled, 100)}")
     absent = [
         f"{name} ({shard})" for name, shard in sorted((index or {}).items()) if shard not in holders.get(name, ())
     ]
     if absent:
-        problems.append(f"tensors that {_INDEX} places in a shard that lacks them: {source.listed(absent, 100)}")
+        problems.append(f"tensors that {_INDEX} places in a shard that lacks them: {files.listed(absent, 100)}")
     if problems:
         raise ValueError(f"{location} contradicts itself: {'; '.join(problems)}. Download index and shards together.")
     return {name: where[0] for name, where in holders.items()}

@@ -9,16 +9,16 @@ from __future__ import annotations
 import abc
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from massive_jax.data.images import ImageProcessor
+    from massive_jax.inputs.images import ImageProcessor
+    from massive_jax.inputs.tokenizer import Tokenizer
     from massive_jax.weights.layout import Memory
-    from massive_jax.weights.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,24 +97,3 @@ def no_such_tensor(name: object, source: Source) -> ValueError:
     near = difflib.get_close_matches(str(name), source.tensors, n=3)
     hint = f"; the nearest are {', '.join(near)}" if near else ""
     return ValueError(f"{source.location} has no tensor named {name!r} ({len(source.tensors)} tensors{hint}).")
-
-
-def listed(items: Iterable[object], limit: int = 20) -> str:
-    """Offenders for an error message: all of them up to `limit`, then how many more."""
-    names = [str(item) for item in items]
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-def existing_path(path: object, what: str) -> Path:
-    """`path` as a `Path`, or a ValueError where it is not a path or nothing is there."""
-    try:
-        found = Path(cast("str", path)).expanduser()
-        found.stat()
-    except TypeError:
-        raise ValueError(f"{what}: expected a path, got {path!r}.") from None
-    except (OSError, RuntimeError, ValueError) as error:
-        # ValueError: a null byte in the name; RuntimeError: "~user" of no such user.
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{what} {str(path)!r} cannot be opened: {reason}. Check the path.") from None
-    return found

@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from massive_jax.weights.source import existing_path
+from massive_jax.files import existing_path
 
 _MAX_PICKLE = 16 << 20  # bytes; a description of tensors is some kilobytes
 _DTYPES: dict[str, Any] = {

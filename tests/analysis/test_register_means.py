@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from massive_jax.analysis import RegisterMeans, find_massive
-from massive_jax.report import write_arrays
+from massive_jax.files import write_arrays
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import transformers
 from absl import flags
 
 import massive_jax as mj
-from massive_jax.report import read_json
+from massive_jax.files import read_json
 
 WIDTH, LAYERS, HEADS, CONTEXT = 32, 3, 4, 96
 BOS, PLANTED = 256, 5  # the BOS token carries 3,000 at this dim, from the embedding on

@@ -9,7 +9,7 @@ import pytest
 import massive_jax as mj
 from massive_jax.data import cut_windows
 from massive_jax.evaluate import perplexity, quantized_inputs
-from massive_jax.report import read_json
+from massive_jax.files import read_json
 
 LAYERS = 3  # as in conftest.py
 

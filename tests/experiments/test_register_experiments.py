@@ -11,7 +11,7 @@ from PIL import Image
 
 import massive_jax as mj
 from massive_jax.data import ImageProcessor
-from massive_jax.report import read_json, write_arrays
+from massive_jax.files import read_json, write_arrays
 
 WIDTH = 32  # of TINY_VISION
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from massive_jax.report import read_json
+from massive_jax.files import read_json
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLANTED = 5  # as in conftest.py
@@ -120,7 +120,7 @@ import signal
 import time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from experiments import common, layerwise
-from massive_jax.report import atomic_write
+from massive_jax.files import atomic_write
 
 def plot(result, path):
     with atomic_write(path) as temporary:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from train_shapes import GPT, RECIPE
 
+from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.train import TrainConfig, prepare_tokens
-from massive_jax.weights.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.train import TokenFile, adopt, batches_of, prepare_tokens
 from massive_jax.train.data import even_windows
-from massive_jax.weights.tokenizer import Tokenizer
 
 TEXT = "".join(f"line {i} of a small book, née Œuvre.\n" for i in range(300))
 BYTES = Tokenizer.of_bytes()

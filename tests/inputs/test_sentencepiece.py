@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizer_texts import CASES, CORPUS, SPECIAL, random_texts
 
-from massive_jax.weights.tokenizer import Tokenizer
+from massive_jax.inputs.tokenizer import Tokenizer
 
 
 def train_sentencepiece(corpus, size, **options):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizer_texts import CASES, CORPUS, SPECIAL, random_texts
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
+from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.weights.gguf_source import GGUFSource
-from massive_jax.weights.tokenizer import Tokenizer
 from massive_jax.weights.wheel import fetch_member
 
 DEFAULT_MODEL = (
@@ -319,7 +319,7 @@ def test_older_files_through_transformers(tmp_path):
     )
     # In a process of its own: transformers brings in torch where it is installed, and warns as it pleases.
     program = (
-        "import json\nfrom massive_jax.weights.tokenizer import Tokenizer\n"
+        "import json\nfrom massive_jax.inputs.tokenizer import Tokenizer\n"
         f"t = Tokenizer.from_directory({str(tmp_path)!r})\n"
         "print(json.dumps([t.encode('again and again 123'), t.bos_id]))"
     )

@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from massive_jax.report import atomic_write, files, read_json, write_json
+from massive_jax import files
+from massive_jax.files import atomic_write, read_json, write_json
 
 
 def test_a_file_appears_only_when_the_block_ends(tmp_path):

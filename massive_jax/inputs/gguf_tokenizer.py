@@ -14,7 +14,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from massive_jax.weights import source
+from massive_jax import files
 
 if TYPE_CHECKING:
     import tokenizers
@@ -244,7 +244,7 @@ def _pair(merge: str) -> tuple[str, str]:
 def _no_duplicates(tokens: list[str]) -> None:
     if len(set(tokens)) != len(tokens):
         doubled = sorted(repr(token) for token, times in collections.Counter(tokens).items() if times > 1)
-        raise ValueError(f"{_KEY}tokens holds these more than once: {source.listed(doubled)}. Convert the model again.")
+        raise ValueError(f"{_KEY}tokens holds these more than once: {files.listed(doubled)}. Convert the model again.")
 
 
 def _list(metadata: Mapping[str, Any], name: str, kind: type, length: int | None = None) -> list[Any]:

@@ -107,7 +107,7 @@ def test_type_that_only_the_model_type_or_a_processor_config_tells(tmp_path):
 def test_no_torch_needed():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'torchvision', 'timm')))\n"
-        "from massive_jax.data.images import ImageProcessor\n"
+        "from massive_jax.inputs.images import ImageProcessor\n"
         "for kind in ('CLIP', 'DINOv3ViT'):\n"
         "    processor = ImageProcessor({'image_processor_type': kind + 'ImageProcessor'})\n"
         f"    print(processor({PHOTO!r}).shape)\n"

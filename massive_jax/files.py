@@ -1,4 +1,4 @@
-"""Writing results: a file either is there whole or is not there at all."""
+"""Files: results that are written whole or not at all, JSON, and paths that have to be there."""
 
 import contextlib
 import dataclasses
@@ -8,8 +8,8 @@ import os
 import pathlib
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, cast
 
 import numpy as np
 
@@ -94,6 +94,42 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             holder = holder[int(part) if isinstance(holder, list) else part]
         holder[int(last) if isinstance(holder, list) else last] = float(value)
     return obj
+
+
+def read_json_object(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object in a file; ValueError where it is absent, not JSON, or not an object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path.parent} has no {path.name}; a Hugging Face checkpoint needs it. Copy it from the model's page."
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable JSON: {error}. Copy it again from the model's page.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {type(value).__name__}; expected a JSON object. Copy it again.")
+    return value
+
+
+def listed(items: Iterable[object], limit: int = 20) -> str:
+    """Offenders for an error message: all of them up to `limit`, then how many more."""
+    names = [str(item) for item in items]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def existing_path(path: object, what: str) -> pathlib.Path:
+    """`path` as a `pathlib.Path`, or a ValueError where it is not a path or nothing is there."""
+    try:
+        found = pathlib.Path(cast("str", path)).expanduser()
+        found.stat()
+    except TypeError:
+        raise ValueError(f"{what}: expected a path, got {path!r}.") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        # ValueError: a null byte in the name; RuntimeError: "~user" of no such user.
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{what} {str(path)!r} cannot be opened: {reason}. Check the path.") from None
+    return found
 
 
 def _plain(obj: Any, where: str, found: dict[str, str]) -> Any:

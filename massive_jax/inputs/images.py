@@ -1,0 +1,334 @@
+"""Image input: files and folders of images, and a checkpoint's own preprocessing.
+
+Axis letters: see `massive_jax.probe.sites`; here H and W are an image's height and width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from massive_jax.files import existing_path, listed, read_json_object
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+BUILT_IN_IMAGE = "photo"  # a portrait that every matplotlib ships: an image that needs no download
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+_FILE = "preprocessor_config.json"
+_TYPE = "image_processor_type"
+_TIMM = "TimmImageProcessor"
+# Image processors whose result is one image of three channels, which is what the zoo's models take.
+_TYPES = (
+    "BitImageProcessor",
+    "CLIPImageProcessor",
+    "DeiTImageProcessor",
+    "DINOv3ViTImageProcessor",
+    "SiglipImageProcessor",
+    "ViTImageProcessor",
+    _TIMM,
+)
+_OWN = ("DINOv3ViTImageProcessor", _TIMM)  # in `transforms`; the others are transformers'
+_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # as PIL numbers them
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageProcessor:
+    """Preprocessing as a checkpoint describes it: resize, crop, rescale and normalise, with PIL and numpy.
+
+    Attributes:
+      options: the fields of a `preprocessor_config.json`, `image_processor_type` among them.
+    """
+
+    options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        kind = self.options.get(_TYPE)
+        if kind not in _TYPES:
+            raise ValueError(f"unknown image processor {kind!r}; known: {', '.join(_TYPES)}.")
+
+    @classmethod
+    def from_directory(cls, path: str | os.PathLike[str]) -> ImageProcessor | None:
+        """The image processor of a Hugging Face directory; None where it has none.
+
+        From `preprocessor_config.json` (or the `image_processor` of `processor_config.json`), or the `pretrained_cfg`
+        of a timm `config.json`. Code that a checkpoint brings along is never run.
+
+        Raises:
+          ValueError: damaged JSON, or a kind of processor that is not known.
+        """
+        directory = existing_path(path, "Checkpoint directory")
+        config = read_json_object(directory / "config.json") if (directory / "config.json").is_file() else {}
+        nested = directory / "processor_config.json"
+        fields = read_json_object(nested).get("image_processor") if nested.is_file() else None
+        if fields is None and (directory / _FILE).is_file():
+            fields = read_json_object(directory / _FILE)
+        try:
+            if fields is not None:
+                return cls({**fields, _TYPE: _kind(fields, config)})
+            if isinstance(config.get("pretrained_cfg"), dict):
+                return cls(_from_timm(config["pretrained_cfg"]))
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from None
+        return None
+
+    def to_json(self) -> str:
+        """The processor as text, for `from_json`."""
+        return json.dumps(dict(self.options))
+
+    @classmethod
+    def from_json(cls, text: str) -> ImageProcessor:
+        """The processor that `to_json` wrote; ValueError where `text` is not one."""
+        try:
+            options = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not an image processor: {error}.") from None
+        if not isinstance(options, dict):
+            raise ValueError(f"not an image processor: expected a JSON object, got {type(options).__name__}.")
+        return cls(options)
+
+    def __call__(self, images: Any, size: int | None = None) -> np.ndarray:
+        """Images ready for a model.
+
+        Args:
+          images: one or several of: a path, a PIL image, an array uint8 [H, W], [H, W, 3] or [H, W, 4]; or one array
+            uint8 [B, H, W, 3]. Grey, alpha and 16-bit ones are converted as `read_image` says.
+          size: side of the square result, in place of the checkpoint's; what it resizes to before cropping changes in
+            proportion.
+
+        Returns:
+          float32 [B, H, W, 3].
+
+        Raises:
+          ValueError: not an image (see `read_image`); float pixels; images that come out in different sizes; a `size`
+            that is not positive, or that this processor cannot give.
+        """
+        changes: dict[str, Any] = {} if size is None else self._resized(size)
+        pixels = [np.asarray(_as_image(image)) for image in _as_list(images)]
+        if not pixels:
+            raise ValueError("there are no images to preprocess.")
+        out = [
+            self._backend(image, input_data_format="channels_last", **changes)["pixel_values"][0] for image in pixels
+        ]
+        return stack_images([np.moveaxis(x, 0, -1) for x in out])
+
+    def pixels(self, images: np.ndarray) -> np.ndarray:
+        """What `__call__` gave as a picture again: float32 [B, H, W, 3] -> uint8 of the same shape."""
+        backend = self._backend
+        x = images
+        if backend.do_normalize:
+            x = x * np.asarray(backend.image_std, np.float32) + np.asarray(backend.image_mean, np.float32)
+        if backend.do_rescale:
+            x = x / backend.rescale_factor
+        return np.rint(np.clip(x, 0, 255)).astype(np.uint8)
+
+    @functools.cached_property
+    def _backend(self) -> Any:
+        """What does the work: transformers' class of that name on PIL and numpy, or one of `transforms`."""
+        kind = self.options[_TYPE]
+        if kind in _OWN:
+            from massive_jax.inputs import transforms as module
+        else:
+            import transformers as module  # type: ignore[no-redef]
+        options = {name: value for name, value in self.options.items() if name != _TYPE}
+        try:
+            return getattr(module, f"{kind}Pil")(**options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{kind}: transformers cannot build it from {self.to_json()}: {error}") from None
+
+    def _resized(self, side: int) -> dict[str, Any]:
+        """The options that make the result `side` × `side` pixels."""
+        if not isinstance(side, int) or side < 1:
+            raise ValueError(f"an image size of {side!r}: give a positive number of pixels.")
+        backend = self._backend
+        if not backend.do_resize:
+            raise ValueError("this checkpoint's preprocessing does not resize; leave the size out.")
+        resize = {name: pixels for name, pixels in dict(backend.size).items() if pixels is not None}
+        if not backend.do_center_crop:
+            return {"size": dict.fromkeys(resize, side)}
+        crop = backend.crop_size.height
+        return {
+            "size": {name: round(pixels * side / crop) for name, pixels in resize.items()},
+            "crop_size": {"height": side, "width": side},
+        }
+
+
+def stack_images(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Preprocessed images [H, W, 3] as one batch, float32 [B, H, W, 3]; ValueError where their sizes differ."""
+    shapes = sorted({x.shape[:2] for x in images})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the images come out in sizes {listed(shapes)}: this checkpoint keeps their proportions. "
+            "Run them one at a time, or crop them alike first."
+        )
+    return np.ascontiguousarray(np.stack(images), np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageList:
+    """Image files, in a fixed order.
+
+    Attributes:
+      paths: of the images.
+      labels: int32 [B] of a class folder, indices into `classes`; None otherwise.
+      classes: names of the classes, sorted; empty where there are no labels.
+    """
+
+    paths: tuple[pathlib.Path, ...]
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def first(self, count: int | None) -> ImageList:
+        """The first `count` of them; all for None. The classes stay."""
+        labels = None if self.labels is None else self.labels[:count]
+        return ImageList(self.paths[:count], labels, self.classes)
+
+
+def list_images(path: str | os.PathLike[str]) -> ImageList:
+    """The images at `path`: a file, a folder of images, a folder with a folder a class (as ImageNet's), or "photo".
+
+    Images of a folder are sorted by name, classes too; those of a class may lie in folders of their own. A file counts
+    as an image by its suffix (`SUFFIXES`); hidden files and folders do not count.
+
+    Raises:
+      ValueError: nothing is there; no image in the folder, or in one of its classes; images beside folders of images.
+    """
+    if path == BUILT_IN_IMAGE and not pathlib.Path(path).exists():
+        import matplotlib
+
+        return ImageList((pathlib.Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg"),))
+    root = existing_path(path, "Image file or folder")
+    if root.is_file():
+        return ImageList((root,))
+    top = _images_in(root)
+    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    classes = {folder.name: _images_in(folder, deep=True) for folder in folders}
+    if not top and not any(classes.values()):
+        raise ValueError(f"no images in {root}: expected files that end in {', '.join(SUFFIXES)}, or a folder a class.")
+    if top and any(classes.values()):
+        raise ValueError(f"{root} has images and folders of images; name one of the folders, or move the images away.")
+    if top:
+        return ImageList(tuple(top))
+    empty = [name for name, found in classes.items() if not found]
+    if empty:
+        raise ValueError(f"{root}: no images in the class folder{'s' * (len(empty) > 1)} {listed(empty)}.")
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(found) for found in classes.values()])
+    return ImageList(tuple(p for found in classes.values() for p in found), labels, tuple(classes))
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """The image at `path` as RGB, 8 bits a channel, turned upright as its EXIF orientation says.
+
+    Grey becomes three equal channels; transparency is laid on white, as transformers' processors do; 16-bit grey is
+    scaled to 8 bits (÷ 257); of an animation the first frame counts.
+
+    Raises:
+      ValueError: no such file, not an image, truncated or damaged, or of a kind without a defined range of values.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    found = existing_path(path, "Image")
+    if found.is_dir():
+        raise ValueError(f"{found} is a folder; name an image, or list the folder with `list_images`.")
+    try:
+        with Image.open(found) as image:
+            image.load()
+            return _to_rgb(image)
+    except UnidentifiedImageError:
+        raise ValueError(f"{found} is not an image that Pillow can read.") from None
+    except Exception as error:  # decoders raise whatever they stumble on; each means that the image cannot be had
+        raise ValueError(f"{found} cannot be read: {error}. The file is damaged, truncated or not supported.") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """`image` as upright 8-bit RGB; see `read_image`."""
+    from PIL import Image, ImageOps
+
+    upright: Image.Image = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format == "PNG"):  # PNG has at most 16 bits
+        upright = Image.fromarray(np.rint(np.asarray(upright).astype(np.float32) / 257).astype(np.uint8))
+    if upright.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {upright.mode!r} have no fixed range; save the image with 8 or 16 bits")
+    if upright.has_transparency_data:
+        opaque = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(opaque, upright.convert("RGBA"))
+    return upright.convert("RGB")
+
+
+def _as_image(image: Any) -> Image.Image:
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return _to_rgb(image)
+    if isinstance(image, str | os.PathLike):
+        return read_image(image)
+    x = np.asarray(image)
+    if x.dtype != np.uint8 or x.size == 0 or not (x.ndim == 2 or (x.ndim == 3 and x.shape[-1] in (3, 4))):
+        raise ValueError(
+            f"an image is {x.dtype}{list(x.shape)}; give a path, a PIL image, or uint8 [height, width, 3], 0 to 255."
+        )
+    return _to_rgb(Image.fromarray(x))
+
+
+def _as_list(images: Any) -> Sequence[Any]:
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        return images
+    return list(images) if isinstance(images, np.ndarray) and images.ndim == 4 else [images]
+
+
+def _images_in(folder: pathlib.Path, deep: bool = False) -> list[pathlib.Path]:
+    return sorted(
+        p
+        for p in (folder.rglob("*") if deep else folder.iterdir())
+        if p.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+        and p.is_file()
+    )
+
+
+def _kind(fields: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """The type that a preprocessor config names, or else the one of its model type."""
+    name = fields.get(_TYPE) or fields.get("feature_extractor_type")
+    if name is None:
+        from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES as NAMES
+
+        model_type = str(config.get("model_type"))
+        name = (NAMES.get(model_type) or {}).get("torchvision")
+        if name is None:
+            raise ValueError(f"{_FILE} names no {_TYPE}, and model type {model_type!r} implies none; add it.")
+    return str(name).removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+
+
+def _from_timm(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A `preprocessor_config.json` that says what timm's evaluation transform does."""
+    channels, height, width = fields.get("input_size", (3, 224, 224))
+    interpolation, mode = fields.get("interpolation") or "bicubic", fields.get("crop_mode") or "center"
+    share = fields.get("crop_pct") or 0.875
+    known = interpolation in _RESAMPLE and mode in ("center", "squash") and share <= 1
+    if channels != 3 or height != width or not known:
+        raise ValueError(
+            f"pretrained_cfg asks for input_size {[channels, height, width]}, interpolation {interpolation!r}, "
+            f"crop_mode {mode!r} and crop_pct {share}; known are square RGB, {', '.join(_RESAMPLE)}, center or squash, "
+            "and a crop_pct up to 1."
+        )
+    side = math.floor(height / share)
+    options = {
+        _TYPE: _TIMM,
+        "size": {"shortest_edge": side} if mode == "center" else {"height": side, "width": side},
+        "crop_size": {"height": height, "width": width},
+        "resample": _RESAMPLE[interpolation],
+    }
+    moments = {"image_mean": fields.get("mean"), "image_std": fields.get("std")}
+    return options | {name: list(values) for name, values in moments.items() if values}
