@@ -34,6 +34,7 @@ setuptools.setup(
     install_requires=[
         "absl-py>=2.1",
         "chex>=0.1.89",
+        "filelock>=3.13",
         "flax>=0.12",
         "gguf>=0.17",
         "grain>=0.2.11",
@@ -51,6 +52,7 @@ setuptools.setup(
         "tokenizers>=0.22",
         "tqdm>=4.66",
         "transformers>=5.0",
+        "xxhash>=3.4",
     ],
     extras_require={
         "data": DATA,

@@ -50,6 +50,45 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the right to write `path`, a file or a directory: one process at a time has it, the others are refused.
+
+    The lock is a file beside it, `.NAME.lock`, which is removed at the end. What a killed process leaves of it blocks
+    nobody: the system lets go of a lock with the process that held it. Missing parent directories are made.
+
+    Args:
+      path: what is going to be written; it need not be there. To lock a directory whose parent cannot be written
+        (a mount point, say), name something inside it.
+
+    Raises:
+      ValueError: another process, or another block of this one, holds it; or no file can be made beside it.
+    """
+    import filelock
+
+    where = pathlib.Path(path).expanduser().resolve()
+    file = where.parent / f".{where.name}.lock"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(file, thread_local=False)
+        lock.acquire(timeout=0)
+        if not file.exists():  # whoever held it before removed it between our opening and locking it
+            lock.release()
+            lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ValueError(
+            f"{str(path)!r} is being written by another process; wait for it to end, or give another name."
+        ) from None
+    except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{str(path)!r} cannot be written: no lock at {str(file)!r}: {reason}.") from None
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # while it is held: nobody else's can be there
+        lock.release()
+
+
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Writes `obj` as standard JSON (RFC 8259), which has no infinity and no NaN.
 

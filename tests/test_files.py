@@ -3,13 +3,15 @@ import json
 import math
 import os
 import pathlib
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from massive_jax import files
-from massive_jax.files import atomic_write, read_json, write_json
+from massive_jax.files import atomic_write, locked, read_json, write_json
 
 
 def test_a_file_appears_only_when_the_block_ends(tmp_path):
@@ -31,6 +33,49 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
         raise KeyError
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["out.txt"]
+
+
+def test_a_lock_is_held_by_one_and_leaves_nothing(tmp_path):
+    target = tmp_path / "new" / "results"
+    with locked(target):
+        assert not target.exists()
+        with pytest.raises(ValueError, match="results' is being written by another process"), locked(str(target)):
+            pass
+        with locked(target.parent / "others"):
+            pass
+    with locked(target):
+        pass
+    with pytest.raises(KeyError), locked(target):  # noqa: PT012
+        raise KeyError
+    with locked(target):
+        pass
+    assert os.listdir(tmp_path / "new") == []
+
+
+def test_a_killed_process_holds_no_lock(tmp_path):
+    program = """
+import sys
+from massive_jax.files import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "it")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="another process"), locked(tmp_path / "it"):
+            pass
+        other.kill()
+    assert os.listdir(tmp_path) == [".it.lock"]
+    with locked(tmp_path / "it"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file/it' cannot be written: no lock at"), locked(tmp_path / "file" / "it"):
+        pass
 
 
 def test_a_written_file_has_the_usual_permissions(tmp_path):
