@@ -47,6 +47,7 @@ class Surroundings:
       cache_slots: int [B, T], where in the cache the keys and values of these tokens go (out of range: nowhere); None
         for no cache.
       slot_places: of the attention bias's slots; None without slots.
+      query_scale: float32 scalar, multiplies the queries where they meet keys; None for 1.
     """
 
     rope: tuple[jax.Array, jax.Array] | None
@@ -55,6 +56,7 @@ class Surroundings:
     mask: jax.Array | None
     cache_slots: jax.Array | None = None
     slot_places: SlotPlaces | None = None
+    query_scale: jax.Array | None = None
 
 
 class Attention(nn.Module):
@@ -82,6 +84,8 @@ class Attention(nn.Module):
         if around.rope is not None and around.key_rope is not None:
             query = apply_rope(query, *around.rope, interleaved=cfg.rope.interleaved)
             key = apply_rope(key, *around.key_rope, interleaved=cfg.rope.interleaved)
+        if around.query_scale is not None:  # on the queries: kernels take no scale that differs by layer
+            query = (query.astype(wide(query.dtype)) * around.query_scale).astype(query.dtype)
         # A sink token's own pass has no slots: they are made of it.
         slots = None if around.slot_places is None else AttentionSlots(cfg, name="slots")(query, around.slot_places)
         if tap.wants(*ATTENTION_SITES):

@@ -218,6 +218,7 @@ class BlockConfig:
       qk_norm: norm of queries and keys: None, "head" (each head) or "full" (all heads together).
       clip_qkv: queries, keys and values are clipped to ± this.
       attention_scale: multiplies q·k; None for 1/√N.
+      attention_scale_by_layer: q·k of layer l (1-based) is divided by l besides (Stanford CRFM's GPT-2 models).
       attention_softcap: logits become softcap · tanh(logits / softcap).
       attention_bias: explicit attention bias; None for none. Slots are the last keys of the attention sites.
       window: sliding window: a token attends to itself and the window - 1 tokens before it; None for all.
@@ -254,6 +255,7 @@ class BlockConfig:
     qk_norm: str | None = None
     clip_qkv: float | None = None
     attention_scale: float | None = None
+    attention_scale_by_layer: bool = False
     attention_softcap: float | None = None
     attention_bias: AttentionBias | None = None
     window: int | None = None

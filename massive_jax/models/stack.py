@@ -93,10 +93,10 @@ def run_blocks(
     def step(block: Block, carry: Any, layer: Any, around: Any, alone: Any, edits: Any) -> tuple[Any, None]:
         x, sink, results = carry
         number, windowed, slots = layer
-        around = _of_layer(around, windowed)
+        around = _of_layer(config, around, number, windowed)
         if sink is not None:
             kept = Tap({}, _KEYS_AND_VALUES, slots=_FIRST_SLOT, results=nothing_kept)
-            sink = block(sink, _of_layer(alone, windowed), kept)
+            sink = block(sink, _of_layer(config, alone, number, windowed), kept)
             tokens = (kept.results["key"].tensor[0], kept.results["value"].tensor[0])
             around = dataclasses.replace(around, slot_places=dataclasses.replace(around.slot_places, tokens=tokens))
         tap = Tap(edits, plan, number, slots, results, shift=shift)
@@ -115,10 +115,12 @@ def run_blocks(
     return x, results
 
 
-def _of_layer(around: LayerKinds, windowed: jax.Array) -> Surroundings:
-    """What a layer's attention sees."""
+def _of_layer(config: BlockConfig, around: LayerKinds, number: jax.Array, windowed: jax.Array) -> Surroundings:
+    """What the attention of the layer of this 1-based number sees."""
     here, local = around
-    return here if local is None else jax.tree.map(lambda a, b: jnp.where(windowed, b, a), here, local)
+    if local is not None:
+        here = jax.tree.map(lambda a, b: jnp.where(windowed, b, a), here, local)
+    return dataclasses.replace(here, query_scale=1.0 / number) if config.attention_scale_by_layer else here
 
 
 def sow(module: nn.Module, tap: Tap, results: Mapping[str, Any]) -> None:

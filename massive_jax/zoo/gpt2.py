@@ -16,7 +16,6 @@ def config(fields: Fields) -> TransformerConfig:
     """`GPT2Config` -> TransformerConfig, with one more field: `bias` false is a model without any biases."""
     hidden_size, num_heads = fields.require("n_embd"), fields.require("n_head")
     bias = fields.get("bias", True)
-    fields.only("scale_attn_by_inverse_layer_idx", False)
     # `reorder_and_upcast_attn` asks for logits in float32, as they are here in any case.
     fields.ignore("reorder_and_upcast_attn", "n_ctx", "n_special", "predict_special_tokens")
     return TransformerConfig(
@@ -33,6 +32,7 @@ def config(fields: Fields) -> TransformerConfig:
         qkv_bias=bias,
         out_bias=bias,
         attention_scale=None if fields.get("scale_attn_weights", True) else 1.0,
+        attention_scale_by_layer=fields.get("scale_attn_by_inverse_layer_idx", False),
         mlp="plain",
         activation=fields.activation("gelu_new", "activation_function"),
         mlp_bias=bias,

@@ -44,6 +44,8 @@ CASES = {
     "untied, exact gelu": {"tie_word_embeddings": False, "activation_function": "gelu"},
     "logits not scaled": {"scale_attn_weights": False},
     "logits upcast": {"reorder_and_upcast_attn": True},
+    "logits scaled by layer": {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+    "logits scaled by layer only": {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False},
 }
 
 
@@ -141,7 +143,6 @@ def test_nanogpt(tmp_path, prefix):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True is not implemented"),
         ({"activation_function": "tanh"}, "activation 'tanh' is not implemented"),
         ({"window_size": 5}, "window_size = 5"),
     ],
