@@ -15,6 +15,12 @@ import numpy as np
 
 NON_FINITE = "non_finite"  # the key under which `write_json` keeps what it had to write as null
 
+# C0, DEL and C1; line and paragraph separator; direction marks (Trojan Source, CVE-2021-42574); halves of surrogates;
+# the byte-order mark, which is invisible.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
@@ -155,6 +161,23 @@ def listed(items: Iterable[object], limit: int = 20) -> str:
     names = [str(item) for item in items]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""Escapes what could steer or disguise a terminal: control characters, line ends, marks that turn the direction.
+
+    Everything else stays as it is, letters of any script among it. For what comes from a file (a token, a name, a
+    setting) and goes to a terminal or into a message.
+
+    Example:
+      >>> printable("a\x1b[2Jb\n")
+      'a\\x1b[2Jb\\n'
+
+    Args:
+      text: a string, or anything that `str` takes.
+      keep: characters that are let through, such as "\n" for a message of several lines.
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else ascii(match[0])[1:-1], str(text))
 
 
 def existing_path(path: object, what: str) -> pathlib.Path:

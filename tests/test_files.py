@@ -153,3 +153,23 @@ def test_what_is_not_json_is_refused_by_name_and_nothing_is_written(tmp_path, ob
     with pytest.raises(error, match=words):
         write_json(tmp_path / "a.json", obj)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[2Jb", r"a\x1b[2Jb"),
+        ("\r\n\t\0\x7f\x9b", r"\r\n\t\x00\x7f\x9b"),
+        ("user\u202enimda\u2066\u2028\ufeff", r"user\u202enimda\u2066\u2028\ufeff"),
+        ("\ud83d", r"\ud83d"),
+        ("é 中 🙂 👩\u200d🚀 \\ \u00a0 👍", "é 中 🙂 👩\u200d🚀 \\ \u00a0 👍"),
+        (pathlib.Path("a\nb"), r"a\nb"),
+    ],
+)
+def test_what_steers_a_terminal_is_escaped_and_nothing_else(text, shown):
+    assert files.printable(text) == shown
+    assert files.printable(shown) == shown
+
+
+def test_line_ends_of_a_message_are_kept_on_demand():
+    assert files.printable("one\ntwo\x1b\r", keep="\n") == "one\ntwo\\x1b\\r"
