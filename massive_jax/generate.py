@@ -16,9 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from massive_jax.arguments import number, seed_number, shown, whole_number, yes_or_no
 from massive_jax.model import Model, Output
 from massive_jax.models import LanguageModel, empty_cache
 from massive_jax.probe import Capture, CapturePlan, Edit, EditCollection, compile_edits
+
+_MOST = (1 << 31) - 1  # tokens of a sequence: its positions are int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Streaming:
     window: int = 1020
 
     def __post_init__(self) -> None:
+        whole_number("sinks", self.sinks), whole_number("window", self.window)
         if self.sinks < 0 or self.window < 1:
             raise ValueError(f"a cache of {self.sinks} sinks and {self.window} more: expected 0 and 1 at least.")
 
@@ -102,17 +106,24 @@ def generate(
 
     Raises:
       ValueError: as `Model.__call__`; a mask that is not padding in front; more tokens than the context or the cache
-        takes; a negative temperature; top_p outside (0, 1].
+        takes; an option of another type or out of range: a negative temperature, top_p outside (0, 1], a stop token
+        that the vocabulary does not have, a seed of more than 32 bits.
     """
     tokens = model.check_tokens(tokens)
     B, T = tokens.shape
     positions = _positions(tokens, mask)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; at least one is needed.")
+    config = model.require_language()
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1, _MOST - T)
+    temperature = number("temperature", temperature, most=float(np.finfo(np.float32).max))
+    top_p = number("top_p", top_p)
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} and top_p {top_p}: expected at least 0, and above 0 up to 1.")
-    total = T + max_new_tokens
-    context = model.require_language().context_length
+    seed, keep_logits = seed_number(seed), yes_or_no("keep_logits", keep_logits)
+    if stop is not None:
+        stop = whole_number("stop", stop, 0, config.vocab_size - 1)
+    if not isinstance(cache, Streaming | None):
+        raise ValueError(f"cache is {shown(cache)}; give Streaming(…), or None to keep every token.")
+    total, context = T + max_new_tokens, config.context_length
     if cache is None and total > context:
         raise ValueError(
             f"{T} + {max_new_tokens} tokens are more than the model's context of {context}; generate fewer, or bound "
@@ -123,11 +134,9 @@ def generate(
         raise ValueError(
             f"a cache of {cache.size} tokens must hold the prompt of {T} and be within the context of {context}."
         )
-    sizes = model.config.sizes(B, total, policy.size)
-    compiled = compile_edits(edits or (), sizes, tokens, model.rules())
-    first, prompt_sown, state = _prefill(
-        model.module, policy, model.params, compiled, model.compile_captures(capture), tokens, positions
-    )
+    sizes, plan = config.sizes(B, total, policy.size), model.compile_captures(capture)
+    compiled = compile_edits(edits, sizes, tokens, model.rules(), config.absent_sites, config.jnp_dtype)
+    first, prompt_sown, state = _prefill(model.module, policy, model.params, compiled, plan, tokens, positions)
     sampling = Sampling(
         jnp.float32(temperature), jnp.float32(top_p), jax.random.key(seed), jnp.int32(-1 if stop is None else stop)
     )
@@ -138,7 +147,7 @@ def generate(
         keep_logits,
         model.params,
         compiled,
-        model.compile_captures(capture),
+        plan,
         sampling,
         first.logits[:, -1],
         state,
@@ -174,7 +183,8 @@ class Sampling:
         greedy = jnp.argmax(logits, axis=-1)
 
         def draw() -> jax.Array:
-            scaled = logits / self.temperature
+            # Less the largest: a tiny temperature divides to minus infinity, not to infinity less infinity.
+            scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / self.temperature
             order = jnp.argsort(-scaled, axis=-1)
             ranked = jnp.take_along_axis(scaled, order, axis=-1)
             before = jnp.cumsum(jax.nn.softmax(ranked, axis=-1), axis=-1) - jax.nn.softmax(ranked, axis=-1)

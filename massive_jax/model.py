@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from massive_jax.arguments import several, shown, yes_or_no
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.models import LanguageModel, TransformerConfig, VisionConfig, VisionTransformer
 from massive_jax.models.vision_config import CHANNELS
@@ -24,6 +25,8 @@ from massive_jax.probe import (
     CapturePlan,
     Edit,
     EditCollection,
+    check_edits,
+    check_plan,
     compile_captures,
     compile_edits,
 )
@@ -122,7 +125,7 @@ class Model:
             of the wrong shape or dtype, not finite, or of a size that the model does not take; see `Capture` and `Edit`
             for theirs. Raised before anything is compiled.
         """
-        inputs = self.check_inputs(inputs)
+        inputs, logits = self.check_inputs(inputs), yes_or_no("logits", logits)
         return forward(
             self.module, self.params, self.compile_edits(edits, inputs), self.compile_captures(capture), inputs, logits
         )
@@ -141,7 +144,9 @@ class Model:
         """
         self.require_language()
         tokenizer = self.require_tokenizer()
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = (text,) if isinstance(text, str) else several(text)
+        if texts is None or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"text is {shown(text)}; give a text, or several in a list.")
         prefix = [self.bos_id()] if bos else []
         rows = [prefix + tokenizer.encode(t) for t in texts]
         if not rows or not all(len(row) > bos for row in rows):
@@ -217,7 +222,7 @@ class Model:
         """`images` as an array float32 [B, height, width, 3] that this model can take; see `__call__`."""
         config = self.require_vision()
         if not isinstance(images, jax.core.Tracer):
-            images = np.asarray(images)
+            images = _array("images", images)
         if images.ndim != 4 or images.shape[-1] != CHANNELS or images.dtype != np.float32:
             raise ValueError(
                 f"images are {images.dtype}{list(images.shape)}; give float32 [batch, height, width, {CHANNELS}], as "
@@ -242,7 +247,7 @@ class Model:
         """`tokens` as an array int [B, T] that this model can take; see `__call__` for the errors."""
         config = self.require_language()
         if not isinstance(tokens, jax.core.Tracer):
-            tokens = np.asarray(tokens)
+            tokens = _array("tokens", tokens)
         if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(f"tokens are {tokens.dtype}{list(tokens.shape)}; give integers [batch, position].")
         if 0 in tokens.shape:
@@ -263,19 +268,18 @@ class Model:
 
     def compile_edits(self, edits: Edit | Sequence[Edit] | EditCollection | None, inputs: Any) -> EditCollection:
         """`edits` as the `edits` collection for `inputs` (see `massive_jax.probe.compile_edits`)."""
-        if isinstance(edits, Mapping):
-            return edits
         concrete = None if isinstance(inputs, jax.core.Tracer) else inputs
         sizes, absent = self.config.input_sizes(inputs.shape), self.config.absent_sites
-        return compile_edits(edits or (), sizes, concrete, self.rules(), absent)
+        if isinstance(edits, Mapping):
+            return check_edits(edits, sizes, absent)
+        return compile_edits(edits, sizes, concrete, self.rules(), absent, self.config.jnp_dtype)
 
     def compile_captures(self, capture: Capture | Sequence[Capture] | CapturePlan | None) -> CapturePlan:
         """`capture` as a plan for this model (see `massive_jax.probe.compile_captures`)."""
-        return (
-            capture
-            if isinstance(capture, CapturePlan)
-            else compile_captures(capture, self.config.num_layers, self.config.absent_sites)
-        )
+        num_layers, absent = self.config.num_layers, self.config.absent_sites
+        if isinstance(capture, CapturePlan):
+            return check_plan(capture, num_layers, absent)
+        return compile_captures(capture, num_layers, absent)
 
     def rules(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
         """The position rules that an `Edit` may name."""
@@ -290,3 +294,11 @@ class Model:
         found = np.isin(tokens, ids)
         found[:, 0] = False
         return np.where(found.any(axis=1), found.argmax(axis=1), -1).astype(np.int32)
+
+
+def _array(name: str, given: Any) -> np.ndarray:
+    """Gives `given` as an array; ValueError where its rows have different lengths."""
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {shown(given)}, which is no array: its rows must have one length.") from None

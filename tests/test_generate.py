@@ -235,6 +235,12 @@ def test_cache_is_a_plain_collection(tiny_model, tiny_tokens):
     assert_same(got, whole, "block_out")
 
 
+def test_a_temperature_near_zero_is_the_most_likely_token(tiny_model, tiny_tokens):
+    greedy = tiny_model.generate(tiny_tokens[:, :PROMPT], max_new_tokens=2).tokens
+    drawn = tiny_model.generate(tiny_tokens[:, :PROMPT], max_new_tokens=2, temperature=2e-38).tokens
+    np.testing.assert_array_equal(drawn, greedy)
+
+
 BAD = {
     "max_new_tokens is 0": {"max_new_tokens": 0},
     "temperature -1": {"temperature": -1.0},
@@ -244,6 +250,24 @@ BAD = {
     "mask must be False for padding in front": {"mask": np.array([[True] * 4 + [False], [True] * 5])},
     r"a cache of 4 tokens must hold the prompt of 5": {"cache": Streaming(1, 3)},
     "within the context of 96": {"cache": Streaming(4, 200)},
+    r"max_new_tokens is 2\.5": {"max_new_tokens": 2.5},
+    "max_new_tokens is True": {"max_new_tokens": True},
+    "max_new_tokens is 10{30}; give a whole number from 1": {"max_new_tokens": 10**30, "cache": Streaming(4, 50)},
+    "temperature is nan; give a finite": {"temperature": float("nan")},
+    "temperature is inf": {"temperature": float("inf")},
+    r"temperature is 1e\+39": {"temperature": 1e39},
+    "temperature is '1'": {"temperature": "1"},
+    "top_p is nan": {"top_p": float("nan")},
+    "top_p is None": {"top_p": None},
+    r"seed is 1\.0": {"seed": 1.0},
+    "seed is 4294967296": {"seed": 1 << 32},
+    "stop is 260; give a whole number from 0 to 259": {"stop": 260},
+    "stop is -1": {"stop": -1},
+    r"stop is 3\.0": {"stop": 3.0},
+    "keep_logits is 'no'; give True or False": {"keep_logits": "no"},
+    r"cache is 5; give Streaming\(…\)": {"cache": 5},
+    "edits is {'block_out': 3}; give an Edit": {"edits": {"block_out": 3}},
+    "this model has no site router_probs": {"edits": mj.Edit("router_probs", layer=1)},
 }
 
 
@@ -258,5 +282,7 @@ def test_bad_cache_and_bad_padding():
         Streaming(-1, 4)
     with pytest.raises(ValueError, match="expected 0 and 1 at least"):
         Streaming(1, 0)
+    with pytest.raises(ValueError, match=r"window is 5\.5"):
+        Streaming(1, 5.5)
     with pytest.raises(ValueError, match="sequence 1 is empty"):
         left_pad([[1], []])

@@ -22,6 +22,8 @@ import massive_jax as mj
         ([[0, 260]], r"ids from 0 to 260 do not fit the vocabulary of 260 \(ids 0 to 259\)"),
         ([[0, -1]], "ids from -1 to 0"),
         ([[2**40]], "do not fit the vocabulary"),
+        ([[1, 2], [3]], "its rows must have one length"),
+        (None, "tokens are object"),
     ],
 )
 def test_tokens_that_are_refused(tiny_model, compilations, tokens, message):
@@ -59,6 +61,34 @@ def test_tokenize(tiny_model):
     assert tiny_model.tokenize(["ab.", "abc"]).shape == (2, 3)
     assert tiny_model.tokenize("a", bos=True).tolist() == [[BOS, 97]]
     assert tiny_model.tokenize("é").tolist() == [list("é".encode())]
+
+
+@pytest.mark.parametrize("text", [None, 5, b"a", ["a", None], {"a": 1}])
+def test_what_is_no_text_is_refused(tiny_model, text):
+    with pytest.raises(ValueError, match="text is .*; give a text, or several"):
+        tiny_model.tokenize(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"capture": "block_out"}, "capture is 'block_out'; give a Capture"),
+        ({"capture": {"sites": "block_out"}}, "give a Capture"),
+        ({"capture": [mj.Capture("mid"), None]}, "give a Capture"),
+        ({"capture": mj.Edit("embed")}, "give a Capture"),
+        ({"edits": "block_out"}, "edits is 'block_out'; give an Edit"),
+        ({"edits": [None]}, r"edits is \[None\]"),
+        ({"edits": 5}, "edits is 5"),
+        ({"edits": mj.Capture("mid")}, "give an Edit"),
+        ({"edits": {"block_out": 5}}, "compiled edits: 'block_out' holds 5"),
+        ({"logits": "no"}, "logits is 'no'; give True or False"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(tiny_model, tiny_tokens, compilations, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        tiny_model(tiny_tokens, **options)
+    assert "\n" not in str(caught.value)
+    assert compilations() == 0
 
 
 @pytest.mark.parametrize("text", ["", [], [""], ["a", ""]])

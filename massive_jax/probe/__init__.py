@@ -1,7 +1,8 @@
 """Reading and editing activations: sites, what to keep of them (`Capture`), and interventions as data (`Edit`)."""
 
 from massive_jax.probe.capture import Capture, CapturePlan, compile_captures
-from massive_jax.probe.edit import OPS, RULES, Edit, EditCollection, EditRows, compile_edits, stack_edits
+from massive_jax.probe.compiled import check_edits, check_plan
+from massive_jax.probe.edit import OPS, RULES, Edit, EditCollection, EditRows, as_edits, compile_edits, stack_edits
 from massive_jax.probe.reduce import Stats
 from massive_jax.probe.sites import ALL_SITES, ATTENTION_SITES, EXPERT_SITES, SITES, VISION_SITES, Site
 from massive_jax.probe.tap import Tap, empty_results, present
@@ -22,6 +23,9 @@ __all__ = [
     "Site",
     "Stats",
     "Tap",
+    "as_edits",
+    "check_edits",
+    "check_plan",
     "compile_captures",
     "compile_edits",
     "empty_results",

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from massive_jax.arguments import is_index, several, shown, whole_number, yes_or_no
 from massive_jax.probe.reduce import Reductions
-from massive_jax.probe.sites import check_layers, find_site, is_index
+from massive_jax.probe.sites import check_layers, find_site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +84,19 @@ def compile_captures(
       ValueError: unknown, absent or repeated site, layer out of range or repeated, a negative k, `mass` of another
         site.
     """
-    captures = () if captures is None else (captures,) if isinstance(captures, Capture) else tuple(captures)
+    captures = as_captures(captures)
     specs: dict[str, SiteSpec] = {}
     slots: dict[str, np.ndarray] = {}
     for capture in captures:
-        names = (capture.sites,) if isinstance(capture.sites, str) else tuple(capture.sites)
-        if not is_index(capture.top_k) or capture.top_k < 0:
-            raise ValueError(f"top_k is {capture.top_k!r}; give a number of values to keep, 0 or more.")
+        names = (capture.sites,) if isinstance(capture.sites, str) else _several("sites", capture.sites)
+        whole_number("Capture: top_k", capture.top_k, 0)
+        for name in ("median", "max", "mean", "variance", "kurtosis", "mass"):
+            yes_or_no(f"Capture: {name}", getattr(capture, name))
+        if capture.tensor is not None:
+            yes_or_no("Capture: tensor", capture.tensor)
         given: Any = capture.layers
         wanted = range(1, num_layers + 1) if given is None else (given,) if is_index(given) else given
-        layers = check_layers(wanted, num_layers, "Capture")
+        layers = check_layers(_several("layers", wanted), num_layers, "Capture")
         if not layers or len(set(layers)) < len(layers):
             raise ValueError(f"Capture: layers {list(layers)} must name at least one layer and each only once.")
         for name in names:
@@ -112,3 +116,18 @@ def compile_captures(
                 slots[name] = np.full(num_layers, len(layers), np.int32)
                 slots[name][np.asarray(layers) - 1] = np.arange(len(layers), dtype=np.int32)
     return CapturePlan(tuple(specs.items()), slots)
+
+
+def as_captures(captures: Any) -> tuple[Capture, ...]:
+    """Gives `captures`, None, one or several, as a tuple; ValueError where one of them is something else."""
+    found = () if captures is None else (captures,) if isinstance(captures, Capture) else several(captures)
+    if found is None or not all(isinstance(capture, Capture) for capture in found):
+        raise ValueError(f"capture is {shown(captures)}; give a Capture, several in a list, or None.")
+    return found
+
+
+def _several(name: str, given: Any) -> tuple[Any, ...]:
+    """Gives `given`, a list, a range or an array of sites or layers, as a tuple."""
+    if (found := several(given)) is None or (name == "sites" and not found):
+        raise ValueError(f"Capture: {name} is {shown(given)}; give one, or a list of them.")
+    return found

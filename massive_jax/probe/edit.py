@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from massive_jax.arguments import is_index, seed_number, several, shown
 from massive_jax.dtypes import wide
-from massive_jax.probe.sites import ALL_SITES, AXIS_NAMES, Site, check_layers, find_site, is_index
+from massive_jax.probe.sites import ALL_SITES, AXIS_NAMES, WIDE_SITES, Site, check_layers, find_site
 
 OPS = ("set", "scale", "add", "noise", "shuffle", "quantize", "move")
 NO_LAYER = -1  # the layer of a padding row: matches none
@@ -93,11 +94,12 @@ EditCollection: TypeAlias = Mapping[str, tuple[EditRows, ...]]
 
 
 def compile_edits(
-    edits: Edit | Sequence[Edit],
+    edits: Edit | Sequence[Edit] | None,
     sizes: Mapping[str, int],
     tokens: np.ndarray | None = None,
     rules: Mapping[str, PositionRule] = RULES,
     absent: Collection[str] = (),
+    dtype: Any = np.float32,
 ) -> dict[str, tuple[EditRows, ...]]:
     """Checks `edits` and packs them into the `edits` collection.
 
@@ -107,18 +109,19 @@ def compile_edits(
       tokens: int [B, T] on the host, needed by position rules only.
       rules: named position rules.
       absent: sites that the model does not have.
+      dtype: of the model's activations, which a value that is set has to fit.
 
     Raises:
-      ValueError: unknown or absent site, unknown op or rule; layer, position, head, key or dim out of range; an index
-        the site has no axis for; a value of the wrong shape. Everything wrong with every edit is in the one message.
+      ValueError: something else than an `Edit` among them; unknown or absent site, unknown op or rule; layer, position,
+        head, key or dim out of range; an index the site has no axis for; a value of the wrong shape, or too large; a
+        seed out of range. Everything wrong with every edit is in the one message.
     """
-    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
     problems, packed = [], []
-    for number, edit in enumerate(edits):
+    for number, edit in enumerate(as_edits(edits)):
         try:
-            if edit.site in absent:
+            if find_site(edit.site).name in absent:
                 raise ValueError(f"this model has no site {edit.site}")
-            packed.append(_pack(edit, sizes, tokens, rules))
+            packed.append(_pack(edit, sizes, tokens, rules, dtype))
         except ValueError as error:
             problems.append(f"edit {number} ({_describe(edit)}): {error}")
     if problems:
@@ -131,6 +134,14 @@ def compile_edits(
         if runs:
             collection[name] = tuple(_stack_rows(run, sizes["B"]) for run in runs)
     return collection
+
+
+def as_edits(edits: Any) -> tuple[Edit, ...]:
+    """Gives `edits`, None, one or several, as a tuple; ValueError where one of them is something else."""
+    found = () if edits is None else (edits,) if isinstance(edits, Edit) else several(edits)
+    if found is None or not all(isinstance(edit, Edit) for edit in found):
+        raise ValueError(f"edits is {shown(edits)}; give an Edit, several in a list, or None.")
+    return found
 
 
 def stack_edits(collections: Sequence[EditCollection]) -> EditCollection:
@@ -221,25 +232,25 @@ def apply_edits(
 
 
 def _pack(
-    edit: Edit, sizes: Mapping[str, int], tokens: np.ndarray | None, rules: Mapping[str, PositionRule]
+    edit: Edit, sizes: Mapping[str, int], tokens: np.ndarray | None, rules: Mapping[str, PositionRule], dtype: Any
 ) -> tuple[Site, EditRows]:
     """One checked edit as a row without the K axis."""
     site = find_site(edit.site)
     if 0 in site.shape(sizes):
         raise ValueError(f"this model has no site {site.name}.")
     if site.per_layer:
-        if edit.layer == "all":
+        if isinstance(edit.layer, str) and edit.layer == "all":
             layer = ALL_LAYERS
         elif edit.layer is None:
             raise ValueError(f"{site.name} is in every block: give layer=1 to {sizes['L']}, or 'all'.")
         else:
             (layer,) = check_layers([edit.layer], sizes["L"], "layer")  # type: ignore[list-item]
-    elif edit.layer not in (None, 0):
-        raise ValueError(f"{site.name} is outside the blocks: leave layer out (given {edit.layer}).")
+    elif edit.layer is not None and not (is_index(edit.layer) and edit.layer == 0):
+        raise ValueError(f"{site.name} is outside the blocks: leave layer out (given {shown(edit.layer)}).")
     else:
         layer = 0
-    if edit.op not in OPS:
-        raise ValueError(f"unknown op {edit.op!r}; the operations are {', '.join(OPS)}.")
+    if not isinstance(edit.op, str) or edit.op not in OPS:
+        raise ValueError(f"unknown op {shown(edit.op)}; the operations are {', '.join(OPS)}.")
 
     index: dict[str, Any] = {}
     for name in ("position", "head", "key", "dim"):
@@ -248,20 +259,17 @@ def _pack(
         if given is None:
             continue
         if axis is None:
-            raise ValueError(f"{site.name} has axes {site.axes} and no {name}: leave it out (given {given}).")
+            raise ValueError(f"{site.name} has axes {site.axes} and no {name}: leave it out (given {shown(given)}).")
         if name == "position":
             index[axis] = _positions(given, sizes["B"], sizes[axis], tokens, rules)
         elif not is_index(given) or not 0 <= given < sizes[axis]:
-            raise ValueError(f"{name} {given} is out of range; {site.name} has {name} 0 to {sizes[axis] - 1}.")
+            raise ValueError(f"{name} {shown(given)} is out of range; {site.name} has {name} 0 to {sizes[axis] - 1}.")
         else:
             index[axis] = np.int32(given)
     index = {axis: index[axis] for axis in site.axes if axis in index}
 
     last = site.axes[-1]
-    value = np.asarray(edit.value)
-    if value.dtype.kind in "OSUc":  # None would become nan
-        raise ValueError(f"value is {edit.value!r}; give a number or an array of numbers.")
-    value = value.astype(np.float32)
+    value = _value(edit, np.float32 if site.name in WIDE_SITES else dtype)
     if last in index:
         if value.ndim:
             raise ValueError(f"value has shape {value.shape}; with a dim given it must be one number.")
@@ -273,15 +281,31 @@ def _pack(
     else:
         value = np.broadcast_to(value, (sizes[last],))
     if edit.op == "quantize" and not np.isin(value, range(2, 17)).all():
-        raise ValueError(f"value is {edit.value!r}; quantize takes a whole number of bits, 2 to 16.")
+        raise ValueError(f"value is {shown(edit.value)}; quantize takes a whole number of bits, 2 to 16.")
     if edit.op == "move":
         positions = site.axis_of("position")
         if positions is None or {*index, positions} != set(site.axes[1:]) or positions in index:
             raise ValueError(f"move takes one dim (and head) of all positions of {site.name}, which has {site.axes}.")
         if not is_index(edit.value) or not 0 <= value < sizes[positions] or sizes[positions] < 2:
-            raise ValueError(f"move to position {edit.value!r}: there are positions 0 to {sizes[positions] - 1}.")
+            raise ValueError(f"move to position {shown(edit.value)}: there are positions 0 to {sizes[positions] - 1}.")
     op = np.int32(OPS.index(edit.op))
-    return site, EditRows(np.int32(layer), index, op, value, np.uint32(edit.seed & 0xFFFFFFFF))
+    return site, EditRows(np.int32(layer), index, op, value, np.uint32(seed_number(edit.seed)))
+
+
+def _value(edit: Edit, dtype: Any) -> np.ndarray:
+    """The value of `edit` in float32: finite where what was given is, and in `dtype` too where it is set."""
+    try:
+        given = np.asarray(edit.value)
+    except ValueError:  # rows of different lengths
+        given = np.asarray(None)
+    if not (jnp.issubdtype(given.dtype, jnp.floating) or given.dtype.kind in "biu"):  # None would become nan
+        raise ValueError(f"value is {shown(edit.value)}; give a number or an array of numbers.")
+    with np.errstate(over="ignore"):
+        value = given.astype(np.float32)
+        for name, cast in (("float32", value), (jnp.dtype(dtype).name, value.astype(dtype))):
+            if (edit.op == "set" or name == "float32") and (np.isfinite(given) & ~np.isfinite(cast)).any():
+                raise ValueError(f"value is {shown(edit.value)}, which {name} does not hold: it would be infinite.")
+    return value
 
 
 def _positions(given: Any, B: int, T: int, tokens: np.ndarray | None, rules: Mapping[str, PositionRule]) -> np.ndarray:
@@ -318,10 +342,10 @@ def _stack_rows(rows: Sequence[EditRows], B: int) -> EditRows:
 
 def _describe(edit: Edit) -> str:
     """The fields of `edit` that are not at their default, for messages."""
-    shown = []
+    fields = []
     for field in dataclasses.fields(edit):
         value = getattr(edit, field.name)
         default: Any = field.default
         if field.name == "site" or not np.array_equal(value, default):
-            shown.append(f"{field.name}={value!r}")
-    return ", ".join(shown)
+            fields.append(f"{field.name}={shown(value)}")
+    return ", ".join(fields)

@@ -8,8 +8,9 @@ Axis letters, here and in every file that names them:
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Iterable, Mapping
+
+from massive_jax.arguments import is_index, shown
 
 # What a person calls an index along each axis (fields of `Edit`, keys of `Stats.top_indices`).
 AXIS_NAMES: Mapping[str, str] = {
@@ -89,8 +90,8 @@ WIDE_SITES = frozenset({*ATTENTION_SITES, *EXPERT_SITES, "logits"})
 
 def find_site(name: str) -> Site:
     """The site called `name`; ValueError with the whole list when there is none."""
-    if name not in ALL_SITES:
-        raise ValueError(f"unknown site {name!r}; the sites are {', '.join(ALL_SITES)}.")
+    if not isinstance(name, str) or name not in ALL_SITES:
+        raise ValueError(f"unknown site {shown(name)}; the sites are {', '.join(ALL_SITES)}.")
     return ALL_SITES[name]
 
 
@@ -100,18 +101,7 @@ def check_layers(layers: Iterable[int], num_layers: int, what: str) -> tuple[int
     bad = [layer for layer in layers if not is_index(layer) or not 1 <= layer <= num_layers]
     if bad:
         raise ValueError(
-            f"{what}: layer {', '.join(map(str, bad))} is out of range; this model has layers 1 to {num_layers} "
+            f"{what}: layer {', '.join(map(shown, bad))} is out of range; this model has layers 1 to {num_layers} "
             "(layer l is the output of block l)."
         )
     return tuple(int(layer) for layer in layers)
-
-
-def is_index(value: object) -> bool:
-    """Whether `value` is a plain, numpy or jax integer: not a bool, and not an array with axes."""
-    if isinstance(value, bool):
-        return False
-    try:
-        operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True

@@ -121,6 +121,13 @@ REFUSED = {
     "k -1": (Capture("mid", top_k=-1), "top_k is -1"),
     "k 1.0": (Capture("mid", top_k=1.0), "top_k is 1.0"),
     "k True": (Capture("mid", top_k=True), "top_k is True"),
+    "layers in words": (Capture("mid", layers="all"), "layers is 'all'"),
+    "layers 1.5": (Capture("mid", layers=1.5), r"layers is 1\.5"),
+    "sites 5": (Capture(5), "sites is 5"),
+    "no sites": (Capture(()), r"sites is \(\)"),
+    "a site of another type": (Capture([["mid"]]), r"unknown site \['mid'\]"),
+    "median in words": (Capture("mid", median="yes"), "median is 'yes'; give True or False"),
+    "tensor 1": (Capture("mid", tensor=1), "tensor is 1"),
     "mass": (Capture("attn_logits", mass=True), "mass is a reduction of attn_probs, not of attn_logits"),
     "nothing": (Capture("mid", tensor=False), "keeps nothing"),
 }

@@ -324,6 +324,16 @@ REFUSED = {
     "move to nowhere": (BLOCK | {"op": "move", "dim": 0, "value": T}, "move to position 6: there are positions 0 to 5"),
     "move between": (BLOCK | {"op": "move", "dim": 0, "value": 0.5}, "move to position 0.5"),
     "no value": (BLOCK | {"value": None}, "value"),
+    "ragged value": (BLOCK | {"value": [[1], [1, 2]]}, "give a number or an array"),
+    "value beyond float32": (BLOCK | {"value": 1e39}, r"value is 1e\+39, which float32 does not hold"),
+    "factor beyond float32": (BLOCK | {"op": "scale", "value": -1e39}, "float32 does not hold"),
+    "seed 1.5": (BLOCK | {"op": "noise", "seed": 1.5}, r"seed is 1\.5; give a whole number"),
+    "seed of 33 bits": (BLOCK | {"op": "noise", "seed": 1 << 32}, "seed is 4294967296"),
+    "seed None": (BLOCK | {"seed": None}, "seed is None"),
+    "layer in words": (BLOCK | {"layer": "every"}, "layer 'every' is out of range"),
+    "layer of embed, False": ({"site": "embed", "layer": False}, "leave layer out"),
+    "ops": (BLOCK | {"op": ["set"]}, r"unknown op \['set'\]"),
+    "sites": ({"site": ["mid"], "layer": 1}, r"unknown site \['mid'\]"),
 }
 
 
@@ -332,7 +342,7 @@ def test_refused(case):
     fields, message = REFUSED[case]
     with pytest.raises(ValueError, match=message) as caught:
         compile_edits(Edit(**fields), SIZES, tokens=np.zeros((B, T), np.int32))
-    assert str(caught.value).startswith(f"edit 0 (site='{fields['site']}'")
+    assert str(caught.value).startswith(f"edit 0 (site={fields['site']!r}")
 
 
 def test_every_wrong_edit_is_named_at_once():
@@ -412,3 +422,29 @@ def test_all_layers():
         )
     with pytest.raises(ValueError, match="leave layer out"):
         compile_edits(Edit("embed", layer="all"), SIZES)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "site", "op", "fits"),
+    [
+        ("float16", "block_out", "set", False),
+        ("float16", "block_out", "scale", True),  # of what, decides
+        ("float16", "attn_logits", "set", True),  # float32 in any model
+        ("bfloat16", "block_out", "set", True),
+    ],
+)
+def test_a_value_that_is_set_fits_the_models_dtype(dtype, site, op, fits):
+    edit = Edit(site, layer=1, op=op, value=7e4)
+    if fits:
+        compile_edits(edit, SIZES, dtype=jax.numpy.dtype(dtype))
+    else:
+        with pytest.raises(ValueError, match="value is 70000.0, which float16 does not hold"):
+            compile_edits(edit, SIZES, dtype=jax.numpy.dtype(dtype))
+    compile_edits(Edit(site, layer=1, op=op, value=-np.inf), SIZES, dtype=jax.numpy.dtype(dtype))  # as asked
+
+
+def test_a_message_is_one_line_whatever_the_value():
+    with pytest.raises(ValueError, match="layer 9") as caught:
+        compile_edits(Edit("block_out", layer=9, value=np.zeros(5000)), SIZES)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400

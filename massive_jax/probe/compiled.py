@@ -1,0 +1,106 @@
+"""Checks of edits and captures that are compiled already: they may have been made for another model or other inputs.
+
+JAX drops an index that is out of range, and a site that is not there is never asked: without these checks an edit
+would vanish silently. What is traced has its shapes checked, not its numbers.
+Axis letters: see `massive_jax.probe.sites`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from massive_jax.arguments import shown
+from massive_jax.probe.capture import CapturePlan, SiteSpec
+from massive_jax.probe.edit import ALL_LAYERS, NO_LAYER, OPS, EditCollection, EditRows
+from massive_jax.probe.sites import Site, find_site
+
+_AGAIN = "compile the edits again, for this model and these inputs"
+
+
+def check_edits(edits: EditCollection, sizes: Mapping[str, int], absent: Collection[str] = ()) -> EditCollection:
+    """Gives compiled edits back where they fit.
+
+    Args:
+      edits: site -> rows, as `compile_edits` gives.
+      sizes: as for `compile_edits`.
+      absent: sites that the model does not have.
+
+    Raises:
+      ValueError: a site that the model does not have; something else than rows; rows of other shapes, or with a layer
+        or an index out of range. Everything wrong is in the one message, a line a row.
+    """
+    problems = []
+    for name, rows in edits.items():
+        if not isinstance(rows, tuple | list) or not all(isinstance(row, EditRows) for row in rows):
+            problems.append(f"{shown(name)} holds {shown(rows)}, which is no tuple of `EditRows`")
+            continue
+        site = find_site(name)
+        if name in absent or 0 in site.shape(sizes):
+            problems.append(f"this model has no site {name}")
+            continue
+        problems += [f"{name}: {problem}" for row in rows for problem in _problems(site, row, sizes)]
+    if problems:
+        raise ValueError("\n".join(f"compiled edits: {problem}; {_AGAIN}." for problem in problems))
+    return edits
+
+
+def check_plan(plan: CapturePlan, num_layers: int, absent: Collection[str] = ()) -> CapturePlan:
+    """Gives compiled captures back where they fit a model; ValueError where it lacks a site or has other layers."""
+    for name, spec in plan.specs:
+        site = find_site(name)
+        if name in absent:
+            raise ValueError(f"compiled captures: this model has no site {name}; compile them again for it.")
+        slots = plan.slots.get(name)
+        per_layer = isinstance(spec, SiteSpec) and slots is not None and np.shape(slots) == (num_layers,)
+        if site.per_layer and not per_layer:
+            raise ValueError(
+                f"compiled captures: {name} is of a model with {0 if slots is None else np.size(slots)} layers, this one has {num_layers}; "
+                "compile them again for it."
+            )
+    return plan
+
+
+def _problems(site: Site, rows: EditRows, sizes: Mapping[str, int]) -> Iterator[str]:
+    """What is wrong with the rows of a site, in words."""
+    last, time = site.axes[-1], site.axis_of("position")
+    K = np.shape(rows.layer)[:1]
+    unknown = [axis for axis in rows.index if axis not in site.axes[1:]]
+    if unknown:
+        yield f"there is no axis {', '.join(map(shown, unknown))}"
+        return
+    expected: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "layer": (rows.layer, K),
+        "op": (rows.op, K),
+        "seed": (rows.seed, K),
+        "value": (rows.value, K if last in rows.index else (*K, sizes[last])),
+        **{f"index {axis}": (i, (*K, sizes["B"]) if axis == time else K) for axis, i in rows.index.items()},
+    }
+    wrong = [name for name, (array, shape) in expected.items() if not K or np.shape(array) != shape]
+    if wrong:
+        yield "; ".join(f"{name} has shape {np.shape(expected[name][0])}, not {expected[name][1]}" for name in wrong)
+        return
+    layers = [NO_LAYER, ALL_LAYERS, *range(1, sizes["L"] + 1)] if site.per_layer else [NO_LAYER, 0]
+    live = None if _traced(rows.layer) else np.asarray(rows.layer) != NO_LAYER
+    yield from _outside("layer", rows.layer, live, layers)
+    yield from _outside("op", rows.op, live, range(len(OPS)))
+    for axis, index in rows.index.items():
+        yield from _outside(f"index {axis}", index, live, range(-1 if axis == time else 0, sizes[axis]))
+
+
+def _outside(name: str, array: Any, live: np.ndarray | None, allowed: Collection[int]) -> Iterator[str]:
+    """Those numbers of the rows that are `live` which are not allowed; nothing where they are traced."""
+    if live is None or _traced(array):
+        return
+    values = np.asarray(array)[live]
+    if values.dtype.kind not in "iu":
+        yield f"{name} is {values.dtype}, not of integers"
+    elif (bad := values[~np.isin(values, list(allowed))]).size:
+        yield f"{name} {int(bad[0])} is out of range"
+
+
+def _traced(array: Any) -> bool:
+    return isinstance(array, jax.core.Tracer)
