@@ -180,6 +180,12 @@ def printable(text: object, keep: str = "") -> str:
     return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else ascii(match[0])[1:-1], str(text))
 
 
+def shown(value: object, limit: int = 60) -> str:
+    """A value from a file for an error message: as Python writes it, on one line, at most `limit` letters of it."""
+    text = printable(repr(value))
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
 def existing_path(path: object, what: str) -> pathlib.Path:
     """`path` as a `pathlib.Path`, or a ValueError where it is not a path or nothing is there."""
     try:

@@ -70,6 +70,7 @@ def load(
         config, table = zoo.describe(source)
         config = dataclasses.replace(config, dtype=dtype)
         module = build(config)
+        inputs = _inputs(source, config)  # before the weights: what is wrong with it shows at once
         params = load_params(
             source,
             module,
@@ -80,7 +81,7 @@ def load(
             allow_nonfinite=allow_nonfinite,
             progress=progress,
         )
-        return Model(module, params, config, **_inputs(source, config), name=model)
+        return Model(module, params, config, **inputs, name=model)
 
 
 def convert(

@@ -11,7 +11,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from massive_jax import files
@@ -22,6 +24,19 @@ if TYPE_CHECKING:
 _KEY = "tokenizer.ggml."
 _SPACE = "▁"
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # token types; 1 is normal, 5 is unused
+
+_TYPES = range(7)  # 0 is undefined
+
+# Keys that do not change what a text becomes here: which tokens a generator adds or stops at, and templates.
+_NO_EFFECT = re.compile(r"add_(bos|eos|sep)_token|\w+_token_ids?|token_type_count|chat_template.*")
+# Keys of other kinds of tokenizers, and of SentencePiece's settings beyond llama.cpp's; the values that change nothing.
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "remove_extra_whitespaces": (False,),
+    "escape_whitespaces": (True,),
+    "treat_whitespace_as_suffix": (False,),
+    "precompiled_charsmap": ([],),
+}
+_READ = frozenset({"model", "pre", "tokens", "token_type", "scores", "merges", "add_space_prefix"})
 
 # What follows is regular expressions; \p{L} is a letter, \p{N} a number, \p{M} a combining mark.
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -100,12 +115,17 @@ def build(metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, int | None
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
     if model not in builders:
         raise ValueError(
-            f"{_KEY}model is {model!r}; this reads {' and '.join(builders)} (byte-level and SentencePiece BPE)."
-            " Use the Hugging Face checkpoint of this model."
+            f"{_KEY}model is {files.shown(model)}; this reads {' and '.join(builders)} (byte-level and"
+            " SentencePiece BPE). Use the Hugging Face checkpoint of this model."
         )
     tokens = _list(metadata, "tokens", str)
     _no_duplicates(tokens)
     types = _list(metadata, "token_type", int, len(tokens)) if f"{_KEY}token_type" in metadata else []
+    if strange := sorted(set(types) - set(_TYPES)):
+        raise ValueError(
+            f"{_KEY}token_type holds {files.listed(strange, 5)}; expected 0 to 6. Convert the model again."
+        )
+    _refuse_unread(metadata, ("scores", "add_space_prefix", *_NEUTRAL) if model == "gpt2" else ("pre", "merges"))
     backend = builders[model](metadata, tokens, types)
     return backend, _id(metadata, "bos_token_id", len(tokens)), _id(metadata, "eos_token_id", len(tokens))
 
@@ -152,8 +172,8 @@ def _rule(metadata: Mapping[str, Any]) -> _Rule:
             return _GPT2
     if name not in _RULES:
         raise ValueError(
-            f"{_KEY}pre is {name!r}, a pre-tokenizer this does not know. Known: default, {', '.join(sorted(_RULES))}."
-            " Use the Hugging Face checkpoint of this model."
+            f"{_KEY}pre is {files.shown(name)}, a pre-tokenizer this does not know. Known: default,"
+            f" {', '.join(sorted(_RULES))}. Use the Hugging Face checkpoint of this model."
         )
     return _RULES[name]
 
@@ -163,6 +183,8 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
     from tokenizers import decoders, normalizers
 
     scores = _list(metadata, "scores", float, len(tokens))
+    if not all(map(math.isfinite, scores)):
+        raise ValueError(f"{_KEY}scores holds NaN or infinite values; expected finite ones. Convert the model again.")
     types = types or [1] * len(tokens)
     # Gemma's files write its runs of spaces as spaces; SentencePiece, and so the text here, as ▁.
     tokens = [
@@ -182,7 +204,11 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
         fuse_unk=True,
         unk_token=None if unknown is None else tokens[unknown],
     )
-    prefix = metadata.get(f"{_KEY}add_space_prefix", True) is not False
+    prefix = metadata.get(f"{_KEY}add_space_prefix", True)
+    if not isinstance(prefix, bool):
+        raise ValueError(
+            f"{_KEY}add_space_prefix is {files.shown(prefix)}; expected a boolean. Convert the model again."
+        )
     spaces = normalizers.Replace(" ", _SPACE)
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if prefix else spaces
     undo = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -237,21 +263,23 @@ def _add_special(backend: tokenizers.Tokenizer, tokens: list[str], types: list[i
 def _pair(merge: str) -> tuple[str, str]:
     left, _, right = merge.partition(" ")
     if not left or not right or " " in right:
-        raise ValueError(f"{_KEY}merges holds {merge!r}; expected two pieces with a space between. Convert it again.")
+        raise ValueError(
+            f"{_KEY}merges holds {files.shown(merge)}; expected two pieces with a space between. Convert it again."
+        )
     return left, right
 
 
 def _no_duplicates(tokens: list[str]) -> None:
     if len(set(tokens)) != len(tokens):
-        doubled = sorted(repr(token) for token, times in collections.Counter(tokens).items() if times > 1)
+        doubled = sorted(files.shown(token) for token, times in collections.Counter(tokens).items() if times > 1)
         raise ValueError(f"{_KEY}tokens holds these more than once: {files.listed(doubled)}. Convert the model again.")
 
 
 def _list(metadata: Mapping[str, Any], name: str, kind: type, length: int | None = None) -> list[Any]:
     value = metadata.get(_KEY + name)
-    sound = isinstance(value, list | tuple) and all(isinstance(item, kind) for item in value)
+    sound = isinstance(value, list | tuple) and all(type(item) is kind for item in value)  # True is no number
     if not sound or not value or (length is not None and len(value) != length):
-        got = f"{len(value)} items" if isinstance(value, list | tuple) else repr(value)
+        got = f"{len(value)} items" if isinstance(value, list | tuple) else files.shown(value)
         raise ValueError(
             f"{_KEY}{name} is {got}; expected {length or 'some'} of type {kind.__name__}. Convert the model again."
         )
@@ -260,6 +288,24 @@ def _list(metadata: Mapping[str, Any], name: str, kind: type, length: int | None
 
 def _id(metadata: Mapping[str, Any], name: str, count: int) -> int | None:
     value = metadata.get(_KEY + name)
-    if value is not None and not (isinstance(value, int) and 0 <= value < count):
-        raise ValueError(f"{_KEY}{name} is {value!r}; expected a token id below {count}. Convert the model again.")
+    if value is not None and not (type(value) is int and 0 <= value < count):
+        raise ValueError(
+            f"{_KEY}{name} is {files.shown(value)}; expected a token id below {count}. Convert the model again."
+        )
     return value
+
+
+def _refuse_unread(metadata: Mapping[str, Any], unused: Collection[str]) -> None:
+    """Refuses keys that nothing reads and that could change what a text becomes; the `unused` do not here."""
+    unread = []
+    for key in metadata:
+        name = key.removeprefix(_KEY)
+        if name == key or name in _READ or name in unused or _NO_EFFECT.fullmatch(name):
+            continue
+        if not any(metadata[key] == value for value in _NEUTRAL.get(name, ())):
+            unread.append(f"{files.printable(key)} = {files.shown(metadata[key])}")
+    if unread:
+        raise ValueError(
+            "tokenizer metadata that is not implemented and could change the result:"
+            f" {files.listed(sorted(unread), 5)}. Use the Hugging Face checkpoint of this model."
+        )

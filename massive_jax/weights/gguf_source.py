@@ -204,7 +204,8 @@ class GGUFSource(source.Source):
                 parts = f"its {len(self._shards)} parts have" if len(self._shards) > 1 else "it has"
                 raise bad(
                     str(shard.path),
-                    f"its split.tensors.count says that the split model has {expected} tensors, and {parts} {len(where)}",
+                    f"its split.tensors.count says that the split model has {expected} tensors, and {parts}"
+                    f" {len(where)}",
                 )
         return where
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from massive_jax import files
 from massive_jax.models import TransformerConfig, VisionConfig
 from massive_jax.weights.source import Source
 from massive_jax.weights.table import WeightTable
@@ -35,6 +35,7 @@ from massive_jax.zoo import (
 )
 from massive_jax.zoo.family import Family, Preset, WheelFile
 from massive_jax.zoo.fields import Fields
+from massive_jax.zoo.gguf_metadata import read_config
 
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family
@@ -85,21 +86,15 @@ def describe(source: Source) -> tuple[TransformerConfig | VisionConfig, WeightTa
         field that would change the result and is not implemented.
     """
     if source.format == "gguf":
-        architecture = str(source.config.get("general.architecture"))
+        architecture = source.config.get("general.architecture")
         families = {f.gguf_architecture: f for f in FAMILIES.values() if f.gguf_architecture}
-        family = families.get(architecture)
+        family = families.get(architecture) if isinstance(architecture, str) else None
         if family is None or family.gguf_config is None or family.gguf_table is None:
             raise ValueError(
-                f"{source.location}: GGUF architecture {architecture!r} is not supported; supported: "
+                f"{source.location}: GGUF architecture {files.shown(architecture)} is not supported; supported: "
                 f"{', '.join(sorted(map(str, families)))}."
             )
-        metadata: dict[str, Any] = dict(source.config)
-        if "rope_freqs.weight" in source.tensors:
-            metadata["rope_freqs.weight"] = source.read("rope_freqs.weight")
-        try:
-            config = family.gguf_config(metadata, source.tensors.keys())
-        except ValueError as error:
-            raise ValueError(f"{source.location}: {error}") from None
+        config = read_config(source, family.gguf_config)
         table = family.gguf_table
     else:
         config = source.config

@@ -9,7 +9,7 @@ from massive_jax.models.config import AlibiConfig, NormConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
-from massive_jax.zoo.gguf import Metadata
+from massive_jax.zoo.gguf_metadata import Metadata
 
 
 def config(fields: Fields) -> TransformerConfig:
@@ -94,20 +94,21 @@ def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str
 
     The tensors say which: two norms are 40B's. The rotary base is not stored: it is 10,000.
     """
-    fields = Metadata(metadata)
+    fields = Metadata(metadata, names)
+    num_heads, num_kv_heads = fields.heads
     return {
         "model_type": "falcon",
         "vocab_size": fields.vocab_size,
-        "hidden_size": fields.require("embedding_length"),
-        "num_hidden_layers": fields.require("block_count"),
-        "num_attention_heads": fields.require("attention.head_count"),
-        "num_kv_heads": fields.require("attention.head_count_kv"),
+        "hidden_size": fields.width,
+        "num_hidden_layers": fields.num_layers,
+        "num_attention_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
         "new_decoder_architecture": True,
         "num_ln_in_parallel_attn": 2 if "blk.0.attn_norm_2.weight" in names else 1,
-        "ffn_hidden_size": fields.require("feed_forward_length"),
-        "max_position_embeddings": fields.require("context_length"),
-        "layer_norm_epsilon": fields.require("attention.layer_norm_epsilon"),
-        "rope_theta": fields.get("rope.freq_base", 10000.0),
+        "ffn_hidden_size": fields.per_layer("feed_forward_length"),
+        "max_position_embeddings": fields.integer("context_length"),
+        "layer_norm_epsilon": fields.norm_eps("layer"),
+        "rope_parameters": fields.rope(fields.head_dim(given=False)),
         "tie_word_embeddings": "output.weight" not in names,
     }
 

@@ -42,14 +42,14 @@ def config(fields: Fields) -> TransformerConfig:
     return dataclasses.replace(base_config(fields), activation=activation, model_type="gemma")
 
 
-def gguf_base(values: gguf.Metadata, model_type: str, names: Collection[str]) -> dict[str, Any]:
+def gguf_base(values: gguf.Metadata, model_type: str) -> dict[str, Any]:
     """What the GGUF files of all Gemmas share: llama.cpp's converter added one to the scale of every norm."""
-    return values.decoder(model_type, names) | {"norm_unit_offset": False}
+    return values.decoder(model_type) | {"norm_unit_offset": False}
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Metadata of a `gemma` GGUF file -> the fields of a `GemmaConfig`."""
-    return gguf_base(gguf.Metadata(metadata), "gemma", names)
+    return gguf_base(gguf.Metadata(metadata, names), "gemma")
 
 
 def _shape(*sizes: int) -> dict[str, Any]:

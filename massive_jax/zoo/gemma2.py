@@ -40,14 +40,18 @@ def query_scalar(fields: Mapping[str, Any], layers_of_27b: int) -> float:
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Metadata of a `gemma2` GGUF file -> the fields of a `Gemma2Config`."""
-    values = gguf.Metadata(metadata)
-    fields = gemma.gguf_base(values, "gemma2", names)
-    return fields | {
-        "sliding_window": values.get("attention.sliding_window", 4096),
-        "query_pre_attn_scalar": query_scalar(fields, layers_of_27b=46),
-        "attn_logit_softcapping": values.get("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": values.get("final_logit_softcapping", 30.0),
-    }
+    values = gguf.Metadata(metadata, names)
+    fields = gemma.gguf_base(values, "gemma2")
+    values.only("rope.freq_base_swa", fields["rope_parameters"]["rope_theta"])
+    return (
+        fields
+        | values.windows(period=2, window=4096)
+        | {
+            "query_pre_attn_scalar": query_scalar(fields, layers_of_27b=46),
+            "attn_logit_softcapping": values.number("attn_logit_softcapping", 50.0),
+            "final_logit_softcapping": values.number("final_logit_softcapping", 30.0),
+        }
+    )
 
 
 def _shape(*sizes: int, head_dim: int = 256, scalar: int = 256) -> dict[str, Any]:

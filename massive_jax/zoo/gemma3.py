@@ -57,18 +57,19 @@ def text_config(fields: Fields) -> TransformerConfig:
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Metadata of a `gemma3` GGUF file, which is always a text model -> the fields of a `Gemma3TextConfig`."""
-    values = gguf.Metadata(metadata)
-    fields = gemma.gguf_base(values, "gemma3_text", names)
-    window, rope = values.get("attention.sliding_window"), fields["rope_parameters"]
-    rope["rope_theta"] = values.get("rope.freq_base", 1e6)
-    local = {"rope_type": "default", "rope_theta": values.get("rope.freq_base_swa", 1e4)}
-    return fields | {
-        "rope_parameters": {"full_attention": rope, "sliding_attention": local},
-        "sliding_window": window,
-        "sliding_window_pattern": 6 if window else 1,
-        "query_pre_attn_scalar": gemma2.query_scalar(fields, layers_of_27b=62),
-        "final_logit_softcapping": values.get("final_logit_softcapping"),
-    }
+    values = gguf.Metadata(metadata, names)
+    fields = gemma.gguf_base(values, "gemma3_text")
+    rope = values.rope(fields["head_dim"], theta=1e6)
+    local = {"rope_type": "default", "rope_theta": values.number("rope.freq_base_swa", 1e4)}
+    return (
+        fields
+        | values.windows(period=6)
+        | {
+            "rope_parameters": {"full_attention": rope, "sliding_attention": local},
+            "query_pre_attn_scalar": gemma2.query_scalar(fields, layers_of_27b=62),
+            "final_logit_softcapping": values.number("final_logit_softcapping", 0, zero=True) or None,
+        }
+    )
 
 
 def _shape(*sizes: int, head_dim: int = 256, scalar: int = 256, **more: Any) -> dict[str, Any]:

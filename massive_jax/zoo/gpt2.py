@@ -9,7 +9,7 @@ from massive_jax.models.config import NormConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
-from massive_jax.zoo.gguf import Metadata
+from massive_jax.zoo.gguf_metadata import Metadata
 
 
 def config(fields: Fields) -> TransformerConfig:
@@ -71,16 +71,17 @@ TABLE = WeightTable(
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """GGUF metadata of architecture "gpt2" -> a config in the fields of `GPT2Config`."""
-    fields = Metadata(metadata)
+    fields = Metadata(metadata, names)
+    fields.ignore("rope.")
     return {
         "model_type": "gpt2",
         "vocab_size": fields.vocab_size,
-        "n_embd": fields.require("embedding_length"),
-        "n_layer": fields.require("block_count"),
-        "n_head": fields.require("attention.head_count"),
-        "n_inner": fields.require("feed_forward_length"),
-        "n_positions": fields.require("context_length"),
-        "layer_norm_epsilon": fields.require("attention.layer_norm_epsilon"),
+        "n_embd": fields.width,
+        "n_layer": fields.num_layers,
+        "n_head": fields.plain_heads(),
+        "n_inner": fields.per_layer("feed_forward_length"),
+        "n_positions": fields.integer("context_length"),
+        "layer_norm_epsilon": fields.norm_eps("layer"),
         "bias": "blk.0.attn_qkv.bias" in names,
         "tie_word_embeddings": "output.weight" not in names,
     }

@@ -12,7 +12,7 @@ from massive_jax.models.config import NormConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
-from massive_jax.zoo.gguf import Metadata
+from massive_jax.zoo.gguf_metadata import Metadata
 
 
 def config(fields: Fields) -> TransformerConfig:
@@ -72,28 +72,19 @@ TABLE = WeightTable(
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """GGUF metadata of architecture "gptneox" -> a config in the fields of `GPTNeoXConfig`.
-
-    Raises:
-      ValueError: a field is absent, or the positions are scaled, which llama.cpp's converter never writes.
-    """
-    fields = Metadata(metadata)
-    hidden_size, num_heads = fields.require("embedding_length"), fields.require("attention.head_count")
-    scaling = fields.get("rope.scaling.type", "none")
-    if scaling != "none":
-        raise ValueError(f"the GGUF file has rope scaling {scaling!r}, which is not implemented for this family.")
+    """GGUF metadata of architecture "gptneox" -> a config in the fields of `GPTNeoXConfig`."""
+    fields = Metadata(metadata, names)
     return {
         "model_type": "gpt_neox",
         "vocab_size": fields.vocab_size,
-        "hidden_size": hidden_size,
-        "num_hidden_layers": fields.require("block_count"),
-        "num_attention_heads": num_heads,
-        "intermediate_size": fields.require("feed_forward_length"),
-        "max_position_embeddings": fields.require("context_length"),
-        "layer_norm_eps": fields.require("attention.layer_norm_epsilon"),
-        "rotary_emb_base": fields.get("rope.freq_base", 10000.0),
-        "rotary_pct": fields.require("rope.dimension_count") / (hidden_size // num_heads),
-        "use_parallel_residual": fields.require("use_parallel_residual"),
+        "hidden_size": fields.width,
+        "num_hidden_layers": fields.num_layers,
+        "num_attention_heads": fields.plain_heads(),
+        "intermediate_size": fields.per_layer("feed_forward_length"),
+        "max_position_embeddings": fields.integer("context_length"),
+        "layer_norm_eps": fields.norm_eps("layer"),
+        "rope_parameters": fields.rope(fields.head_dim(given=False, partial=True), partial=True),
+        "use_parallel_residual": fields.flag("use_parallel_residual"),
         "attention_bias": "blk.0.attn_qkv.bias" in names,
         "tie_word_embeddings": "output.weight" not in names,
     }

@@ -76,18 +76,15 @@ TABLE = dataclasses.replace(
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Metadata of a `gpt-oss` GGUF file -> the fields of a `GptOssConfig`."""
-    values = gguf.Metadata(metadata)
-    decoder = values.decoder("gpt_oss", names)
-    # `truncate` is not stored: this is how the model was trained.
-    return (
-        decoder
-        | values.experts()
-        | {
-            "rope_parameters": decoder["rope_parameters"] | {"truncate": False},
-            "intermediate_size": values.require("expert_feed_forward_length"),
-            "sliding_window": values.require("attention.sliding_window"),
-        }
-    )
+    values = gguf.Metadata(metadata, names)
+    size = values.per_layer("expert_feed_forward_length")
+    fields = values.decoder("gpt_oss", feed_forward=size) | values.experts() | {"intermediate_size": size}
+    values.integer("attention.sliding_window")  # there is one in every file
+    rope = fields["rope_parameters"]
+    values.only("rope.freq_base_swa", rope["rope_theta"])
+    if rope["rope_type"] == "yarn":
+        rope["truncate"] = False  # not stored: this is how the model was trained
+    return fields | values.windows(period=2)
 
 
 _BLOCK = "blk.{l}."

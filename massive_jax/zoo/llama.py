@@ -95,13 +95,13 @@ def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str
 
     Or of a `MixtralConfig` if it has experts, or of a `MistralConfig` if it has a window.
     """
-    values = gguf.Metadata(metadata)
-    if values.get("expert_count", 0):
-        return values.decoder("mixtral", names) | values.experts()
-    window = values.get("attention.sliding_window")
+    values = gguf.Metadata(metadata, names)
+    window = values.integer("attention.sliding_window", 0, least=0)
+    if values.integer("expert_count", 0, least=0):
+        return values.decoder("mixtral") | values.experts() | {"sliding_window": window or None}
     if window:
-        return values.decoder("mistral", names) | {"sliding_window": window}
-    return values.decoder("llama", names)
+        return values.decoder("mistral") | {"sliding_window": window}
+    return values.decoder("llama")
 
 
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")

@@ -15,7 +15,7 @@ from massive_jax.models.config import AlibiConfig, NormConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
-from massive_jax.zoo.gguf import Metadata
+from massive_jax.zoo.gguf_metadata import Metadata, quotient
 
 # How the weights were initialised, how the attention is computed, who made the file: not what is computed.
 _NO_EFFECT = (
@@ -113,27 +113,29 @@ TABLE = WeightTable(
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Metadata of an `mpt` GGUF file -> the fields of an `MptConfig`."""
-    fields = Metadata(metadata)
-    num_heads = fields.require("attention.head_count")
-    max_exponent = fields.require("attention.max_alibi_bias")
-    width = fields.require("embedding_length")
+    fields = Metadata(metadata, names)
+    fields.ignore("rope.")
+    num_heads, num_kv_heads = fields.heads
+    fields.head_dim(given=False, partial=True)  # there is no rotary embedding
+    max_exponent = fields.number("attention.max_alibi_bias", zero=True)
+    width = fields.width
     return {
         "model_type": "mpt",
         "vocab_size": fields.vocab_size,
         "d_model": width,
         "n_heads": num_heads,
-        "n_layers": fields.require("block_count"),
-        "expansion_ratio": fields.require("feed_forward_length") / width,
-        "max_seq_len": fields.require("context_length"),
-        "layer_norm_epsilon": fields.require("attention.layer_norm_epsilon"),
+        "n_layers": fields.num_layers,
+        "expansion_ratio": quotient(fields.per_layer("feed_forward_length"), width),
+        "max_seq_len": fields.integer("context_length"),
+        "layer_norm_epsilon": fields.norm_eps("layer"),
         "no_bias": "output_norm.bias" not in names,
         "learned_pos_emb": "position_embd.weight" in names,
         "attn_config": {
             "attn_type": "grouped_query_attention",
-            "kv_n_heads": fields.get("attention.head_count_kv", num_heads),
+            "kv_n_heads": num_kv_heads,
             "alibi": max_exponent > 0,
             "alibi_bias_max": max_exponent,
-            "clip_qkv": fields.get("attention.clamp_kqv"),
+            "clip_qkv": fields.number("attention.clamp_kqv", 0, zero=True),
             "qk_ln": "blk.0.attn_q_norm.weight" in names,
         },
     }

@@ -23,10 +23,13 @@ def config(fields: Fields) -> TransformerConfig:
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Metadata of an `olmo2` GGUF file -> the fields of an `Olmo2Config`. OLMo 3, which has windows, is refused."""
-    values = gguf.Metadata(metadata)
-    if values.get("attention.sliding_window"):
-        raise ValueError("the GGUF file is an OLMo 3 (it has a sliding window), which is not implemented.")
-    return values.decoder("olmo2", names)
+    values = gguf.Metadata(metadata, names)
+    if values.integer("attention.sliding_window", 0, least=0):
+        raise ValueError(
+            f"the GGUF file is an OLMo 3 (it has a sliding window, {values.key('attention.sliding_window')}), which is"
+            " not implemented."
+        )
+    return values.decoder("olmo2")
 
 
 def _shape(*sizes: int) -> dict[str, Any]:

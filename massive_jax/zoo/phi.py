@@ -9,7 +9,7 @@ from massive_jax.models.config import NormConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
-from massive_jax.zoo.gguf import Metadata
+from massive_jax.zoo.gguf_metadata import Metadata
 
 
 def config(fields: Fields) -> TransformerConfig:
@@ -75,20 +75,19 @@ TABLE = WeightTable(
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Metadata of a `phi2` GGUF file -> the fields of a `PhiConfig`."""
-    fields = Metadata(metadata)
-    hidden_size, num_heads = fields.require("embedding_length"), fields.require("attention.head_count")
+    fields = Metadata(metadata, names)
+    num_heads, num_kv_heads = fields.heads
     return {
         "model_type": "phi",
         "vocab_size": fields.vocab_size,
-        "hidden_size": hidden_size,
-        "num_hidden_layers": fields.require("block_count"),
+        "hidden_size": fields.width,
+        "num_hidden_layers": fields.num_layers,
         "num_attention_heads": num_heads,
-        "num_key_value_heads": fields.get("attention.head_count_kv", num_heads),
-        "intermediate_size": fields.require("feed_forward_length"),
-        "max_position_embeddings": fields.require("context_length"),
-        "layer_norm_eps": fields.require("attention.layer_norm_epsilon"),
-        "rope_theta": fields.get("rope.freq_base", 10000.0),
-        "partial_rotary_factor": fields.require("rope.dimension_count") / (hidden_size // num_heads),
+        "num_key_value_heads": num_kv_heads,
+        "intermediate_size": fields.per_layer("feed_forward_length"),
+        "max_position_embeddings": fields.integer("context_length"),
+        "layer_norm_eps": fields.norm_eps("layer"),
+        "rope_parameters": fields.rope(fields.head_dim(given=False, partial=True), partial=True),
         "tie_word_embeddings": "output.weight" not in names,
     }
 

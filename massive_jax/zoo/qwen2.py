@@ -31,7 +31,7 @@ def config(fields: Fields) -> TransformerConfig:
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Metadata of a `qwen2` GGUF file -> the fields of a `Qwen2Config`. llama.cpp knows no window here."""
-    return gguf.Metadata(metadata).decoder("qwen2", names)
+    return gguf.Metadata(metadata, names).decoder("qwen2")
 
 
 def _shape(*sizes: int, **more: Any) -> dict[str, Any]:

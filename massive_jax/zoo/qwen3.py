@@ -21,7 +21,7 @@ def config(fields: Fields) -> TransformerConfig:
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Metadata of a `qwen3` GGUF file -> the fields of a `Qwen3Config`. llama.cpp knows no window here."""
-    return gguf.Metadata(metadata).decoder("qwen3", names)
+    return gguf.Metadata(metadata, names).decoder("qwen3")
 
 
 def _shape(*sizes: int, **more: Any) -> dict[str, Any]:

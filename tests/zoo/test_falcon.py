@@ -228,3 +228,12 @@ def test_gguf(tmp_path, layout, kv_heads):
     parity.assert_same_params(ours.params, expected.params)
     assert ours.config.residual == expected.config.residual
     assert hf.relative_error(ours(parity.TOKENS).logits, expected(parity.TOKENS).logits) < 1e-6
+
+
+def test_gguf_with_scaled_positions(tmp_path):
+    linear = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
+    _, model = build(tmp_path, **_40B, **linear)
+    metadata = METADATA | {"falcon.attention.head_count_kv": 2, "falcon.rope.scaling.factor": 2.0}
+    write_gguf(tmp_path / "model.gguf", metadata, gguf_tensors(model, 6, 2))
+    ours, expected = parity.load(tmp_path / "model.gguf"), parity.load(tmp_path)
+    assert hf.relative_error(ours(parity.TOKENS).logits, expected(parity.TOKENS).logits) < 1e-6

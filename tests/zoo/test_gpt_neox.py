@@ -204,12 +204,13 @@ def test_gguf(tmp_path, parallel):
     assert hf.relative_error(ours(parity.TOKENS).logits, expected(parity.TOKENS).logits) < 1e-6
 
 
-def test_gguf_with_scaled_positions_is_refused(tmp_path):
-    _, model = build(tmp_path)
-    metadata = {"gptneox.rope.scaling.type": "linear", "gptneox.rope.scaling.factor": 2.0}
-    write_gguf(tmp_path / "model.gguf", GGUF_METADATA | metadata, gguf_tensors(model, 4))
-    with pytest.raises(ValueError, match="rope scaling 'linear'"):
-        parity.load(tmp_path / "model.gguf")
+def test_gguf_with_scaled_positions(tmp_path):
+    """A factor by its old name, without a type, is a linear one."""
+    rotary = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+    _, model = build(tmp_path, rope_parameters=rotary)
+    write_gguf(tmp_path / "model.gguf", GGUF_METADATA | {"gptneox.rope.scale_linear": 2.0}, gguf_tensors(model, 4))
+    ours, expected = parity.load(tmp_path / "model.gguf"), parity.load(tmp_path)
+    assert hf.relative_error(ours(parity.TOKENS).logits, expected(parity.TOKENS).logits) < 1e-6
 
 
 def test_a_training_checkpoint_is_a_revision_of_its_preset(tmp_path, monkeypatch):

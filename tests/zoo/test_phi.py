@@ -144,6 +144,13 @@ def test_gguf(tmp_path, fused):
     assert hf.relative_error(ours(parity.TOKENS).logits, expected(parity.TOKENS).logits) < 1e-6
 
 
+def test_gguf_with_scaled_positions(tmp_path):
+    _, model = build(tmp_path, **rope(0.25, "linear", factor=2.0))
+    write_gguf(tmp_path / "model.gguf", METADATA | {"phi2.rope.scaling.factor": 2.0}, gguf_tensors(model))
+    ours, expected = parity.load(tmp_path / "model.gguf"), parity.load(tmp_path)
+    assert hf.relative_error(ours(parity.TOKENS).logits, expected(parity.TOKENS).logits) < 1e-6
+
+
 def test_gguf_without_its_biases(tmp_path):
     _, model = build(tmp_path)
     tensors = {name: x for name, x in gguf_tensors(model).items() if not name.endswith("attn_k.bias")}
