@@ -45,7 +45,7 @@ def test_a_lock_is_held_by_one_and_leaves_nothing(tmp_path):
             pass
     with locked(target):
         pass
-    with pytest.raises(KeyError), locked(target):  # noqa: PT012
+    with pytest.raises(KeyError), locked(target):
         raise KeyError
     with locked(target):
         pass

@@ -6,6 +6,7 @@ Both become a `tokenizers.Tokenizer` (the Rust library that Hugging Face's fast 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import operator
 import os
@@ -15,15 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from massive_jax import files
+from massive_jax.inputs import tokenizer_directory
 
 if TYPE_CHECKING:
     import tokenizers
 
 _LOG = logging.getLogger(__name__)
 _SPACE = "▁"  # how SentencePiece writes a space
-_JSON = "tokenizer.json"
-# Files that transformers can build a tokenizer from where there is no tokenizer.json: any one of these sets.
-_SLOW = (("tokenizer.model",), ("spiece.model",), ("vocab.json", "merges.txt"))
+has_tokenizer = tokenizer_directory.has_tokenizer
 
 
 class Tokenizer:
@@ -75,20 +75,13 @@ class Tokenizer:
     def from_directory(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """The tokenizer of a Hugging Face directory: `tokenizer.json`, or the older files through transformers.
 
+        What the files beside it say (added tokens, `add_prefix_space` …) counts as in transformers 5; see
+        `massive_jax.inputs.tokenizer_directory`.
+
         Raises:
-          ValueError: there is none, or its files cannot be used.
+          ValueError: there is none, or its files cannot be used, or contradict each other.
         """
-        directory = files.existing_path(path, "Tokenizer directory")
-        if (directory / _JSON).is_file():
-            backend = _from_json(directory / _JSON)
-        elif has_tokenizer(directory):
-            backend = _from_transformers(directory)
-        else:
-            raise ValueError(
-                f"tokenizer missing: {directory} has none of {_JSON}, {', '.join('+'.join(s) for s in _SLOW)}."
-                " Copy them from the model's page into the directory."
-            )
-        return cls(backend, *(_special_id(directory, name, backend) for name in ("bos", "eos")))
+        return cls(*tokenizer_directory.read_directory(files.existing_path(path, "Tokenizer directory")))
 
     @classmethod
     def of_bytes(cls) -> Tokenizer:
@@ -138,7 +131,9 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, special tokens included.
 
-        Bytes that are not UTF-8 (half a character) come out as U+FFFD, as in Hugging Face.
+        Bytes that are not UTF-8 (half a character) come out as U+FFFD, as in Hugging Face. An added token comes out as
+        its text, also where that has letters which stand for bytes in the ordinary vocabulary (Hugging Face takes the
+        added token "é" for a byte). Spaces in front of punctuation stay, whatever `clean_up_tokenization_spaces` says.
 
         Raises:
           ValueError: not integers, or out of range.
@@ -147,15 +142,28 @@ class Tokenizer:
             wanted = [self._checked(token) for token in ids]
         except TypeError:
             raise ValueError(f"expected a one-dimensional sequence of token ids, got {type(ids).__name__}.") from None
-        return self._backend.decode(wanted, skip_special_tokens=False)
+        if self._misread.isdisjoint(wanted):
+            return self._backend.decode(wanted, skip_special_tokens=False)
+        text = []
+        for added, run in itertools.groupby(wanted, self._misread.__contains__):
+            if added:
+                text += [self._added[token] for token in run]
+            else:
+                text.append(self._backend.decode(list(run), skip_special_tokens=False))
+        return "".join(text)
 
     def token_text(self, token: int) -> str:
         r"""The text of one token, for labels: " the", "\n"; a byte that is no character by itself as "<0xE2>".
+
+        An added token's is its text as it was added. Where a label goes to a terminal, see `files.printable`.
 
         Raises:
           ValueError: not an integer, or out of range.
         """
         token = self._checked(token)
+        if (text := self._added.get(token)) is not None:
+            # Gemma's runs of spaces are added tokens and pieces: a text's spaces become them.
+            return text.replace(_SPACE, " ") if self._is_piece(text) and not self._is_byte_level else text
         piece = self._backend.id_to_token(token)
         if piece is None:  # a hole: ids need not be contiguous
             return f"<id {token}>"
@@ -175,7 +183,9 @@ class Tokenizer:
 
     def to_json(self) -> dict[str, Any]:
         """Everything about it as plain JSON, for `from_json`."""
-        return {"tokenizer": self._backend.to_str(), "bos_id": self.bos_id, "eos_id": self.eos_id}
+        stored = {"tokenizer": self._backend.to_str(), "bos_id": self.bos_id, "eos_id": self.eos_id}
+        # The package's own text does not hold this.
+        return stored | ({"split_special_tokens": True} if self._backend.encode_special_tokens else {})
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Tokenizer:
@@ -191,9 +201,12 @@ class Tokenizer:
             import tokenizers
 
             try:
-                return tokenizers.Tokenizer.from_str(stored["tokenizer"])
+                backend = tokenizers.Tokenizer.from_str(stored["tokenizer"])
+                backend.encode_special_tokens = stored.get("split_special_tokens", False)
             except Exception as error:  # the tokenizers package raises bare Exception
-                raise ValueError(f"the stored tokenizer cannot be read: {error}. Convert the model again.") from None
+                reason = files.printable(error)
+                raise ValueError(f"the stored tokenizer cannot be read: {reason}. Convert the model again.") from None
+            return backend
 
         return cls(build, stored["bos_id"], stored["eos_id"])
 
@@ -223,88 +236,34 @@ class Tokenizer:
         if not self._is_byte_level:
             return frozenset()
         alphabet = _byte_of_character().items()
-        return frozenset(byte for character, byte in alphabet if self._backend.token_to_id(character) is None)
+        return frozenset(byte for character, byte in alphabet if not self._is_piece(character))
+
+    @functools.cached_property
+    def _added(self) -> dict[int, str]:
+        """The added tokens' texts by id."""
+        return {token: added.content for token, added in self._backend.get_added_tokens_decoder().items()}
+
+    @functools.cached_property
+    def _misread(self) -> frozenset[int]:
+        """The added tokens that a byte-level decoder takes for bytes."""
+        if not self._is_byte_level:
+            return frozenset()
+        table = _byte_of_character()
+        return frozenset(
+            token
+            for token, text in self._added.items()
+            if all(c in table for c in text) and bytes(table[c] for c in text) != text.encode()
+        )
+
+    def _is_piece(self, text: str) -> bool:
+        """Whether the vocabulary has a token, apart from the added ones."""
+        return self._backend.model.token_to_id(text) is not None
 
     @functools.cached_property
     def _is_byte_level(self) -> bool:
         """Whether pieces spell bytes in GPT-2's alphabet."""
         decoder = self._backend.decoder
         return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
-
-
-def has_tokenizer(directory: Path) -> bool:
-    """Whether a Hugging Face directory holds the files of a tokenizer."""
-    return any(all((directory / name).is_file() for name in files) for files in ((_JSON,), *_SLOW))
-
-
-def _from_json(path: Path) -> tokenizers.Tokenizer:
-    import tokenizers
-
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(
-            f"{path} is not a tokenizer the tokenizers package ({tokenizers.__version__}) can read: {error}."
-            " Copy it again from the model's page, or update tokenizers."
-        ) from None
-
-
-def _from_transformers(directory: Path) -> tokenizers.Tokenizer:
-    """A tokenizer from SentencePiece or vocab.json + merges.txt files; which class is transformers' business."""
-    import transformers
-
-    try:
-        found = transformers.AutoTokenizer.from_pretrained(
-            str(directory), trust_remote_code=False, local_files_only=True
-        )
-        backend = getattr(found, "backend_tokenizer", None)
-    except Exception as error:
-        raise ValueError(
-            f"transformers cannot build the tokenizer in {directory}: {error} Add the model's {_JSON} to the directory."
-        ) from None
-    if backend is None:
-        raise ValueError(
-            f"{directory}: transformers has only a Python tokenizer for it ({type(found).__name__}); add the"
-            f" model's {_JSON} to the directory."
-        )
-    return backend
-
-
-def _special_id(directory: Path, name: str, backend: tokenizers.Tokenizer) -> int | None:
-    """The id of the "bos" or "eos" token.
-
-    From the first file that speaks of it, in the order transformers uses. One that says null ends the search:
-    Qwen2's tokenizer has no BOS, although its config.json gives an id for one.
-    """
-    for file, key in (
-        ("tokenizer_config.json", f"{name}_token"),
-        ("special_tokens_map.json", f"{name}_token"),
-        ("config.json", f"{name}_token_id"),
-    ):
-        settings = _optional_json(directory / file)
-        if key not in settings:
-            continue
-        value = settings[key]
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, list):  # several EOS ids: the first is the text's own end
-            value = value[0] if value else None
-        token = backend.token_to_id(value) if isinstance(value, str) else value
-        if value is None:
-            return None
-        # bool is an int to Python; from 2³² on the library would raise OverflowError.
-        sound = isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 32
-        if token is None or not sound or backend.id_to_token(token) is None:
-            raise ValueError(
-                f"{directory / file}: {key} is {value!r}, which is no token of the tokenizer beside it."
-                " Copy both from the same revision."
-            )
-        return token
-    return None
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return files.read_json_object(path) if path.is_file() else {}
 
 
 @functools.cache
