@@ -85,7 +85,13 @@ def load(
 
 
 def convert(
-    model: str, out: str, *, dtype: str = "float32", revision: str | None = None, progress: bool = True
+    model: str,
+    out: str,
+    *,
+    dtype: str = "float32",
+    revision: str | None = None,
+    allow_nonfinite: bool = False,
+    progress: bool = True,
 ) -> None:
     """Writes `model` as a checkpoint of this project at `out`, one layer in memory at a time; `load(out)` reads it.
 
@@ -94,6 +100,7 @@ def convert(
       out: directory or gs://…; nothing may be there yet.
       dtype: of the stored parameters.
       revision: of a hub id.
+      allow_nonfinite: takes weights that are NaN or infinite, which are an error otherwise, here and in `load(out)`.
       progress: shows a progress bar.
 
     Raises:
@@ -111,7 +118,14 @@ def convert(
                 out,
                 config,
                 stream_params(
-                    source, expected, table, sizes=config.sizes(1, 1), progress=progress, memory=layout.Memory()
+                    source,
+                    expected,
+                    table,
+                    sizes=config.sizes(1, 1),
+                    dtype=config.jnp_dtype,
+                    allow_nonfinite=allow_nonfinite,
+                    progress=progress,
+                    memory=layout.Memory(),
                 ),
                 expected,
                 dtype=config.jnp_dtype,

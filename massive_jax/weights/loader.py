@@ -16,8 +16,9 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
+from massive_jax import files
 from massive_jax.parallel import param_sharding
-from massive_jax.weights import layout
+from massive_jax.weights import layout, numbers
 from massive_jax.weights.source import Source
 from massive_jax.weights.table import Row, WeightTable, expand, move_axes, table_sizes
 
@@ -49,17 +50,20 @@ def load_params(
       sizes: a size for every axis letter, and "L".
       dtype: of the parameters.
       mesh: devices to split the parameters over (see `massive_jax.parallel`); None for the default device.
-      allow_nonfinite: takes weights that are NaN or infinite.
+      allow_nonfinite: takes weights that are NaN or infinite, or become so in `dtype`.
       progress: shows a bar when loading takes more than a moment.
 
     Raises:
-      ValueError: a parameter without a tensor, a tensor without a row, a wrong shape, all of them in one message; or
-        weights that are NaN or infinite.
+      ValueError: a parameter without a tensor, a tensor without a row, a wrong shape, all of them in one message; a
+        tensor of no floating-point type; weights that are NaN or infinite in `dtype`; an output head that the config
+        ties to the embedding and that is another.
     """
     expected = expected_shapes(module)
     shardings = {path: param_sharding(path, shape, mesh) for path, shape in expected.items()}
     params: dict[str, jax.Array] = {}
-    parts = stream_params(source, expected, table, sizes=sizes, allow_nonfinite=allow_nonfinite, progress=progress)
+    parts = stream_params(
+        source, expected, table, sizes=sizes, dtype=dtype, allow_nonfinite=allow_nonfinite, progress=progress
+    )
     for part in parts:
         path = part.path
         if not part.place:
@@ -71,7 +75,6 @@ def load_params(
         # Dispatch is asynchronous: without waiting, tensors not yet placed would pile up on the host.
         params[path].block_until_ready()
         del part
-    _check_tied(source, table, params)
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -94,7 +97,8 @@ class Part:
     def write(self, target: np.ndarray) -> None:
         """Writes the part itself to memory of its shape, in the target's dtype."""
         axes, sizes, take = self.move
-        layout.write(move_axes(self.raw, axes, dict(sizes), take), target)
+        with np.errstate(over="ignore"):  # `stream_params` has refused what becomes infinite, or was told to take it
+            layout.write(move_axes(self.raw, axes, dict(sizes), take), target)
 
 
 def stream_params(
@@ -103,47 +107,45 @@ def stream_params(
     table: WeightTable,
     *,
     sizes: Mapping[str, int],
+    dtype: Any,
     allow_nonfinite: bool = False,
     progress: bool = True,
     memory: layout.Memory | None = None,
 ) -> Iterator[Part]:
     """The parts of all parameters, layer by layer, one tensor in memory at a time; see `load_params` for the errors.
 
-    With `memory`, a part's tensor is in it until the next part is asked for.
+    `dtype` is what the caller makes of them: in it they have to be finite, and a tied head equal to the embedding. With
+    `memory`, a part's tensor is in it until the next part is asked for.
     """
     sizes = table_sizes(sizes)
+    table = table.standing_in(source.tensors, expected)
+    repetitions = table.repeated(source.tensors, expected)
     plan = _match(source, table, expected, sizes)
     items = tuple(sorted(sizes.items()))
     total = sum(math.prod(source.tensors[name].shape) for name in {name for name, _, _ in plan})
     shown = None if progress else True  # None: not where there is no terminal
-    broken = []
+    broken, beyond = [], []
     with tqdm.tqdm(total=total, unit="param", unit_scale=True, desc="loading", delay=2.0, disable=shown) as bar:
         # Rows of one name are neighbours: a fused tensor is read once.
-        for name, entries in itertools.groupby(plan, key=lambda entry: entry[0]):
+        for name, group in itertools.groupby(plan, key=lambda entry: entry[0]):
+            entries = list(group)
             raw = source.read(name, memory)
-            if not allow_nonfinite and not is_finite(raw):
-                broken.append(name)
+            if not allow_nonfinite:
+                extremes = numbers.extremes(raw)
+                if not numbers.finite_in(extremes, raw.dtype):
+                    broken.append(name)
+                elif not numbers.finite_in(extremes, dtype):
+                    beyond.append(f"{name} ({max(extremes, key=abs):.6g})")
             for _, row, place in entries:
+                for other in (it for it, path in repetitions.items() if path == row.path and it != name):
+                    _check_tied(source, raw, other, row.path, dtype)
                 yield Part(row.path, place, raw, (row.axes, items, row.take))
             bar.update(raw.size)
             del raw  # before the next one is read
     if broken:
-        more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
-        raise ValueError(
-            f"{source.location}: {len(broken)} tensors hold NaN or infinite values: {', '.join(broken[:_SHOWN])}"
-            f"{more}. The file is damaged, or was saved after training diverged; allow_nonfinite loads it all the same."
-        )
-
-
-def is_finite(x: np.ndarray) -> bool:
-    """Whether no element of a stored tensor is NaN or infinite."""
-    if x.dtype.kind == "f" and x.dtype.itemsize > 2:
-        return bool(np.isfinite(x.min()) and np.isfinite(x.max()))  # both pass NaN on; no copy
-    if x.dtype.itemsize == 2 and jnp.issubdtype(x.dtype, jnp.floating):
-        # As integers these are the largest of each sign; no copy either.
-        infinite = 0x7C00 if x.dtype == np.float16 else 0x7F80
-        return bool(x.view(np.int16).max() < infinite and x.view(np.uint16).max() < infinite + 0x8000)
-    return True
+        raise numbers.not_finite(source.location, broken)
+    if beyond:
+        raise numbers.out_of_range(source.location, beyond, dtype)
 
 
 def expected_shapes(module: Any) -> dict[str, tuple[int, ...]]:
@@ -161,7 +163,7 @@ def _match(
     source: Source, table: WeightTable, expected: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]
 ) -> list[_Entry]:
     """The tensors to read, by name and layer; raises with every disagreement between file, table and model."""
-    wanted = [entry for entry in expand(table.rows, sizes["L"], sizes["E"]) if entry[1].path in expected]
+    wanted = list(expand(table.rows, sizes["L"], sizes["E"]))
     first = {name: i for i, (name, _, _) in reversed(list(enumerate(wanted)))}
     wanted.sort(key=lambda entry: (entry[2][:1], first[entry[0]]))
     names = {name for name, _, _ in wanted}
@@ -172,6 +174,24 @@ def _match(
         for name, info in source.tensors.items()
         if name not in names and not table.is_ignored(name) and name not in table.tied and 0 not in info.shape
     ]
+    no_weights = [
+        f"{name} ({source.tensors[name].dtype})"
+        for name in sorted({*names, *table.repeated(source.tensors, expected)})
+        if name in source.tensors and not numbers.holds_weights(source.tensors[name].dtype)
+    ]
+    if no_weights:
+        raise ValueError(
+            f"{source.location}: {len(no_weights)} tensors are of types that hold no weights, but the codes of a "
+            f"quantisation that is not implemented: {files.listed(no_weights, _SHOWN)}. Load a checkpoint in float32, "
+            "float16 or bfloat16."
+        )
+    headless = [name for name, row, _ in wanted if row.path.startswith("head") and name not in source.tensors]
+    if missing and len(headless) == len(missing) and not extra and not uncovered:
+        raise ValueError(
+            f"{source.location}: {', '.join(headless)} is missing from the checkpoint, which is of a model without its "
+            "output head. Save the model with its head, or, if a language model's head is its embedding, set "
+            "tie_word_embeddings to true in its config."
+        )
     misshapen = []
     for name, row, place in wanted:
         if name not in source.tensors:
@@ -203,18 +223,17 @@ def _match(
     return wanted
 
 
-def _check_tied(source: Source, table: WeightTable, params: Mapping[str, jax.Array]) -> None:
-    """A tensor that repeats a tied parameter must be equal to it."""
-    rows = {row.name: row.path for row in table.rows}
-    for name, path in table.tied.items():
-        if name not in source.tensors or path not in params or rows.get(name) in params:
-            continue
-        stored, param = source.read(name), params[path]
-        if stored.shape != param.shape or not np.array_equal(stored.astype(param.dtype), np.asarray(param)):
-            raise ValueError(
-                f"{source.location}: the config ties the output head to the embedding, but {name} differs from {path}; "
-                "set tie_word_embeddings to false in its config if the head is the model's own."
-            )
+def _check_tied(source: Source, raw: np.ndarray, other: str, path: str, dtype: Any) -> None:
+    """The tensor `other`, which repeats the parameter `path` that is made of `raw`, must be equal to it in `dtype`."""
+    stored = source.read(other)
+    if stored.shape != raw.shape or not (
+        (stored.dtype == raw.dtype and np.array_equal(stored.view(np.uint8), raw.view(np.uint8)))
+        or np.array_equal(stored.astype(dtype), raw.astype(dtype))
+    ):
+        raise ValueError(
+            f"{source.location}: the config ties the output head to the embedding, but {other} differs from {path}; "
+            "set tie_word_embeddings to false in its config if the head is the model's own."
+        )
 
 
 @functools.cache

@@ -14,11 +14,12 @@ and is dropped.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import jax
@@ -56,36 +57,69 @@ class WeightTable:
       rows: a row a tensor. Where files differ, a path has several, each of which fills it whole.
       ignored: patterns of tensor names that hold no parameter (buffers that are recomputed).
       tied: tensor name -> parameter path it repeats: accepted in a checkpoint only if equal to that parameter.
-      spellings: (prefix, other prefix) of names that not all writers of this format spell alike: see `spelled`.
+      prefix: what the names of `rows` and `ignored` begin with in this table, and in the file: see `spelled`.
     """
 
     rows: tuple[Row, ...]
     ignored: tuple[str, ...] = ()
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    spellings: tuple[tuple[str, str], ...] = ()
+    prefix: tuple[str, str] = ("", "")
 
     def is_ignored(self, name: str) -> bool:
-        """Whether the tensor `name` holds no parameter."""
-        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+        """Whether the tensor `name` of the file holds no parameter."""
+        ours, theirs = self.prefix
+        names = {name, *(name.removeprefix(outer) for outer in _ancestors(theirs))}
+        if name.startswith(theirs):
+            names.add(ours + name[len(theirs) :])
+        return any(re.fullmatch(pattern, it) for pattern in self.ignored for it in names)
 
     def spelled(self, names: Collection[str]) -> WeightTable:
         """This table as the file that holds `names` spells it.
 
-        A prefix of `spellings` that the file never uses is the other, and of the rows that fill one path only the first
-        whose tensor the file has is kept (the first of all, to be reported missing, where it has none).
+        A backbone is saved with its head, which puts a prefix before the backbone's names ("model.", say), without it,
+        or inside a wrapper, which puts one before all. What the table has before all names but the head's gives way to
+        what the file has there. Of the rows that fill one path only the first whose tensor the file has is kept (the
+        first of all, to be reported missing, where it has none).
         """
-        unused = [pair for pair in self.spellings if not any(name.startswith(pair[0]) for name in names)]
+        ours = _shared_prefix(row.name for row in self.rows if not _is_head(row))
+        theirs = _prefix_in(names, ours, {_first(row.name)[len(ours) :] for row in self.rows if not _is_head(row)})
 
-        def spell(name: str) -> str:
-            return next((other + name[len(prefix) :] for prefix, other in unused if name.startswith(prefix)), name)
+        def spell_head(name: str) -> str:
+            spellings = (name, *(outer + name for outer in _ancestors(theirs)))
+            return next((it for it in spellings if it in names), name)
+
+        def spell(row: Row) -> Row:
+            return dataclasses.replace(
+                row, name=spell_head(row.name) if _is_head(row) else theirs + row.name[len(ours) :]
+            )
 
         rows: dict[str, Row] = {}
-        for row in (dataclasses.replace(row, name=spell(row.name)) for row in self.rows):
+        for row in map(spell, self.rows):
             if row.path not in rows or (_first(row.name) in names and _first(rows[row.path].name) not in names):
                 rows[row.path] = row
-        return dataclasses.replace(
-            self, rows=tuple(rows.values()), tied={spell(name): path for name, path in self.tied.items()}
+        tied = {spell_head(name): path for name, path in self.tied.items()}
+        return dataclasses.replace(self, rows=tuple(rows.values()), tied=tied, prefix=(ours, theirs))
+
+    def repeated(self, names: Collection[str], paths: Collection[str]) -> dict[str, str]:
+        """The part of `tied` that the file has, with what it repeats, in a model of the parameters `paths`."""
+        own = {row.name: row.path for row in self.rows}
+        return {
+            name: path
+            for name, path in self.tied.items()
+            if name in names and path in paths and own.get(name) not in paths
+        }
+
+    def standing_in(self, names: Collection[str], paths: Collection[str]) -> WeightTable:
+        """This table where a parameter of `paths` is read off its repetition if the file has nothing else of it."""
+        repetitions = {path: name for name, path in self.repeated(names, paths).items()}
+        rows = tuple(
+            dataclasses.replace(row, name=repetitions[row.path])
+            if row.path in repetitions and row.name not in names
+            else row
+            for row in self.rows
+            if row.path in paths
         )
+        return dataclasses.replace(self, rows=rows)
 
 
 def expand(rows: tuple[Row, ...], num_layers: int, num_experts: int = 0) -> Iterator[tuple[str, Row, tuple[int, ...]]]:
@@ -155,6 +189,40 @@ def table_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
     """`sizes` of a config with the letters that only tables use."""
     H, K = sizes["H"], sizes["K"]
     return {**sizes, "R": 2, "P": sizes["N"] // 2, "Q": 3, "G": H // K, "X": H // K + 2, "Y": H + 2 * K, "U": 2}
+
+
+def _is_head(row: Row) -> bool:
+    """Whether the row's tensor belongs to the head on a backbone: what is saved with it has the backbone's prefix."""
+    return row.path.startswith("head")
+
+
+def _shared_prefix(names: Iterable[str]) -> str:
+    """The longest prefix of all names that ends in a dot; "" where there is none."""
+    firsts = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return "".join(f"{parts[0]}." for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, firsts))
+
+
+def _prefix_in(names: Collection[str], ours: str, stems: Collection[str]) -> str:
+    """What a file puts before the `stems` of tensors: `ours` where it does so at all, else what is there most often.
+
+    That has to be before a third of them (no file has all rows of a table): a few are other architectures' too.
+    """
+    found = collections.Counter(
+        name[:start] for name in names for start in (0, *_after_dots(name)) if name[start:] in stems
+    )
+    if ours in found:
+        return ours
+    best = max(found, key=lambda prefix: (found[prefix], -len(prefix)), default=ours)
+    return best if 3 * found[best] >= len(stems) else ours
+
+
+def _after_dots(name: str) -> list[int]:
+    return [dot.end() for dot in re.finditer(r"\.", name)]
+
+
+def _ancestors(prefix: str) -> list[str]:
+    """`prefix` and what it is in: "a.b." gives "a.b." and "a."."""
+    return [prefix[:end] for end in reversed(_after_dots(prefix))]
 
 
 def _first(name: str) -> str:

@@ -87,9 +87,8 @@ TABLE = WeightTable(
     # The text tower of a full checkpoint, and the maps into the space where the two are compared.
     ignored=(
         *(r"text_model\..*", r"(text|visual)_projection\.weight", "logit_scale", "logit_bias"),
-        r"(vision_model\.)?embeddings\.position_ids",
+        r"vision_model\.embeddings\.position_ids",
     ),
-    spellings=((_PREFIX, ""),),
 )
 
 SIGLIP_TABLE = WeightTable(
@@ -107,7 +106,6 @@ SIGLIP_TABLE = WeightTable(
         *images.mlp_rows(_HEAD + "mlp.fc1", _HEAD + "mlp.fc2", "pool/mlp"),
     ),
     ignored=TABLE.ignored,
-    spellings=TABLE.spellings,
 )
 
 

@@ -66,7 +66,6 @@ def table(prefix: str) -> WeightTable:
             *images.gated_mlp_rows(layer + "mlp.weights_in", layer + "mlp.weights_out"),
         ),
         ignored=(r"(\w+\.)?embeddings\.mask_token",),
-        spellings=((prefix, ""),),
     )
 
 

@@ -128,9 +128,7 @@ MULTIMODAL = Family(
     config=text_config,
     table=dataclasses.replace(
         llama.decoder_table(output_norms=True, prefix="language_model.model."),
-        spellings=(("language_model.model.", "model.language_model."),),
         ignored=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
-        tied={"lm_head.weight": "embedding", "language_model.lm_head.weight": "embedding"},
     ),
     presets=MULTIMODAL_PRESETS,
 )

@@ -43,7 +43,7 @@ def config(fields: Fields) -> TransformerConfig:
 
 _LAYER = "transformer.h.{l}."
 
-# The projections are `Conv1D`, stored [in, out]. OpenAI's checkpoints do without the "transformer.".
+# The projections are `Conv1D`, stored [in, out].
 TABLE = WeightTable(
     rows=(
         Row("transformer.wte.weight", "embedding"),
@@ -63,9 +63,8 @@ TABLE = WeightTable(
         Row(_LAYER + "mlp.c_proj.weight", "layers/mlp/down/kernel", "FD->FD"),
         Row(_LAYER + "mlp.c_proj.bias", "layers/mlp/down/bias"),
     ),
-    ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
+    ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
     tied={"lm_head.weight": "embedding"},
-    spellings=(("transformer.", ""),),
 )
 
 

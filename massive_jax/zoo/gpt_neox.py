@@ -53,6 +53,7 @@ TABLE = WeightTable(
         Row("gpt_neox.final_layer_norm.weight", "norm/scale"),
         Row("gpt_neox.final_layer_norm.bias", "norm/bias"),
         Row("embed_out.weight", "head"),
+        Row("lm_head.weight", "head"),
         Row(_LAYER + "input_layernorm.weight", "layers/attn_norm/scale"),
         Row(_LAYER + "input_layernorm.bias", "layers/attn_norm/bias"),
         *fused_rows(_LAYER + "attention.query_key_value", "(HQN)D->DHN", "(HQN)->HN"),
@@ -66,8 +67,7 @@ TABLE = WeightTable(
         Row(_LAYER + "mlp.dense_4h_to_h.bias", "layers/mlp/down/bias"),
     ),
     ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
-    tied={"embed_out.weight": "embedding"},
-    spellings=(("embed_out.", "lm_head."),),
+    tied={"embed_out.weight": "embedding", "lm_head.weight": "embedding"},
 )
 
 

@@ -53,8 +53,6 @@ FAMILY = Family(
     table=dataclasses.replace(
         gpt2.TABLE,
         rows=tuple(_linear(row) for row in gpt2.TABLE.rows),
-        ignored=(r"(_orig_mod\.)?transformer\.h\.\d+\.attn\.bias",),
-        # `torch.compile` puts its own name in front.
-        spellings=(("transformer.", "_orig_mod.transformer."), ("lm_head.", "_orig_mod.lm_head.")),
+        ignored=(r"transformer\.h\.\d+\.attn\.bias",),
     ),
 )

@@ -70,8 +70,6 @@ TABLE = WeightTable(
         Row(_LAYER + "fc2.bias", "layers/mlp/down/bias"),
     ),
     tied={"lm_head.weight": "embedding"},
-    # Some of Meta's checkpoints do without the "model.".
-    spellings=((_MODEL, "decoder."),),
 )
 
 

@@ -70,8 +70,7 @@ TABLE = WeightTable(
         *images.mlp_rows(_LAYER + "intermediate.dense", _LAYER + "output.dense"),
     ),
     # The decoder of masked image modelling.
-    ignored=(r"decoder\..*", r"(vit\.)?embeddings\.mask_token"),
-    spellings=((_PREFIX, ""),),
+    ignored=(r"decoder\..*", r"vit\.embeddings\.mask_token"),
 )
 
 

@@ -1,5 +1,6 @@
 """Whole checkpoints: a Hugging Face directory or a GGUF file in, a model that computes what torch does out."""
 
+import functools
 import io
 import math
 import weakref
@@ -18,7 +19,8 @@ from gguf_files import sentencepiece_metadata, write_gguf
 from hf_reference import LLAMA
 
 import massive_jax as mj
-from massive_jax.weights import loader
+from massive_jax.loading import convert
+from massive_jax.weights import numbers
 from massive_jax.weights.safetensors_source import HuggingFaceSource
 
 SHAPE = {
@@ -91,6 +93,90 @@ def test_the_checkpoint_can_be_deleted_after_loading(directory):
     path = directory / "model.safetensors"
     path.write_bytes(b"\0" * path.stat().st_size)
     np.testing.assert_array_equal(model(TOKENS).logits, before)
+
+
+def same_params(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "tied"),
+    [
+        (transformers.LlamaModel, transformers.LlamaConfig(**SHAPE), False),
+        (transformers.LlamaModel, transformers.LlamaConfig(**SHAPE | {"tie_word_embeddings": True}), True),
+        (transformers.GPT2Model, transformers.GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4), True),
+    ],
+)
+def test_a_model_saved_without_its_head(tmp_path, model, config, tied):
+    """Names without the prefix. A tied model is whole; of an untied one transformers would make up the head."""
+    backbone = model(config).eval()
+    backbone.save_pretrained(tmp_path)
+    if not tied:
+        with pytest.raises(ValueError, match=r"lm_head\.weight is missing from the checkpoint, .* without its"):
+            load(tmp_path)
+        return
+    with torch.no_grad():
+        want = backbone(torch.tensor(TOKENS, dtype=torch.long)).last_hidden_state
+    np.testing.assert_allclose(load(tmp_path)(TOKENS).last_hidden, want, atol=1e-4)
+
+
+def test_a_tied_checkpoint_that_holds_the_head_alone(tmp_path):
+    hf.save(random_model(tie_word_embeddings=True), tmp_path)
+    want = load(tmp_path)
+    change_tensors(tmp_path, {"lm_head.weight": embedding_of(tmp_path), "model.embed_tokens.weight": None})
+    same_params(load(tmp_path), want)
+    hf.change_config(tmp_path, {"tie_word_embeddings": False})
+    with pytest.raises(ValueError, match=r"1 missing from the checkpoint:\n\s+model\.embed_tokens\.weight"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn]
+)
+def test_types_that_hold_no_weights(directory, dtype, monkeypatch):
+    monkeypatch.setattr(HuggingFaceSource, "read", lambda *args: pytest.fail("read a tensor"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    change_tensors(directory, {name: torch.ones(48, 32).to(dtype)})
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=rf"1 tensors are of types that hold no weights.*: {name} \({kind}\)\. Load"):
+        load(directory)
+
+
+def test_a_tied_head_of_a_type_that_holds_no_weights(tmp_path):
+    hf.save(random_model(tie_word_embeddings=True), tmp_path)
+    change_tensors(tmp_path, {"lm_head.weight": embedding_of(tmp_path).to(torch.int32)})
+    with pytest.raises(ValueError, match=r"no weights.*lm_head\.weight \(int32\)"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["load", "convert"])
+def test_weights_beyond_the_dtype(directory, tmp_path, how):
+    def run(**options):
+        if how == "load":
+            return load(directory, **options)
+        convert(str(directory), str(tmp_path / "out"), progress=False, **options)
+        return None
+
+    change_tensors(directory, {"model.norm.weight": torch.full((32,), -70000.0)})
+    with pytest.raises(
+        ValueError, match=r"1 tensors have values beyond float16, .* 65504: model\.norm\.weight \(-70000\)"
+    ):
+        run(dtype="float16")
+    assert not (tmp_path / "out").exists()
+    run(dtype="float16", allow_nonfinite=True)
+
+
+@pytest.mark.parametrize("how", ["load", "convert"])
+def test_a_head_of_its_own_in_a_tied_checkpoint(tmp_path, how):
+    hf.save(random_model(tie_word_embeddings=True), tmp_path)
+    change_tensors(tmp_path, {"lm_head.weight": embedding_of(tmp_path) + 1e-3})
+    run = functools.partial(load, tmp_path)
+    if how == "convert":
+        run = functools.partial(convert, str(tmp_path), str(tmp_path / "out"), progress=False)
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from embedding"):
+        run()
+    change_tensors(tmp_path, {"lm_head.weight": embedding_of(tmp_path).double()})  # equal in the model's dtype
+    load(tmp_path)
 
 
 def test_all_offenders_are_named_at_once(directory):
@@ -404,10 +490,12 @@ def test_weights_that_are_not_finite_are_named(tmp_path, dtype, value):
 def test_largest_finite_weights_are_finite():
     for dtype in (np.float32, np.float16, jnp.bfloat16):
         info = jnp.finfo(dtype)
-        assert loader.is_finite(np.array([info.max, info.min, 0, info.tiny], dtype))
+        values = np.array([info.max, info.min, 0, info.tiny], dtype)
+        assert numbers.extremes(values) == (float(info.min), float(info.max))
+        assert numbers.finite_in(numbers.extremes(values), dtype)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, jnp.bfloat16])
 def test_no_value_that_is_not_finite_is_missed(dtype, value):
-    assert not loader.is_finite(np.array([1, value, -1], dtype))
+    assert not numbers.finite_in(numbers.extremes(np.array([1, value, -1], dtype)), dtype)

@@ -122,6 +122,51 @@ def test_expand():
     assert [name for name, _, _ in expand(rows, 3)] == ["a.0.b", "a.1.b", "a.2.b", "c"]
 
 
+@pytest.mark.parametrize("wrapper", ["", "model.", "transformer.", "language_model.", "_orig_mod.", "a.b."])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_backbones_names_with_a_prefix_too_few_or_too_many(family, wrapper):
+    """Its prefix is there or not, a wrapper's is before all names or not, and the head is beside the backbone."""
+    table = FAMILIES[family].table
+    table = table.spelled({name for name, _, _ in expand(table.rows, 2, 2)})
+    ours = table.prefix[0]
+    for kept in (ours, ""):
+        names = {
+            wrapper + (name if row.path.startswith("head") else kept + name.removeprefix(ours)): row.path
+            for name, row, _ in expand(table.rows, 2, 2)
+        }
+        found = FAMILIES[family].table.spelled(names)
+        assert {name: row.path for name, row, _ in expand(found.rows, 2, 2)} == names
+        assert found.tied.keys() <= {wrapper + name for name in table.tied} | FAMILIES[family].table.tied.keys()
+
+
+@pytest.mark.parametrize("wrapper", ["", "model.", "transformer."])
+def test_what_is_ignored_is_so_with_any_prefix(wrapper):
+    table = FAMILIES["gpt2"].table
+    for kept in ("transformer.", ""):
+        names = (name.removeprefix("transformer.") for name, _, _ in expand(table.rows, 1))
+        found = table.spelled({wrapper + kept + name for name in names})
+        assert found.is_ignored(f"{wrapper}{kept}h.3.attn.bias")
+        assert not found.is_ignored(f"{wrapper}{kept}h.3.attn.c_attn.bias")
+
+
+def test_a_file_of_the_tables_own_spelling_keeps_it():
+    table = FAMILIES["llama"].table
+    other = {f"vision_tower.layers.0.self_attn.{x}_proj.weight" for x in "qkv"}
+    assert table.spelled({"model.embed_tokens.weight", *other}).prefix == ("model.", "model.")
+    assert table.spelled({"nothing"}).prefix == ("model.", "model.")
+
+
+def test_a_repetition_stands_in_for_what_it_repeats():
+    table = FAMILIES["llama"].table
+    names, tied = {"model.norm.weight", "lm_head.weight"}, {"embedding", "norm/scale"}
+    rows = table.spelled(names).standing_in(names, tied).rows
+    assert {row.path: row.name for row in rows} == {"embedding": "lm_head.weight", "norm/scale": "model.norm.weight"}
+    untied = {row.path: row.name for row in table.standing_in(names, tied | {"head"}).rows}
+    assert (untied["embedding"], untied["head"]) == ("model.embed_tokens.weight", "lm_head.weight")
+    whole = table.standing_in(names | {"model.embed_tokens.weight"}, tied).rows
+    assert whole[0].name == "model.embed_tokens.weight"
+
+
 def test_ignored_patterns_match_whole_names():
     table = WeightTable((), ignored=(r"x\.\d+",))
     assert table.is_ignored("x.12")
