@@ -129,6 +129,8 @@ def read_header(data: mmap.mmap, location: str) -> Header:
     repeated = []
     for _ in range(tensor_count):
         name = cursor.string("a tensor's name", _MAX_NAME)
+        if files.printable(name) != name:
+            raise bad(location, f"a tensor's name holds control characters: {name}")
         if name in records:
             repeated.append(name)
         records[name] = _record(cursor, name)

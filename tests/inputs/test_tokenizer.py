@@ -404,12 +404,41 @@ GOOD_LLAMA = {
         (GOOD_LLAMA, {"scores": None}, "scores is None; expected 3 of type float"),
         (GOOD_LLAMA, {"scores": [1.0]}, "scores is 1 items; expected 3"),
         (GOOD_LLAMA, {"unknown_token_id": -1}, "unknown_token_id is -1"),
+        (GOOD, {"bos_token_id": True}, "bos_token_id is True; expected a token id below 3"),
+        (GOOD, {"eos_token_id": 1.0}, "eos_token_id is 1.0"),
+        (GOOD, {"token_type": [1, 1, 7]}, "token_type holds 7; expected 0 to 6"),
+        (GOOD, {"token_type": [1, -1, True]}, "token_type is 3 items; expected 3 of type int"),
+        (GOOD, {"token_type": 1}, "token_type is 1; expected 3"),
+        (GOOD, {"merges": [1]}, "merges is 1 items; expected some of type str"),
+        (GOOD, {"model": "x" * 1000}, "model is 'x{59}…; this reads"),
+        (GOOD, {"normalizer.lowercase": True}, "could change the result: tokenizer.ggml.normalizer.lowercase = True"),
+        (GOOD_LLAMA, {"scores": [-1.0, float("nan"), -0.5]}, "scores holds NaN or infinite values"),
+        (GOOD_LLAMA, {"scores": [-1.0, float("-inf"), -0.5]}, "scores holds NaN or infinite values"),
+        (GOOD_LLAMA, {"scores": [-1, -2, -3]}, "scores is 3 items; expected 3 of type float"),
+        (GOOD_LLAMA, {"add_space_prefix": 0}, "add_space_prefix is 0; expected a boolean"),
+        (GOOD_LLAMA, {"remove_extra_whitespaces": True}, "remove_extra_whitespaces = True"),
+        (GOOD_LLAMA, {"precompiled_charsmap": [1, 2]}, "precompiled_charsmap = "),
     ],
 )
 def test_bad_metadata(good, change, message):
     assert Tokenizer.from_gguf(good).encode("ab")[-1] == 2
     with pytest.raises(ValueError, match=message):
         Tokenizer.from_gguf(good | {f"tokenizer.ggml.{key}": value for key, value in change.items()})
+
+
+@pytest.mark.parametrize("good", [GOOD, GOOD_LLAMA])
+def test_metadata_that_changes_nothing(good):
+    more = {
+        "add_bos_token": True,
+        "padding_token_id": 77,
+        "fim_pre_token_id": 1,
+        "eot_token_id": 2,
+        "token_type_count": 1,
+    }
+    more |= {"remove_extra_whitespaces": False, "chat_template": "{{ x }}", "chat_template.tool_use": "{{ y }}"}
+    named = {f"tokenizer.ggml.{key}": value for key, value in more.items()}
+    tokenizer = Tokenizer.from_gguf(good | named | {"tokenizer.chat_template": "{{ z }}"})
+    assert tokenizer.encode("ab") == Tokenizer.from_gguf(good).encode("ab")
 
 
 def test_a_gguf_files_tokenizer_and_its_errors(tmp_path):

@@ -220,3 +220,68 @@ def test_version_2_reads_the_same(path, tensors):
     path.write_bytes(body)
     with GGUFSource(path) as source:
         np.testing.assert_array_equal(source.read("output_norm.weight"), tensors["output_norm.weight"])
+
+
+def contiguous(*sizes, alignment=32):
+    """Records of float32 vectors, each where the one before ends."""
+    records, at = [], 0
+    for i, size in enumerate(sizes):
+        records.append((b"w%d" % i, [size], 0, at))
+        at = -(-(at + 4 * size) // alignment) * alignment
+    return records
+
+
+@pytest.mark.parametrize("alignment", [None, 8, 64, 512])
+def test_tensors_lie_one_after_the_other(tmp_path, alignment):
+    """llama.cpp's rule (`gguf_init_from_file`): overlaps, gaps and odd offsets are damage."""
+    records = contiguous(3, 8, 9, 1, alignment=alignment or 32)
+    with GGUFSource(with_records(tmp_path / "r.gguf", *records, alignment=alignment)) as source:
+        assert len(source.tensors) == 4
+    for i, offset in ((1, 0), (2, records[1][3]), (2, records[2][3] + 1), (3, records[3][3] + (alignment or 32))):
+        moved = [(*r[:3], offset) if j == i else r for j, r in enumerate(records)]
+        with pytest.raises(ValueError, match=rf"tensor w{i} starts at byte {offset} .*expected {records[i][3]},"):
+            GGUFSource(with_records(tmp_path / "r.gguf", *moved, alignment=alignment))
+    shuffled = [records[1], records[0], *records[2:]]
+    with pytest.raises(ValueError, match=rf"tensor w1 starts at byte {records[1][3]} of the tensor data; expected 0"):
+        GGUFSource(with_records(tmp_path / "r.gguf", *shuffled, alignment=alignment))
+
+
+@pytest.mark.parametrize("alignment", [0, 1, 4, 12, 48, 1 << 21])
+def test_alignments_that_are_refused(tmp_path, alignment):
+    with pytest.raises(ValueError, match=rf"general\.alignment is {alignment}; expected a power of two from 8"):
+        GGUFSource(with_records(tmp_path / "r.gguf", (b"w", [2], 0, 0), alignment=alignment))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(24, "I8"), (25, "I16"), (26, "I32"), (27, "I64")])
+def test_integers_are_no_weights(tmp_path, kind, name):
+    with pytest.raises(ValueError, match=rf"tensor w is stored as {name}: integers are no weights; expected floats"):
+        GGUFSource(with_records(tmp_path / "r.gguf", (b"w", [2], kind, 0)))
+
+
+def test_doubles_are(tmp_path):
+    with GGUFSource(with_records(tmp_path / "r.gguf", (b"w", [2], 28, 0))) as source:
+        assert source.read("w").dtype == np.float64
+
+
+def test_messages_are_short_and_printable(tmp_path):
+    for name in (b"\x1b[2J\nw", "\u202ew".encode()):
+        with pytest.raises(ValueError, match="name holds control characters") as caught:
+            GGUFSource(with_records(tmp_path / "r.gguf", (name, [2], 0, 0)))
+        assert str(caught.value).isprintable()
+    with pytest.raises(ValueError, match="has 9 dimensions") as caught:
+        GGUFSource(with_records(tmp_path / "r.gguf", (b"x" * 60000, [2] * 9, 0, 0)))
+    assert len(str(caught.value)) < 600
+    key = b"\x1b[2J" * 9
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack(f"<Q{len(key)}sI", len(key), key, 99)
+    (tmp_path / "k.gguf").write_bytes(head + bytes(64))
+    with pytest.raises(ValueError, match=r"\\x1b\[2J.* has the unknown type 99") as caught:
+        GGUFSource(tmp_path / "k.gguf")
+    assert str(caught.value).isprintable()
+
+
+def test_arrays_of_millions_are_refused_before_they_are_made(tmp_path):
+    with open(tmp_path / "big.gguf", "wb") as file:
+        file.write(b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 0, 1 << 32))
+        file.truncate(1 << 33)  # sparse
+    with pytest.raises(ValueError, match=r"the length of k is 4294967296; expected at most"):
+        GGUFSource(tmp_path / "big.gguf")
