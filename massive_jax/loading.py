@@ -42,8 +42,8 @@ def load(
     """Loads a model.
 
     Args:
-      model: a zoo name ("smollm2_135m"), a Hugging Face directory, a `.gguf` file, a hub id ("org/name"), or a
-        directory (or gs://…) that `convert` wrote.
+      model: a zoo name ("smollm2_135m"), a Hugging Face directory, a `.gguf` file (of a split model any of
+        its files), a hub id ("org/name"), or a directory (or gs://…) that `convert` wrote.
       dtype: of parameters and activations: float32, bfloat16, float16, or, for a reference, float64, which jax has to
         be told of (`jax_enable_x64`). Statistics are float32 in any case.
       revision: of a hub id: branch, tag or commit.

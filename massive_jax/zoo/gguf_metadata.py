@@ -72,6 +72,8 @@ class Metadata:
         self._metadata = metadata
         self._architecture = metadata["general.architecture"]
         self.tensors = tensors
+        known = tensors.items() if isinstance(tensors, Mapping) else ()
+        self._shapes: dict[str, tuple[int, ...]] = {name: info.shape for name, info in known}
 
     def key(self, name: str) -> str:
         """The name of `name` in the file."""
@@ -146,17 +148,24 @@ class Metadata:
         """L: `block_count`, which has to be how many blocks there are tensors of."""
         count = self.integer("block_count")
         blocks = {name.split(".")[1] for name in self.tensors if name.startswith("blk.")}
-        if isinstance(self.tensors, Mapping) and count != len(blocks):
+        if self._shapes and count != len(blocks):
             raise self.refused("block_count", f"{len(blocks)}, as many blocks as the file has tensors of")
         return count
 
     @property
     def width(self) -> int:
-        """D: `embedding_length`, which has to be the width of the embedding."""
-        width = self.integer("embedding_length")
-        if (shape := self._embedding) is not None and shape[1] != width:
-            raise self.refused("embedding_length", f"{shape[1]}, the width of token_embd.weight")
-        return width
+        """D: `embedding_length`."""
+        return self._fitting("embedding_length", self.integer("embedding_length"), ("token_embd.weight",))
+
+    def feed_forward(self, name: str = "feed_forward_length") -> int:
+        """F, under `name`."""
+        tensors = [f"blk.0.ffn_down{kind}.weight" for kind in ("", ".0", "_exps")]
+        return self._fitting(name, self.per_layer(name), tensors)
+
+    @property
+    def max_position(self) -> int:
+        """`context_length`, which a table of learned positions has as many rows as."""
+        return self._fitting("context_length", self.integer("context_length"), ("position_embd.weight",), axis=0)
 
     @property
     def vocab_size(self) -> int:
@@ -168,9 +177,8 @@ class Metadata:
         tokens = self._metadata.get("tokenizer.ggml.tokens")
         count = len(tokens) if isinstance(tokens, list) else 0
         said = self.integer("vocab_size", None)
-        if (shape := self._embedding) is None:
+        if (rows := self._size("token_embd.weight", 0)) is None:
             return count or said or self.integer("vocab_size")
-        rows = shape[0]
         if said is not None and said > rows:
             raise self.refused("vocab_size", f"at most {rows}, the rows of token_embd.weight")
         if count and count != rows and not (count < rows and said == rows):
@@ -190,6 +198,17 @@ class Metadata:
             raise self.refused("attention.head_count_kv", f"a divisor of {self.key('attention.head_count')}, {heads}")
         if heads > self.width:
             raise self.refused("attention.head_count", f"at most {self.key('embedding_length')}, {self.width}")
+        width = self.integer("attention.key_length", self.width // heads)
+        for name, number, tensor, axis in (
+            ("attention.head_count", heads, "blk.0.attn_output.weight", -1),
+            ("attention.head_count_kv", shared, "blk.0.attn_k.weight", 0),
+            ("attention.head_count_kv", heads + 2 * shared, "blk.0.attn_qkv.weight", 0),
+        ):
+            size = self._size(tensor, axis)
+            if size is not None and size != number * width:
+                raise self.refused(
+                    name, f"what {tensor} {list(self._shapes[tensor])} has, with heads that are {width} wide"
+                )
         return heads, shared
 
     def plain_heads(self) -> int:
@@ -209,7 +228,7 @@ class Metadata:
 
         Args:
           given: whether N can be another than D / H.
-          partial: the rotary embedding may turn less of a head; see `rotary_dim`.
+          partial: the rotary embedding may turn less of a head; see `rope`.
         """
         usual = self.width // self.heads[0]
         head_dim = self.integer("attention.key_length", usual)
@@ -221,11 +240,14 @@ class Metadata:
                 raise self.refused(name, f"{head_dim}, the width of a head; others are not implemented")
         return head_dim
 
-    def rotary_dim(self, head_dim: int) -> int:
+    def _rotary_dim(self, head_dim: int) -> int:
         """How many dims of a head are turned: all where the file does not say."""
         dims = self.integer("rope.dimension_count", head_dim, most=head_dim)
         if dims % 2:
-            raise self.refused("rope.dimension_count", f"an even number, at most the width of a head, {head_dim}")
+            raise ValueError(
+                f"{self.key('rope.dimension_count')} is {dims}, of heads that are {head_dim} wide; expected an even"
+                " number."
+            )
         return dims
 
     def rope(self, head_dim: int, *, partial: bool = False, theta: float = 10000.0) -> dict[str, Any]:
@@ -235,7 +257,7 @@ class Metadata:
         tensor, whose divisors `read_config` puts among the metadata; they go with any linear factor.
         """
         rope: dict[str, Any] = {"rope_theta": self.number("rope.freq_base", theta), "rope_type": "default"}
-        rotary_dim = self.rotary_dim(head_dim)
+        rotary_dim = self._rotary_dim(head_dim)
         if partial:
             rope["partial_rotary_factor"] = quotient(rotary_dim, head_dim)
         scaling = self.get("rope.scaling.type")
@@ -285,11 +307,10 @@ class Metadata:
         types = ["sliding_attention" if x else "full_attention" for x in windowed]
         return {"sliding_window": width, "layer_types": types}
 
-    def decoder(self, model_type: str, *, feed_forward: Any = _REQUIRED) -> dict[str, Any]:
+    def decoder(self, model_type: str, *, feed_forward: str = "feed_forward_length") -> dict[str, Any]:
         """The fields of a `LlamaConfig`, for `model_type`.
 
-        llama.cpp stores no tying flag and no bias flags: the tensors present say it. `feed_forward` is F where the file
-        has no `feed_forward_length`.
+        llama.cpp stores no tying flag and no bias flags: the tensors present say it. `feed_forward` is the key of F.
         """
         (num_heads, num_kv_heads), head_dim = self.heads, self.head_dim()
         return {
@@ -300,8 +321,8 @@ class Metadata:
             "num_attention_heads": num_heads,
             "num_key_value_heads": num_kv_heads,
             "head_dim": head_dim,
-            "intermediate_size": self.per_layer("feed_forward_length", feed_forward),
-            "max_position_embeddings": self.integer("context_length"),
+            "intermediate_size": self.feed_forward(feed_forward),
+            "max_position_embeddings": self.max_position,
             "rms_norm_eps": self.norm_eps("rms"),
             "rope_parameters": self.rope(head_dim),
             "attention_bias": "blk.0.attn_q.bias" in self.tensors,
@@ -312,13 +333,20 @@ class Metadata:
     def experts(self) -> dict[str, Any]:
         """The fields of a mixture of experts."""
         count = self.integer("expert_count", most=_MAX_EXPERTS)
+        self._fitting("expert_count", count, ("blk.0.ffn_gate_inp.weight",), axis=0)
         return {"num_local_experts": count, "num_experts_per_tok": self.integer("expert_used_count", most=count)}
 
-    @property
-    def _embedding(self) -> tuple[int, ...] | None:
-        """The shape of the embedding, [V, D], where it is known."""
-        info = self.tensors.get("token_embd.weight") if isinstance(self.tensors, Mapping) else None
-        return info.shape if info is not None and len(info.shape) == 2 else None
+    def _size(self, tensor: str, axis: int) -> int | None:
+        """The size of an axis of a tensor, where it is known."""
+        return self._shapes[tensor][axis] if tensor in self._shapes else None
+
+    def _fitting(self, name: str, value: int, tensors: Collection[str], axis: int = -1) -> int:
+        """`value`, that of `name`, once it is known to be the size of an axis of those `tensors` that there are."""
+        for tensor in tensors:
+            size = self._size(tensor, axis)
+            if size is not None and size != value:
+                raise self.refused(name, f"{size}, as {tensor} {list(self._shapes[tensor])} has it")
+        return value
 
     def _frequency_factors(self, rotary_dim: int) -> list[float] | None:
         factors = self._metadata.get("rope_freqs.weight")

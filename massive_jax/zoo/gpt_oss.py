@@ -77,8 +77,8 @@ TABLE = dataclasses.replace(
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Metadata of a `gpt-oss` GGUF file -> the fields of a `GptOssConfig`."""
     values = gguf.Metadata(metadata, names)
-    size = values.per_layer("expert_feed_forward_length")
-    fields = values.decoder("gpt_oss", feed_forward=size) | values.experts() | {"intermediate_size": size}
+    fields = values.decoder("gpt_oss", feed_forward="expert_feed_forward_length") | values.experts()
+    values.per_layer("feed_forward_length", None)  # as Hugging Face's config has it, which is the experts'
     values.integer("attention.sliding_window")  # there is one in every file
     rope = fields["rope_parameters"]
     values.only("rope.freq_base_swa", rope["rope_theta"])

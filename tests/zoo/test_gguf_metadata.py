@@ -341,10 +341,27 @@ def test_size_of_the_vocabulary(architecture, said, tokens, rows, expected):
             config(architecture, **changes, **keys)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "name", "tensor", "shape"),
+    [
+        ("llama", "feed_forward_length", "blk.0.ffn_down.weight", (32, 64)),
+        ("llama", "attention.head_count", "blk.0.attn_output.weight", (32, 40)),
+        ("llama", "attention.head_count_kv", "blk.0.attn_k.weight", (32, 32)),
+        ("falcon", "attention.head_count_kv", "blk.0.attn_qkv.weight", (96, 32)),
+        ("gpt2", "context_length", "position_embd.weight", (128, 32)),
+        ("gpt-oss", "expert_count", "blk.0.ffn_gate_inp.weight", (8, 32)),
+        ("gpt-oss", "expert_feed_forward_length", "blk.0.ffn_down_exps.weight", (4, 32, 64)),
+    ],
+)
+def test_sizes_that_the_tensors_have_not(architecture, name, tensor, shape):
+    with pytest.raises(ValueError, match=rf"^model\.gguf: {architecture}\.{name} is \d+; expected .*{tensor} \["):
+        config(architecture, tensors={tensor: shape})
+
+
 def test_the_number_of_blocks_is_that_of_the_tensors():
     with pytest.raises(ValueError, match=r"llama\.block_count is 1000000000; expected 3, as many blocks"):
         config("llama", more={"block_count": 10**9})
-    with pytest.raises(ValueError, match=r"llama\.embedding_length is 64; expected 32, the width of token_embd"):
+    with pytest.raises(ValueError, match=r"llama\.embedding_length is 64; expected 32, as token_embd"):
         config("llama", more={"embedding_length": 64})
 
 
