@@ -27,6 +27,7 @@ if __name__ == "__main__":
 def main() -> None:
     """Runs the binary."""
     started = time.monotonic()
+    common.check_device()
     convert(model.MODEL.value, _OUT.value, dtype=model.DTYPE.value, revision=model.REVISION.value)
     print(f"wrote {_OUT.value} in {time.monotonic() - started:.0f} s; load it with --model={_OUT.value}")
 

@@ -22,7 +22,7 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
-from experiments.flags import definition, images, layer, model, prompt
+from experiments.flags import definition, layer, model, prompt
 from massive_jax.analysis import attention_shares, find_massive
 from massive_jax.evaluate import LayerTable, input_length, measure_layers
 from massive_jax.files import atomic_write, write_json
@@ -33,8 +33,10 @@ _HEAD = flags.DEFINE_string("head", "mean", "Head to draw, from 0; 'mean' averag
 flags.register_validator(_HEAD, lambda text: text == "mean" or text.isdecimal(), "give 'mean' or a head, from 0 on.")
 
 if __name__ == "__main__":
-    for module in (common, model, prompt, images, layer, definition):
+    for module in (common, model, prompt, layer, definition):
         flags.adopt_module_key_flags(module)
+    for name in ("images", "image_size"):
+        flags.declare_key_flag(name)
 
 
 def parse_head(num_heads: int) -> int | None:
@@ -98,6 +100,7 @@ def _over_heads(x: np.ndarray, head: int | None) -> np.ndarray:
 
 def main() -> None:
     """Runs the binary."""
+    common.check_inputs(one_prompt=True)
     out, lm = common.workdir(), common.load_model()
     number, head = layer.parse_layer(lm.config.num_layers), parse_head(lm.config.num_heads)
     inputs, source = common.prompt_or_image(lm)

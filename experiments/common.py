@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import pathlib
@@ -20,30 +19,33 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 import massive_jax as mj
+from experiments import streams
 from experiments.flags import images as image_flags
 from experiments.flags import model as model_flags
 from experiments.flags import prompt as prompt_flags
 from experiments.flags import text as text_flags
 from massive_jax.data import ImageList, Windows, cut_windows, image_batches, list_images
 from massive_jax.evaluate import Images
+from massive_jax.files import locked, printable
 from massive_jax.models import VisionConfig
 from massive_jax.report import label, number
 from massive_jax.weights.wheel import cache_dir
 
 _IMAGES = 16  # that are held in memory, where no number is given
 
+_held: contextlib.ExitStack | None = None  # what a run of `guarded` holds until it ends
+
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "On an error, shows where in the code it was raised.")
 
 
 def run_experiment(main: Callable[[], Any]) -> None:
     """Parses flags and runs `main`. Bad input ends in one clear line on stderr and exit status 1."""
+    streams.secure()
     # Programs compiled before are read back: the second run of an experiment starts in seconds.
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a token that the terminal cannot show is no error
     app.run(lambda argv: guarded(main, argv), flags_parser=parse_flags)
 
 
@@ -51,8 +53,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags; gives what is no flag."""
     try:
         return flags.FLAGS(argv)
-    except flags.Error as error:
-        _fail(str(error))
+    except (flags.Error, OSError) as error:  # OSError: a --flagfile that is not there
+        _fail(_in_words(error))
     except SystemExit:  # after --help; absl's status is 1
         sys.exit(0)
     return []
@@ -69,6 +71,7 @@ def _check_flags_have_effect() -> None:
 
 def guarded(main: Callable[[], Any], argv: Sequence[str]) -> None:
     """Runs `main` with what `parse_flags` gave; an error becomes a line and an exit status."""
+    global _held
     absl_logging.set_verbosity(absl_logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is no news either
     logging.getLogger("jax").setLevel(logging.WARNING)  # which accelerators are absent is no news
@@ -80,20 +83,23 @@ def guarded(main: Callable[[], Any], argv: Sequence[str]) -> None:
         _check_flags_have_effect()
         if model_flags.DTYPE.value == "float64":
             jax.config.update("jax_enable_x64", True)
-        main()
-        sys.stdout.flush()  # here, where a reader that has gone is no error, and not at the interpreter's end
+        with contextlib.ExitStack() as _held:
+            main()
+        streams.flush()  # here, where it can still be told, and not at the interpreter's end
     except BrokenPipeError:  # whoever read our output has seen enough; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         _fail("interrupted.", 130)
-    except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+    except (ValueError, OSError, MemoryError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
         if _TRACEBACK.value:
             raise
         _fail(_in_words(error) + _others())
+    finally:
+        _held = None
 
 
 def _fail(message: str, status: int = 1) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -118,37 +124,103 @@ def _in_words(error: Exception) -> str:
     return str(error)
 
 
-def load_model() -> mj.Model:
-    """The model that the flags ask for."""
+def check_device() -> None:
+    """Nothing where jax has a device to run on; ValueError where JAX_PLATFORMS names a platform that is not here."""
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        first = str(error).partition("\n")[0]
+        raise ValueError(f"JAX_PLATFORMS={asked}: jax finds no such device here: {first}") from None
+
+
+def load_model(name: str | None = None) -> mj.Model:
+    """The model that the flags ask for, or the one of that name."""
+    check_device()  # before anything is downloaded for it
     return mj.load(
-        model_flags.MODEL.value,
+        model_flags.MODEL.value if name is None else name,
         dtype=model_flags.DTYPE.value,
         revision=model_flags.REVISION.value,
         allow_nonfinite=model_flags.ALLOW_NONFINITE.value,
     )
 
 
-def workdir() -> pathlib.Path:
-    """The directory for results; ValueError where files cannot be made in it. It is made with its first file."""
-    path = pathlib.Path(model_flags.WORKDIR.value).expanduser()
+def workdir(*, reserve: bool = True) -> pathlib.Path:
+    """The directory for results, this process's alone until `guarded` ends; it is made with its first file.
+
+    Args:
+      reserve: False in processes that share it with the one that holds it.
+
+    Raises:
+      ValueError: files cannot be made in it; another process is writing there.
+    """
     if not model_flags.WORKDIR.value:
         raise ValueError("--workdir is empty; give a directory, or . for this one.")
+    path = pathlib.Path(os.path.expanduser(model_flags.WORKDIR.value))
     try:
         there = next(p for p in (path, *path.absolute().parents) if p.exists())
         with tempfile.TemporaryDirectory(prefix=".", dir=there):
-            return path
-    except OSError as error:
-        raise ValueError(f"--workdir={path}: cannot write there: {error.strerror}.") from None
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"--workdir={path}: cannot write there: {reason}.") from None
+    if reserve and _held is not None:
+        # Where nothing can be made beside it, as at a mount point, the directory is there to keep the lock in.
+        inside = path.is_dir() and not os.access(path.absolute().parent, os.W_OK)
+        made = [parent for parent in path.absolute().parents if not parent.exists()]
+        _held.callback(_remove_empty, made)
+        try:
+            _held.enter_context(locked(path / "workdir" if inside else path))
+        except ValueError as error:
+            raise ValueError(f"--workdir={path}: {error}") from None
+    return path
+
+
+def _remove_empty(directories: Sequence[pathlib.Path]) -> None:
+    """Removes those that are empty, from the innermost: they were made for a lock, and no result came."""
+    with contextlib.suppress(OSError):
+        for directory in directories:
+            directory.rmdir()
 
 
 def prompt_tokens(model: mj.Model) -> np.ndarray:
-    """The prompt as int32 [1, T]; ValueError where the model cannot take it."""
-    return model.check_tokens(model.tokenize(prompt_flags.PROMPT.value, bos=model_flags.BOS.value))
+    """The one prompt as int32 [1, T]; ValueError where the model cannot take it."""
+    return model.check_tokens(model.tokenize(prompt_flags.one(), bos=model_flags.BOS.value))
 
 
-def images(model: mj.Model) -> Images:
+def without_effect(names: Sequence[str], where: str) -> None:
+    """ValueError that names those of the flags which are given, though they change nothing `where` they stand."""
+    given = [f"--{name}" for name in names if flags.FLAGS[name].present]
+    if given:
+        have, them = ("have", "them") if len(given) > 1 else ("has", "it")
+        raise ValueError(f"{' and '.join(given)} {have} no effect {where}; leave {them} out.")
+
+
+def check_inputs(*, prompt_and_text: bool = False, one_prompt: bool = False) -> None:
+    """Looks at the flags that say what to run on, before anything is loaded.
+
+    Args:
+      prompt_and_text: whether the experiment takes both.
+      one_prompt: whether it takes one prompt only.
+
+    Raises:
+      ValueError: flags of one kind of input beside another's; no such images; several prompts where one is taken.
+    """
+    if one_prompt:
+        prompt_flags.one()
+    if image_flags.IMAGES.value is not None:
+        without_effect(("prompt", "text", "context", "windows", "bos"), "beside --images")
+        list_images(image_flags.IMAGES.value)
+        return
+    without_effect(("num_images", "image_size", "batch_size"), "without --images")
+    if text_flags.given() and not prompt_and_text:
+        present = [f"--{name}" for name in ("text", "windows", "context") if flags.FLAGS[name].value is not None]
+        without_effect(("prompt",), f"beside {present[0]}, which asks for windows of a text")
+
+
+def images(model: mj.Model, most: int | None = None) -> Images:
     """The images that the flags ask for; ValueError where there are none, or the model cannot take them."""
-    paths = image_files(model).paths[: image_flags.NUM_IMAGES.value or _IMAGES]
+    paths = image_files(model).paths[: most or image_flags.NUM_IMAGES.value or _IMAGES]
     pixels = model.check_images(model.preprocess(list(paths), image_flags.IMAGE_SIZE.value))
     return Images(pixels, tuple(path.name for path in paths))
 
@@ -165,8 +237,8 @@ def prompt_or_image(model: mj.Model) -> tuple[np.ndarray, tuple[str, ...] | None
     """One input and the header's source of it: the prompt's tokens [1, T] and None, or the first image and its name."""
     if not takes_images(model):
         return prompt_tokens(model), None
-    found = images(model)
-    return found.inputs[:1], found.names[:1]
+    found = images(model, 1)
+    return found.inputs, found.names
 
 
 def windows(model: mj.Model, text: str, least: int = 1) -> Windows:
@@ -266,4 +338,4 @@ def place(found: dict[str, Any]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return number(value)
-    return "–" if value is None else str(value)
+    return "–" if value is None else printable(value)

@@ -28,7 +28,6 @@ from absl import flags
 import massive_jax as mj
 from experiments import common
 from experiments.flags import images as image_flags
-from experiments.flags import model as model_flags
 from experiments.flags import text as text_flags
 from massive_jax.data import load_text
 from massive_jax.evaluate import Profile, check_classes, measure_image_profile, measure_profile, patch_maps
@@ -138,8 +137,9 @@ def main() -> None:
     """Runs the binary."""
     if not _MODELS.value:
         raise ValueError("--models is empty; give two models or more, MODEL,MODEL.")
+    common.check_inputs()
     out = common.workdir()
-    models = [mj.load(name, dtype=model_flags.DTYPE.value) for name in _MODELS.value]
+    models = [common.load_model(name) for name in _MODELS.value]
     vision = [common.takes_images(model) for model in models]
     if len(set(vision)) > 1:
         raise ValueError("--models has language and vision models; compare those of one kind.")

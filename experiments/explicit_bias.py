@@ -23,6 +23,7 @@ explicit_bias.png, the layers before and after.
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -61,8 +62,6 @@ def prefix_tokens(model: mj.Model, prefix: str) -> list[int]:
         return []
     if prefix == "bos":
         return [model.bos_id()]
-    if not prefix:
-        raise ValueError("--prefix is empty; give 'bos', 'mean' or a text.")
     return model.require_tokenizer().encode(prefix)
 
 
@@ -155,7 +154,11 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Runs the binary."""
+    if not _PREFIX.value:
+        raise ValueError("--prefix is empty; give 'bos', 'mean' or a text.")
     out, content = common.workdir(), load_text(text_flags.name())
+    if _SAVE.value is not None and (not _SAVE.value or os.path.lexists(os.path.expanduser(_SAVE.value))):
+        raise ValueError(f"--save={_SAVE.value}: give a directory that is not there yet.")
     lm = common.load_model()
     prefix = prefix_tokens(lm, _PREFIX.value)
     # One token of the context is the mean's, which has no prefix in front.
@@ -171,7 +174,7 @@ def main() -> None:
             f"{room + max(1, len(prefix))}."
         )
     result, explicit = run(lm, windows, prefix, out, text=text_flags.name(), name=_PREFIX.value)
-    if _SAVE.value:
+    if _SAVE.value is not None:
         save(explicit, _SAVE.value)
     show(result)
     print(f"wrote {out / 'explicit_bias.json'} and .png{f', and the model to {_SAVE.value}' if _SAVE.value else ''}")

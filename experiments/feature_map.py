@@ -22,7 +22,7 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
-from experiments.flags import definition, images, layer, model, prompt
+from experiments.flags import definition, layer, model, prompt
 from massive_jax.analysis import Thresholds, find_massive
 from massive_jax.evaluate import LayerTable, hidden_state, measure_layers
 from massive_jax.files import write_json
@@ -31,8 +31,10 @@ from massive_jax.report import label, plot_feature_map
 _DIMS = 6  # labelled, besides the massive ones
 
 if __name__ == "__main__":
-    for module in (common, model, prompt, images, layer, definition):
+    for module in (common, model, prompt, layer, definition):
         flags.adopt_module_key_flags(module)
+    for name in ("images", "image_size"):
+        flags.declare_key_flag(name)
 
 
 def run(
@@ -68,6 +70,7 @@ def run(
 
 def main() -> None:
     """Runs the binary."""
+    common.check_inputs(one_prompt=True)
     out, lm = common.workdir(), common.load_model()
     number, thresholds = layer.parse_layer(lm.config.num_layers), definition.thresholds()
     inputs, source = common.prompt_or_image(lm)

@@ -90,8 +90,10 @@ flags.register_validator(_OPS, _reads(_parse_operations))
 flags.register_validator(_SITES, _reads(lambda text: text == "auto" or parse_sites(text)))
 
 if __name__ == "__main__":
-    for module in (common, model, text, images, layer, definition, seed):
+    for module in (common, model, text, layer, definition, seed):
         flags.adopt_module_key_flags(module)
+    for name in ("images", "num_images", "image_size"):
+        flags.declare_key_flag(name)
 
 
 def find_sites(
@@ -192,6 +194,13 @@ def show(result: dict[str, Any]) -> None:
     common.print_table(("intervention", metric.replace("_", " ")), list(result[metric].items()))
 
 
+def check_effect() -> None:
+    """ValueError where --seed is given and nothing is drawn at random."""
+    drawn = _CONTROLS.value or any(operation.op in ("noise", "shuffle") for operation in _parse_operations(_OPS.value))
+    if not drawn:
+        common.without_effect(("seed",), "with --nocontrols and without noise or shuffle in --ops")
+
+
 def check_flags(model: mj.Model, data: Windows | Images) -> None:
     """ValueError where --sites names a place that the model or the inputs do not have."""
     if _SITES.value != "auto":
@@ -225,7 +234,12 @@ def from_flags(
 
 def main() -> None:
     """Runs the binary."""
-    out, content = common.workdir(), load_text(text.name())
+    common.check_inputs()
+    check_effect()
+    if _SITES.value != "auto":
+        common.without_effect(("massive_magnitude", "massive_ratio"), "where --sites names the places")
+    out = common.workdir()
+    content = "" if images.IMAGES.value is not None else load_text(text.name())
     found = common.load_model()
     data = common.images(found) if common.takes_images(found) else common.windows(found, content, least=2)
     result = from_flags(found, data, out)

@@ -29,7 +29,7 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
-from experiments.flags import definition, images, model, prompt, text
+from experiments.flags import definition, model, prompt, text
 from massive_jax.analysis import FIRST_DELIMITER, Location, Thresholds, find_massive
 from massive_jax.data import load_text
 from massive_jax.evaluate import LayerTable, input_length, measure_layers
@@ -39,8 +39,10 @@ from massive_jax.report import plot_layerwise
 _TOP = 3
 
 if __name__ == "__main__":
-    for module in (common, model, prompt, text, images, definition):
+    for module in (common, model, prompt, text, definition):
         flags.adopt_module_key_flags(module)
+    for name in ("images", "num_images", "image_size"):
+        flags.declare_key_flag(name)
 
 
 def run(
@@ -104,6 +106,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Runs the binary."""
+    common.check_inputs()
     out = common.workdir()
     name = text.name() if text.given() else None
     content = None if name is None else load_text(name)

@@ -38,9 +38,12 @@ if __name__ == "__main__":
     flags.declare_key_flag("text")
 
 
-def prepare(name: str, tokenizer: str, out: pathlib.Path) -> TokenFile:
-    """The token file `out` of the text called `name`, made if it is not there; see `prepare_tokens` for the errors."""
-    words = load_text(name)
+def prepare(name: str, tokenizer: str, out: pathlib.Path, words: str | None = None) -> TokenFile:
+    """Makes the token file `out` of the text called `name` where it is not there; see `prepare_tokens` for the errors.
+
+    `words` is that text, where it has been read.
+    """
+    words = load_text(name) if words is None else words
     if tokenizer == _BYTES:
         made_by = Tokenizer.of_bytes()
     else:
@@ -54,6 +57,13 @@ def prepare(name: str, tokenizer: str, out: pathlib.Path) -> TokenFile:
 
 def main() -> None:
     """Runs the binary."""
+    if _ADOPT.value is not None:
+        common.without_effect(("text", "tokenizer"), "beside --adopt")
+    else:
+        common.without_effect(("vocab_size", "token_dtype"), "without --adopt")
+    for name, value in (("out", _OUT.value), ("adopt", _ADOPT.value), ("tokenizer", _TOKENIZER.value)):
+        if value == "":
+            raise ValueError(f"--{name} is empty; leave it out, or give a value.")
     if _OUT.value is not None and _ADOPT.value is None:
         file = prepare(text.name(), _TOKENIZER.value, pathlib.Path(_OUT.value).expanduser())
     elif _ADOPT.value is not None and _OUT.value is None:

@@ -16,6 +16,7 @@ top1 {original, moved} with a head and classes.
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,7 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
-from experiments.flags import images, model
+from experiments.flags import images
 from massive_jax.data import ImageList
 from massive_jax.evaluate import (
     OUTLIER,
@@ -42,16 +43,22 @@ from massive_jax.report import Panel, plot_overlay
 
 _NEURONS = flags.DEFINE_integer("neurons", 10, "How many neurons to move.", lower_bound=1)
 _LAYER = flags.DEFINE_integer(
-    "outlier_layer", None, "The layer whose output shows the outliers; by default the last but one."
+    "outlier_layer", None, "The layer whose output shows the outliers; by default the last but one.", lower_bound=1
 )
 _TOP_LAYER = flags.DEFINE_integer(
-    "top_layer", None, "The last layer whose neurons are considered; by default where outliers reach full size."
+    "top_layer",
+    None,
+    "The last layer whose neurons are considered; by default where outliers reach full size.",
+    lower_bound=1,
 )
 _OUTLIER = flags.DEFINE_float("outlier", OUTLIER, "How many times the median norm makes a patch an outlier.", 1.0)
+flags.register_validator(_OUTLIER, math.isfinite, "give a finite number.")
 
 if __name__ == "__main__":
-    for module in (common, model, images):
+    for module in (common, images):
         flags.adopt_module_key_flags(module)
+    for name in ("model", "revision", "dtype", "allow_nonfinite", "workdir"):
+        flags.declare_key_flag(name)
 
 
 def run(vit: mj.Model, found: ImageList, workdir: pathlib.Path) -> dict[str, Any]:
@@ -135,6 +142,7 @@ def _draw(
 
 def main() -> None:
     """Runs the binary."""
+    common.check_inputs()
     out, vit = common.workdir(), common.load_model()
     found = common.image_files(vit)
     result = run(vit, found, out)

@@ -146,7 +146,7 @@ def conditions(lm: mj.Model, layers: dict[str, Any], changed: dict[str, Any]) ->
         ("Model", f"{lm.name}, {lm.config.num_layers} blocks, width {lm.config.hidden_size}"),
         ("Numbers", f"{lm.config.dtype} (statistics float32), jax {jax.__version__} on {jax.default_backend()}"),
         ("BOS", "in front of the prompt and every window" if layers["bos"] else "none"),
-        ("Prompt", repr(prompt.PROMPT.value)),
+        ("Prompt", repr(prompt.one())),
         ("Text", f"{changed['text']}: {changed['windows']} windows of {changed['context']} tokens, from its start"),
         (
             "Massive",
@@ -160,6 +160,8 @@ def conditions(lm: mj.Model, layers: dict[str, Any], changed: dict[str, Any]) ->
 def main() -> None:
     """Runs the binary."""
     started = time.monotonic()
+    common.check_inputs(prompt_and_text=True, one_prompt=True)
+    intervene.check_effect()
     out, content = common.workdir(), load_text(text.name())
     lm = common.load_model()
     at, head = layer.parse_layer(lm.config.num_layers), attention_map.parse_head(lm.config.num_heads)

@@ -27,6 +27,7 @@ parameters, loss, validation_loss, unigram_entropy, census (the last).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 from typing import Any
@@ -36,12 +37,14 @@ from absl import flags
 from experiments import common
 from experiments.flags import processes, seed, text, training
 from experiments.prepare_data import prepare
+from massive_jax.data import load_text
 from massive_jax.files import write_json
 from massive_jax.memory import keep_freed_memory
 from massive_jax.models import LanguageModel
 from massive_jax.parallel import once
 from massive_jax.report import number, plot_emergence
 from massive_jax.train import TokenFile, TrainConfig, Trained, read_lines, train
+from massive_jax.train.data import split_tokens
 from massive_jax.train.presets import PRESETS, TrainPreset
 from massive_jax.weights.loader import count_params
 
@@ -58,23 +61,35 @@ if __name__ == "__main__":
         flags.declare_key_flag(name)
 
 
-def open_data(preset: TrainPreset, workdir: pathlib.Path) -> TokenFile:
-    """The token file to train on; made where a text was asked for."""
-    name = _DATA.value or preset.text
-    if name is None:
+def data_name(preset: TrainPreset) -> str:
+    """What to train on; ValueError where nothing says so, or --verify_data is given and it is no token file."""
+    name = preset.text if _DATA.value is None else _DATA.value
+    if not name:
         raise ValueError(
             f"--preset={training.PRESET.value} needs --data: a token file that experiments.prepare_data made (the "
             "paper's is OpenWebText in GPT-2's tokens)."
         )
+    if not name.endswith(".bin"):
+        common.without_effect(("verify_data",), f"with the text {name!r}; token files end in .bin")
+    return name
+
+
+def open_data(name: str, workdir: pathlib.Path, config: TrainConfig) -> TokenFile:
+    """The token file to train on; made where a text was asked for. ValueError where it is too short for `config`."""
     if name.endswith(".bin"):
         return TokenFile.open(name, verify=_VERIFY.value)
     out = workdir / "data" / "text.bin"
-    made = once(lambda: prepare(name, "bytes", out), "prepare the text")
-    return made or TokenFile.open(out)
+
+    def make() -> TokenFile:
+        words = load_text(name)
+        split_tokens(len(words.encode("utf-8", "surrogatepass")), config.validation, config.context, name)
+        return prepare(name, "bytes", out, words)
+
+    return once(make, "prepare the text") or TokenFile.open(out)
 
 
-def configure(preset: TrainPreset, file: TokenFile) -> TrainConfig:
-    """The training that the flags ask for."""
+def configure(preset: TrainPreset) -> TrainConfig:
+    """The training that the flags ask for, on data that is not known yet."""
     dtype = training.dtype(preset.dtype)
     options = training.options(preset.options)
     if text.CONTEXT.value is not None:
@@ -85,7 +100,7 @@ def configure(preset: TrainPreset, file: TokenFile) -> TrainConfig:
     return TrainConfig(
         model=preset.model(attention_bias=training.attention_bias(), dtype=dtype, kernel=kernel),
         optimizer=training.optimizer(preset.optimizer),
-        data=file.sha256,
+        data="",
         **options,
     )
 
@@ -124,11 +139,14 @@ def report(result: dict[str, Any], trained: Trained, unigram_entropy: float, wor
 def main() -> None:
     """Runs the experiment."""
     keep_freed_memory()
+    preset = training.preset(PRESETS)
+    name = data_name(preset)
     processes.start()
-    preset, workdir = training.preset(PRESETS), common.workdir()
-    training.attention_bias(), training.mesh()  # wrong flags are told before anything is made
-    file = open_data(preset, workdir)
-    config = configure(preset, file)
+    training.check(preset.optimizer, preset.options)  # wrong flags are told before anything is made
+    config = configure(preset)
+    workdir = training.workdir()
+    file = open_data(name, workdir, config)
+    config = dataclasses.replace(config, data=file.sha256)
     parts = file.split(config.validation, config.context)
     unigram_entropy = file.unigram_entropy(parts[1])
     processes.say(

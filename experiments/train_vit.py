@@ -47,7 +47,7 @@ _DATASET = flags.DEFINE_string("dataset", FASHION_MNIST, "The images and their c
 _REGISTERS = flags.DEFINE_integer("registers", 0, "Register tokens (arXiv 2309.16588).", lower_bound=0)
 _PATCH = flags.DEFINE_integer("patch_size", None, "Side of a patch in pixels; None for the preset's.", lower_bound=1)
 _FLIP = flags.DEFINE_bool("flip", None, "Mirrors half of the images; None for the preset's.")
-_SHIFT = flags.DEFINE_integer("shift", None, "Most pixels that images are moved by; None for the preset's.")
+_SHIFT = flags.DEFINE_integer("shift", None, "Most pixels that images are moved by; None for the preset's.", 0)
 _EMA = flags.DEFINE_float("ema", None, "Decay of the average of the parameters, 0 for none; None for the preset's.")
 _SAMPLES = flags.DEFINE_integer("samples", 20, "Held-out images of each class that are written.", lower_bound=0)
 
@@ -58,13 +58,16 @@ if __name__ == "__main__":
         flags.declare_key_flag(name)
 
 
+def given() -> dict[str, Any]:
+    """The fields of an `ImageTrainConfig` that flags of this experiment name."""
+    flags_of = {"flip": _FLIP, "shift": _SHIFT, "ema": _EMA}
+    return {name: flag.value for name, flag in flags_of.items() if flag.value is not None}
+
+
 def configure(preset: ImageTrainPreset, images: LabelledImages) -> ImageTrainConfig:
     """The training that the flags ask for."""
     dtype = training.dtype(preset.dtype)
-    options = training.options(preset.options)
-    for name, flag in (("flip", _FLIP), ("shift", _SHIFT), ("ema", _EMA)):
-        if flag.value is not None:
-            options[name] = flag.value
+    options = training.options({**preset.options, **given()})
     changes = {} if _PATCH.value is None else {"patch_size": _PATCH.value}
     model = preset.model(
         image_size=images.size,
@@ -126,9 +129,10 @@ def report(result: dict[str, Any], trained: Trained, seconds: float, workdir: pa
 def main() -> None:
     """Runs the experiment."""
     keep_freed_memory()
+    preset = training.preset(IMAGE_PRESETS)
     processes.start()
-    preset, workdir = training.preset(IMAGE_PRESETS), common.workdir()
-    training.attention_bias(), training.mesh()  # wrong flags are told before anything is read
+    training.check(preset.optimizer, {**preset.options, **given()})  # wrong flags are told before anything is read
+    workdir = training.workdir()
     images, held_out = load_labelled(_DATASET.value, image_flags.IMAGE_SIZE.value)
     config = configure(preset, images)
     processes.say(

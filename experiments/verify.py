@@ -44,10 +44,12 @@ def compare(entry: atlas.Entry, found: dict[str, Any]) -> list[tuple[str, str, s
 
 def main() -> None:
     """Runs the binary."""
-    entry, out = atlas.find(model.MODEL.value), common.workdir()
+    entry = atlas.find(model.MODEL.value)
+    common.check_inputs(one_prompt=True)
+    out = common.workdir()
     lm = common.load_model()
-    bos = model.BOS.value or bool(entry.bos)
-    tokens = lm.check_tokens(lm.tokenize(prompt.PROMPT.value, bos=bos))
+    bos = model.BOS.value if flags.FLAGS["bos"].present else bool(entry.bos)
+    tokens = lm.check_tokens(lm.tokenize(prompt.one(), bos=bos))
     table = measure_layers(lm, tokens, thresholds=definition.thresholds())
     massive = {summary.layer: find_massive(summary.locations) for summary in table.layers}
     layers = [layer for layer, here in massive.items() if here]

@@ -30,7 +30,7 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
-from experiments.flags import definition, images, model
+from experiments.flags import definition, images
 from massive_jax.analysis import RegisterMeans, Thresholds, find_massive
 from massive_jax.data import ImageList
 from massive_jax.evaluate import (
@@ -51,8 +51,10 @@ _HEAD = flags.DEFINE_string(
 )
 
 if __name__ == "__main__":
-    for module in (common, model, images, definition):
+    for module in (common, images, definition):
         flags.adopt_module_key_flags(module)
+    for name in ("model", "revision", "dtype", "allow_nonfinite", "workdir"):
+        flags.declare_key_flag(name)
 
 
 def run(
@@ -121,6 +123,7 @@ def run(
 
 def main() -> None:
     """Runs the binary."""
+    common.check_inputs()
     out, thresholds = common.workdir(), definition.thresholds()
     head = None if _HEAD.value is None else read_linear_head(_HEAD.value)
     vit = common.load_model()

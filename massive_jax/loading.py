@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import os
 import pathlib
 import re
 import threading
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 
 import massive_jax
 from massive_jax import zoo
+from massive_jax.arguments import shown
 from massive_jax.dtypes import check_dtype
 from massive_jax.model import Model
 from massive_jax.models import TransformerConfig, VisionConfig, build
@@ -59,6 +61,7 @@ def load(
         file, no network on a first fetch. The message says what to do.
     """
     check_dtype(dtype)
+    _check_revision(model, revision)
     if _is_checkpoint(model):
         found = checkpoint.read_metadata(model)
         config = dataclasses.replace(found.config, dtype=dtype)
@@ -163,6 +166,7 @@ def save(model: Model, out: str) -> None:
 
 def open_source(model: str, *, revision: str | None = None) -> Source:
     """Finds the checkpoint that `model` names (see `load`), fetching it if need be, and opens it."""
+    _check_revision(model, revision)
     preset = zoo.PRESETS.get(model)
     if preset is not None:
         if isinstance(preset.source, zoo.WheelFile):
@@ -187,6 +191,18 @@ def _inputs(source: Source, config: TransformerConfig | VisionConfig) -> dict[st
     if isinstance(config, VisionConfig):
         return {"processor": source.processor()}  # a tokenizer there is of the text tower
     return {"tokenizer": source.tokenizer()}
+
+
+def _check_revision(model: str, revision: str | None) -> None:
+    """ValueError where a revision is asked for that `model` cannot have: only the hub keeps several."""
+    if revision is None:
+        return
+    if not isinstance(revision, str) or not revision:
+        raise ValueError(f"revision is {shown(revision)}; give a branch, a tag or a commit of a model of the hub.")
+    preset = zoo.PRESETS.get(model)
+    here = "://" in model or os.path.exists(os.path.expanduser(model))
+    if here if preset is None else isinstance(preset.source, zoo.WheelFile):
+        raise ValueError(f"revision {revision!r} has no effect: {model} is no model of the hub; leave it out.")
 
 
 def _is_checkpoint(model: str) -> bool:

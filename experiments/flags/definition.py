@@ -13,7 +13,7 @@ RATIO = flags.DEFINE_float(
     "massive_ratio", DEFINITION.ratio, "… above this many times the median magnitude of its layer.", lower_bound=0.0
 )
 for flag in (MAGNITUDE, RATIO):
-    flags.register_validator(flag, lambda value: not math.isnan(value), "give a number.")
+    flags.register_validator(flag, math.isfinite, "give a finite number.")
 
 
 def thresholds() -> Thresholds:

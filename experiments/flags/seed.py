@@ -2,4 +2,6 @@
 
 from absl import flags
 
-SEED = flags.DEFINE_integer("seed", 0, "Of whatever is drawn at random.", lower_bound=0)
+from massive_jax.arguments import SEEDS
+
+SEED = flags.DEFINE_integer("seed", 0, "Of whatever is drawn at random.", lower_bound=0, upper_bound=SEEDS - 1)

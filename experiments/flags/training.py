@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
+import pathlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -11,27 +14,33 @@ from typing import Any, TypeVar
 import jax
 from absl import flags
 
+from experiments import common
 from experiments.flags import model, processes, seed
 from massive_jax.models import AttentionBias
-from massive_jax.models.config import ATTENTION_BIASES
+from massive_jax.models.config import ATTENTION_BIASES, SLOT_KINDS
 from massive_jax.models.stack import REMAT
-from massive_jax.train import OptimizerConfig, Preempted
+from massive_jax.parallel import once
+from massive_jax.train import OptimizerConfig, Preempted, RunConfig, mesh_of
+from massive_jax.train.config import MOST
 
 PRESET = flags.DEFINE_string("preset", "small", "The training; see above.")
 BIAS = flags.DEFINE_enum("attention_bias", "none", ["none", *ATTENTION_BIASES], "Explicit attention bias.")
 SLOTS = flags.DEFINE_integer("slots", 1, "Slots of the bias, for the kinds that have them.", lower_bound=1)
 _REMAT = flags.DEFINE_enum("remat", "none", list(REMAT), "What of a block the backward pass computes again.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "At the end of the warm-up; the final one is a tenth.")
+flags.register_validator(
+    _LEARNING_RATE, lambda rate: rate is None or 0 < rate < math.inf, "give a positive one, and a finite one."
+)
 _MESH = flags.DEFINE_list("mesh", ["1", "1"], "Devices: DATA,MODEL (see massive_jax.parallel).")
 _SCHEDULE = {
-    name: flags.DEFINE_integer(name, None, f"{meaning}; None for the preset's.", lower_bound=least)
+    name: flags.DEFINE_integer(name, None, f"{meaning}; None for the preset's.", lower_bound=least, upper_bound=MOST)
     for name, meaning, least in (
         ("warmup_steps", "Steps of the linear warm-up", 0),
         ("decay_steps", "Step at which the cosine has come down", 1),
     )
 }
 _INTEGERS = {
-    name: flags.DEFINE_integer(name, None, f"{meaning}; None for the preset's.", lower_bound=least)
+    name: flags.DEFINE_integer(name, None, f"{meaning}; None for the preset's.", lower_bound=least, upper_bound=MOST)
     for name, meaning, least in (
         ("steps", "When to end", 1),
         ("batch", "Examples of a step", 1),
@@ -55,15 +64,35 @@ def preset(presets: Mapping[str, _Preset]) -> _Preset:
 
 
 def attention_bias() -> AttentionBias | None:
-    """The bias that the flags ask for."""
+    """The bias that the flags ask for; ValueError where --slots is given and it has none."""
+    if BIAS.value not in SLOT_KINDS:
+        common.without_effect(("slots",), f"with --attention_bias={BIAS.value}, which has no slots")
     return None if BIAS.value == "none" else AttentionBias(BIAS.value, slots=SLOTS.value)
 
 
 def mesh() -> tuple[int, int]:
     """The mesh that the flags ask for; ValueError where it is none."""
-    if len(_MESH.value) != 2 or not all(part.strip().isdecimal() for part in _MESH.value):
-        raise ValueError(f"--mesh={','.join(_MESH.value)}: give two numbers of devices, DATA,MODEL, such as 8,1.")
-    return int(_MESH.value[0]), int(_MESH.value[1])
+    parts = [part.strip() for part in _MESH.value]
+    if len(parts) != 2 or not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", part) for part in parts):
+        raise ValueError(f"--mesh={','.join(parts)}: give two numbers of devices, DATA,MODEL, such as 8,1.")
+    return int(parts[0]), int(parts[1])
+
+
+def check(of_preset: OptimizerConfig, fields: Mapping[str, Any]) -> None:
+    """Looks at what every training has, before anything is read or made for it.
+
+    Args:
+      of_preset: the preset's recipe.
+      fields: its other fields of a `massive_jax.train.RunConfig`, and perhaps more.
+
+    Raises:
+      ValueError: flags out of range, or that do not go together; a mesh of more devices than there are.
+    """
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    given = {name: value for name, value in options(fields).items() if name in known}
+    attention_bias()
+    common.check_device()
+    mesh_of(RunConfig(optimizer=optimizer(of_preset), data="", **given))
 
 
 def dtype(of_preset: str) -> str:
@@ -94,6 +123,13 @@ def options(of_preset: Mapping[str, Any]) -> dict[str, Any]:
     """The other fields of a `massive_jax.train.RunConfig`."""
     given = {name: flag.value for name, flag in _INTEGERS.items() if flag.value is not None}
     return {**of_preset, **given, "remat": _REMAT.value, "mesh": mesh(), "seed": seed.SEED.value}
+
+
+def workdir() -> pathlib.Path:
+    """The directory for results, which process 0 holds for all; see `experiments.common.workdir`."""
+    path = common.workdir(reserve=False)
+    once(common.workdir, "take --workdir for this training")
+    return path
 
 
 @contextlib.contextmanager

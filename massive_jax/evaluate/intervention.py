@@ -57,7 +57,11 @@ class Operation:
         return cls(op, value)
 
     def __str__(self) -> str:
-        return self.op if self.value is None else f"{self.op}={self.value:g}"
+        """Writes it as `parse` reads it: two that differ never look alike."""
+        if self.value is None:
+            return self.op
+        short = f"{self.value:g}"
+        return f"{self.op}={short if float(short) == self.value else repr(self.value)}"
 
     def edit(self, layer: int, site: PlaceInStream, mean: float, seed: int = 0) -> Edit:
         """The edit this operation makes at `site` of the output of block `layer`; noise and shuffle draw by `seed`."""

@@ -57,9 +57,10 @@ def check_plan(plan: CapturePlan, num_layers: int, absent: Collection[str] = ())
         slots = plan.slots.get(name)
         per_layer = isinstance(spec, SiteSpec) and slots is not None and np.shape(slots) == (num_layers,)
         if site.per_layer and not per_layer:
+            found = 0 if slots is None else np.size(slots)
             raise ValueError(
-                f"compiled captures: {name} is of a model with {0 if slots is None else np.size(slots)} layers, this one has {num_layers}; "
-                "compile them again for it."
+                f"compiled captures: {name} is of a model with {found} layers, this one has {num_layers}; compile them "
+                "again for it."
             )
     return plan
 

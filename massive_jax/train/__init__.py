@@ -5,7 +5,7 @@ from massive_jax.train.classification import shuffled_batches, train_images
 from massive_jax.train.config import ImageTrainConfig, RunConfig, TrainConfig
 from massive_jax.train.data import TokenFile, adopt, batches_of
 from massive_jax.train.language import train
-from massive_jax.train.loop import Preempted, Task, Trained, run
+from massive_jax.train.loop import Preempted, Task, Trained, mesh_of, run
 from massive_jax.train.metrics import flops_per_token, read_lines
 from massive_jax.train.objective import Classification, NextToken, Objective
 from massive_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer
@@ -31,6 +31,7 @@ __all__ = [
     "decayed",
     "flops_per_token",
     "make_optimizer",
+    "mesh_of",
     "prepare_tokens",
     "read_lines",
     "run",

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from massive_jax.arguments import SEEDS, is_index, shown
 from massive_jax.models import TransformerConfig, VisionConfig
 from massive_jax.train.optimizer import OptimizerConfig
 
@@ -16,6 +17,7 @@ _FREE = (
     *("steps", "log_every", "eval_every", "census_every", "checkpoint_every"),
     *("eval_batches", "census_windows", "census_images", "keep", "mesh"),
 )
+MOST = (1 << 31) - 1  # of a step's number and whatever else is counted: int32 on the device
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,18 +62,32 @@ class RunConfig:
     def _problems(self) -> Iterator[str]:
         """What is wrong with the fields."""
         yield from self._below(1, "steps", "batch", "accumulate", "unroll", "log_every", "keep")
-        yield from self._below(0, "eval_every", "census_every", "checkpoint_every", "seed")
+        yield from self._below(0, "eval_every", "census_every", "checkpoint_every")
+        yield from self._below(0, "seed", most=SEEDS - 1)
+        if len(self.mesh) != 2 or not all(is_index(n) and n >= 1 for n in self.mesh):
+            yield f"mesh is {self.mesh}, expected two numbers of devices, at least 1 each"
+            return
         micro = self.accumulate * self.mesh[0]
-        if self.batch >= 1 and self.accumulate >= 1 and self.batch % micro:
+        if is_index(self.batch) and is_index(self.accumulate) and micro >= 1 and self.batch % micro:
             yield f"batch is {self.batch}, no multiple of accumulate {self.accumulate} × {self.mesh[0]} devices"
-        if not 0 <= self.ema < 1:
-            yield f"ema is {self.ema}, expected a decay from 0 to below 1"
+        if not self._is_share("ema"):
+            yield f"ema is {shown(self.ema)}, expected a decay from 0 to below 1"
 
-    def _below(self, least: int, *names: str) -> Iterator[str]:
-        """Those of the fields that are below `least`, in words."""
+    def _is_share(self, name: str) -> bool:
+        """Whether a field is a number from 0 to below 1."""
+        value = getattr(self, name)
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+
+    def _below(self, least: int, *names: str, most: int = MOST) -> Iterator[str]:
+        """Those of the fields that are no whole number from `least` to `most`, in words."""
         for name in names:
-            if getattr(self, name) < least:
-                yield f"{name} is {getattr(self, name)}, expected at least {least}"
+            value = getattr(self, name)
+            if not is_index(value):
+                yield f"{name} is {shown(value)}, expected a whole number"
+            elif value < least:
+                yield f"{name} is {value}, expected at least {least}"
+            elif value > most:
+                yield f"{name} is {shown(value)}, expected at most {most:,}"
 
     def described(self) -> dict[str, Any]:
         """The fields as plain JSON."""
@@ -102,12 +118,12 @@ class TrainConfig(RunConfig):
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
         yield from self._below(1, "context", "eval_batches", "census_windows")
-        if self.context > self.model.max_position:
+        if is_index(self.context) and self.context > self.model.max_position:
             yield f"context is {self.context}, more than the model's max_position {self.model.max_position}"
-        if self.bos is not None and not 0 <= self.bos < self.model.vocab_size:
-            yield f"bos is {self.bos}, no token of the model's (0 to {self.model.vocab_size - 1})"
-        if not 0 < self.validation < 1:
-            yield f"validation is {self.validation}, expected a share between 0 and 1"
+        if self.bos is not None and not (is_index(self.bos) and 0 <= self.bos < self.model.vocab_size):
+            yield f"bos is {shown(self.bos)}, no token of the model's (0 to {self.model.vocab_size - 1})"
+        if not self._is_share("validation") or not self.validation:
+            yield f"validation is {shown(self.validation)}, expected a share between 0 and 1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,11 +148,11 @@ class ImageTrainConfig(RunConfig):
         yield from super()._problems()
         yield from self._below(1, "census_images")
         yield from self._below(0, "shift")
-        if not 0 <= self.smoothing < 1:
-            yield f"smoothing is {self.smoothing}, expected a share from 0 to below 1"
+        if not self._is_share("smoothing"):
+            yield f"smoothing is {shown(self.smoothing)}, expected a share from 0 to below 1"
         if not self.model.num_classes:
             yield "the model has no head; give it num_classes"
-        if self.shift >= min(self.model.image_size):
+        if is_index(self.shift) and self.shift >= min(self.model.image_size):
             yield f"shift is {self.shift}, more than the images' {self.model.image_size} pixels"
 
 

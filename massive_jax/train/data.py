@@ -96,15 +96,7 @@ class TokenFile:
         Raises:
           ValueError: either part is too short for one window of `context` tokens and the token after it.
         """
-        cut = round(self.count * (1 - validation))
-        parts = range(0, cut), range(cut, self.count)
-        for part, what in zip(parts, ("training", "validation"), strict=True):
-            if len(part) < context + 1:
-                raise ValueError(
-                    f"{self.path} has {len(part)} tokens for {what}, and a window needs {context + 1}; give a longer "
-                    "text or a shorter context."
-                )
-        return parts
+        return split_tokens(self.count, validation, context, self.path)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Nothing where a model with `vocab_size` tokens can take every token of the file; ValueError otherwise."""
@@ -122,6 +114,19 @@ class TokenFile:
             counts += np.bincount(piece, minlength=self.vocab_size)
         p = counts[counts > 0] / counts.sum()
         return float(-(p * np.log(p)).sum())
+
+
+def split_tokens(count: int, validation: float, context: int, name: object) -> tuple[range, range]:
+    """Where training and validation tokens are among `count`, those of `name`; see `TokenFile.split`."""
+    cut = round(count * (1 - validation))
+    parts = range(0, cut), range(cut, count)
+    for part, what in zip(parts, ("training", "validation"), strict=True):
+        if len(part) < context + 1:
+            raise ValueError(
+                f"{name} has {len(part)} tokens for {what}, and a window needs {context + 1}; give a longer text or a "
+                "shorter context."
+            )
+    return parts
 
 
 def sidecar(path: pathlib.Path) -> pathlib.Path:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from massive_jax.arguments import number
+
 _NEVER_DECAYED = ("scale", "bias")
 
 
@@ -39,6 +41,8 @@ class OptimizerConfig:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            number(field.name, getattr(self, field.name), 0)
         if not 0 <= self.final_learning_rate <= self.learning_rate or self.learning_rate <= 0:
             raise ValueError(
                 f"learning rates {self.learning_rate} and {self.final_learning_rate} (final): give a positive one and "
@@ -49,6 +53,8 @@ class OptimizerConfig:
                 f"a warm-up of {self.warmup_steps} steps, a decay until step {self.decay_steps}: "
                 "the warm-up must end first."
             )
+        if not max(self.b1, self.b2) < 1:
+            raise ValueError(f"b1 and b2 are {self.b1} and {self.b2}; give decays from 0 to below 1.")
         if self.clip <= 0:
             raise ValueError(f"clip is {self.clip}; give a positive norm.")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from massive_jax.files import atomic_write, read_json, write_json
+from massive_jax.files import atomic_write, locked, read_json, write_json
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.train.data import DTYPES, FORMAT, TokenFile, sidecar
 
@@ -48,9 +48,22 @@ def prepare_tokens(
       progress: called with the number of characters done.
 
     Raises:
-      ValueError: something else is at `out`; the text has no tokens.
+      ValueError: something else is at `out`, or another process writes there; the text has no tokens.
     """
     out = pathlib.Path(out).expanduser()
+    with locked(out):
+        return _prepare(text, out, tokenizer, text_name, tokenizer_name, chunk, progress)
+
+
+def _prepare(
+    text: str,
+    out: pathlib.Path,
+    tokenizer: Tokenizer,
+    text_name: str,
+    tokenizer_name: str,
+    chunk: int,
+    progress: Callable[[int], Any] | None,
+) -> TokenFile:
     stored = tokenizer.to_json()
     fingerprint = _fingerprint(text, stored, chunk)
     if out.exists() or sidecar(out).exists():
