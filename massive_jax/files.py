@@ -186,6 +186,15 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
+def one_line(message: object, limit: int = 300) -> str:
+    """Gives another library's message on one line, `printable`, cut to `limit` characters, without its full stop.
+
+    An exception without a message gives its type.
+    """
+    text = printable(" ".join(str(message).split())).rstrip(".") or type(message).__name__
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def existing_path(path: object, what: str) -> pathlib.Path:
     """`path` as a `pathlib.Path`, or a ValueError where it is not a path or nothing is there."""
     try:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from massive_jax.arguments import several, shown, whole_number
 from massive_jax.inputs.images import ImageProcessor, stack_images
 
 _THREADS = 16  # at most; decoding and resizing run outside Python's lock
@@ -35,10 +36,14 @@ def image_batches(
     """
     import grain
 
-    if batch_size < 1 or not paths:
-        raise ValueError(f"{len(paths)} images in batches of {batch_size}: at least one of each is needed.")
+    batch_size = whole_number("batch_size", batch_size)
+    files = several(paths)
+    if files is None:
+        raise ValueError(f"paths is {shown(paths)}; give a list of image files.")
+    if batch_size < 1 or not files:
+        raise ValueError(f"{len(files)} images in batches of {batch_size}: at least one of each is needed.")
     options = grain.ReadOptions(num_threads=min(_THREADS, os.cpu_count() or 1), prefetch_buffer_size=2 * batch_size)
-    images = grain.MapDataset.source(list(paths)).map(lambda path: processor(path, size)[0]).to_iter_dataset(options)
+    images = grain.MapDataset.source(list(files)).map(lambda path: processor(path, size)[0]).to_iter_dataset(options)
     start = 0
     for batch in images.batch(batch_size, drop_remainder=False, batch_fn=stack_images):
         yield slice(start, start + len(batch)), batch

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import math
+import os
 import pathlib
 import re
 import zlib
@@ -13,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from massive_jax.arguments import shown, whole_number
+from massive_jax.files import one_line
+from massive_jax.inputs.image_settings import MAX_SIDE
 from massive_jax.inputs.images import list_images, read_image
 
 FASHION_MNIST = "fashion_mnist"
@@ -27,6 +32,7 @@ _HELD_OUT = ("test", "val", "validation")  # what a directory or a split of held
 
 # Of an IDX file: two zero bytes, 8 for unsigned bytes, the number of axes.
 _IDX_TRAIN, _IDX_TEST = "train", "t10k"
+_MOST_BYTES = 1 << 33
 _IDX = "{part}-{what}-idx{axes}-ubyte"
 
 
@@ -55,7 +61,7 @@ class LabelledImages:
         return self.read(indices)
 
 
-def load_labelled(name: str, side: int | None = None) -> tuple[LabelledImages, LabelledImages]:
+def load_labelled(name: str | os.PathLike[str], side: int | None = None) -> tuple[LabelledImages, LabelledImages]:
     """Training and held-out images.
 
     Args:
@@ -69,14 +75,18 @@ def load_labelled(name: str, side: int | None = None) -> tuple[LabelledImages, L
       ValueError: nothing of that name; a damaged file; images and labels that differ in number; a label without a
         class; class folders that differ.
     """
+    if not isinstance(name, str | os.PathLike) or not isinstance(os.fspath(name), str):
+        raise ValueError(f"expected the name of images or the path of a directory, got {shown(name)}.")
+    name = os.fspath(name)
+    side = None if side is None else whole_number("side", side, 1, MAX_SIDE)
     dataset, _, directory = name.partition(":")
     if name == FASHION_MNIST and _FASHION_DIRECTORY.is_dir():
         found = _from_idx(_FASHION_DIRECTORY, _FASHION_CLASSES)
-    elif dataset == FASHION_MNIST or (re.fullmatch(r"[\w-]+/[\w.-]+", dataset) and not pathlib.Path(name).exists()):
+    elif dataset == FASHION_MNIST or (re.fullmatch(r"[\w-]+/[\w.-]+", dataset) and not os.path.exists(name)):
         found = _from_hub(_FASHION_HUB if dataset == FASHION_MNIST else dataset, directory or None, side or 28)
     else:
-        root = pathlib.Path(name).expanduser()
-        if not root.is_dir():
+        root = pathlib.Path(os.path.expanduser(name))
+        if not os.path.isdir(root):
             raise ValueError(
                 f"no images {name!r}: give {FASHION_MNIST!r}, a directory with MNIST's IDX files or with the class "
                 "folders train/ and test/, or a dataset of the hub (org/name)."
@@ -124,19 +134,23 @@ def _read_idx(root: pathlib.Path, name: str, axes: int) -> np.ndarray:
     path = next((p for p in (root / name, root / f"{name}.gz") if p.is_file()), None)
     if path is None:
         raise ValueError(f"{root}: there is no {name} or {name}.gz.")
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {error}. Fetch it again.") from None
     start = 4 * (1 + axes)
-    header = np.frombuffer(data[:start], ">u4") if len(data) > start else np.zeros(1 + axes)
-    if header[0] != 0x0800 + axes or 0 in header[1:]:
-        raise ValueError(f"{path} is no IDX file of {axes} axes of bytes.")
-    shape = tuple(int(n) for n in header[1:])
-    if len(data) - start != np.prod(shape):
-        raise ValueError(f"{path} has {len(data) - start} bytes for {list(shape)}: it is truncated. Fetch it again.")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            head = file.read(start)
+            header = [int(n) for n in np.frombuffer(head, ">u4")] if len(head) == start else [0]
+            if header[0] != 0x0800 + axes or 0 in header[1:]:
+                raise ValueError(f"{path} is no IDX file of {axes} axes of bytes.")
+            shape, size = header[1:], math.prod(header[1:])
+            if size > _MOST_BYTES:
+                raise ValueError(f"{path} says that it holds {shape} bytes; at most {_MOST_BYTES:,} are read.")
+            data = file.read(size + 1)  # no more, however much a damaged or hostile file unpacks to
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {one_line(error)}. Fetch it again.") from None
+    if len(data) != size:
+        found = len(data) if len(data) < size else f"more than {size}"
+        raise ValueError(f"{path} has {found} bytes for {shape}: it is truncated or damaged. Fetch it again.")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _from_folders(root: pathlib.Path, side: int) -> tuple[LabelledImages, LabelledImages]:
@@ -178,15 +192,16 @@ def _from_hub(hub_id: str, directory: str | None, side: int) -> tuple[LabelledIm
             f"the images {hub_id!r} need the package 'datasets': pip install massive_jax[data]. Fashion-MNIST comes "
             "with Debian's package dataset-fashion-mnist too."
         ) from None
-    if directory is not None and not pathlib.Path(directory).expanduser().is_dir():
+    if directory is not None and not os.path.isdir(os.path.expanduser(directory)):
         raise ValueError(f"no directory {directory!r} with a copy of {hub_id}.")
-    location = str(pathlib.Path(directory).expanduser()) if directory else hub_id
+    location = os.path.expanduser(directory) if directory else hub_id
     try:
         splits: Mapping[str, Any] = datasets.load_dataset(location)
     except Exception as error:  # `datasets` raises dozens of types; each of them means the images cannot be had
         raise ValueError(
-            f"the images {hub_id!r} ({location}) cannot be loaded: {type(error).__name__}: {error}. With no network, "
-            "give a directory (see --help), or for Fashion-MNIST install Debian's package dataset-fashion-mnist."
+            f"the images {hub_id!r} ({location}) cannot be loaded: {type(error).__name__}: {one_line(error)}."
+            " With no network, give a directory (see --help), or for Fashion-MNIST install Debian's package"
+            " dataset-fashion-mnist."
         ) from None
     held_out = next((name for name in _HELD_OUT if name in splits), None)
     if "train" not in splits or held_out is None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from massive_jax.arguments import shown
 from massive_jax.data.backcopy import backcopy_text
+from massive_jax.files import one_line
 
 # Prose that needs no download: the language reference as the interactive help has it, about 450,000 characters.
 BUILT_IN = "python"
 # Made here: see `massive_jax.data.backcopy`.
 MADE_UP = "backcopy"
 _MADE_UP_LENGTH = 1_000_000
+_MOST_BYTES = 1 << 33  # of a file: it is read whole, and its tokens take four bytes each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +52,22 @@ DATASETS: Mapping[str, Dataset] = {
 }
 
 
-def load_text(name: str = BUILT_IN) -> str:
+def load_text(name: str | os.PathLike[str] = BUILT_IN) -> str:
     """The text called `name`.
 
     Args:
       name: "python" (ships with CPython), "backcopy" (a million characters of a made-up language), a dataset
         ("wikitext2", "c4", "pg19"), a dataset with the directory of a local copy in the hub's layout
-        ("wikitext2:/data/wikitext"), or the path of a UTF-8 file.
+        ("wikitext2:/data/wikitext"), or the path of a UTF-8 file; a byte-order mark at its start is no part of the
+        text.
 
     Raises:
-      ValueError: no such file or dataset, a file that is not UTF-8, an empty text, no network and no local copy.
+      ValueError: no such file or dataset, a file that is not UTF-8 or larger than 8 GiB, an empty text, no network and
+        no local copy.
     """
+    if not isinstance(name, str | os.PathLike) or not isinstance(os.fspath(name), str):
+        raise ValueError(f"expected the name of a text or the path of a file, got {shown(name)}.")
+    name = os.fspath(name)
     dataset, _, directory = name.partition(":")
     if name == BUILT_IN:
         text = _built_in()
@@ -80,17 +89,24 @@ def _built_in() -> str:
 
 
 def _from_file(name: str) -> str:
-    path = pathlib.Path(name).expanduser()
-    if not path.is_file():
+    path = os.path.expanduser(name)
+    if not os.path.isfile(path):  # a pipe neither: reading it waits for a writer
         raise ValueError(
             f"no text file {name!r}; give the path of a UTF-8 file, {BUILT_IN!r}, or a dataset: {', '.join(DATASETS)}."
         )
     try:
-        return path.read_text(encoding="utf-8")
+        if (size := os.path.getsize(path)) > _MOST_BYTES:
+            raise ValueError(f"{name} has {size / 2**30:.1f} GiB; give a text of up to {_MOST_BYTES >> 30}.")
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 text (byte {error.start}); convert it first.") from None
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {error.strerror}.") from None
+    except MemoryError:
+        raise ValueError(f"{name} has {size / 2**30:.1f} GiB, more than memory holds; give a part of it.") from None
+    if "\0" in text:  # UTF-16 without a mark, say
+        raise ValueError(f"{name} holds null characters: it is binary, or not UTF-8 text; convert it first.")
+    return text
 
 
 def _from_dataset(dataset: Dataset, name: str, directory: str | None) -> str:
@@ -98,18 +114,18 @@ def _from_dataset(dataset: Dataset, name: str, directory: str | None) -> str:
         import datasets
     except ImportError:
         raise ValueError(f"the text {name!r} needs the package 'datasets': pip install massive_jax[data].") from None
-    if directory is not None and not pathlib.Path(directory).expanduser().is_dir():
+    if directory is not None and not os.path.isdir(os.path.expanduser(directory)):
         raise ValueError(f"no directory {directory!r} with a copy of {dataset.hub_id}.")
     split = dataset.split if dataset.rows is None else f"{dataset.split}[:{dataset.rows}]"
     options: dict[str, Any] = {"split": split}
     if dataset.files is not None:
         options["data_files"] = {dataset.split: dataset.files}
-    location = str(pathlib.Path(directory).expanduser()) if directory else dataset.hub_id
+    location = os.path.expanduser(directory) if directory else dataset.hub_id
     try:
         rows = datasets.load_dataset(location, dataset.config, **options)
     except Exception as error:  # `datasets` raises dozens of types; each of them means the text cannot be had
         raise ValueError(
-            f"the dataset {name!r} ({location}) cannot be loaded: {type(error).__name__}: {error}. "
+            f"the dataset {name!r} ({location}) cannot be loaded: {type(error).__name__}: {one_line(error)}. "
             f"With no network, give a local copy in the hub's layout: {name}:DIRECTORY."
         ) from None
     return dataset.join.join(rows[dataset.column])

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from massive_jax.arguments import whole_number, yes_or_no
 from massive_jax.model import Model
 
 
@@ -48,10 +49,12 @@ def cut_windows(
       tokens: fewest tokens a window may have (2 for perplexity, which predicts from the second on).
 
     Raises:
-      ValueError: a context below `tokens` or above the model's, a text shorter than the windows asked for, no
-        tokenizer, no BOS token.
+      ValueError: an argument of a wrong type; a context below `tokens` or above the model's; a text shorter than the
+        windows asked for; no tokenizer, no BOS token.
     """
-    prefix = [model.bos_id()] if bos else []
+    context, tokens = whole_number("context", context), whole_number("tokens", tokens)
+    windows = None if windows is None else whole_number("windows", windows)
+    prefix = [model.bos_id()] if yes_or_no("bos", bos) else []
     if context + len(prefix) < tokens or context < 1:
         raise ValueError(f"a context of {context} tokens is too short; at least {max(1, tokens - len(prefix))}.")
     if context + len(prefix) > model.require_language().context_length:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
+import operator
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from massive_jax.files import existing_path, listed, read_json_object
+from massive_jax.arguments import is_index, shown
+from massive_jax.files import existing_path, listed, one_line, read_json_object
+from massive_jax.inputs.image_settings import FILE, MAX_SIDE, TIMM, TYPE, check, from_timm, is_side, kind_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,21 +26,7 @@ if TYPE_CHECKING:
 BUILT_IN_IMAGE = "photo"  # a portrait that every matplotlib ships: an image that needs no download
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-_FILE = "preprocessor_config.json"
-_TYPE = "image_processor_type"
-_TIMM = "TimmImageProcessor"
-# Image processors whose result is one image of three channels, which is what the zoo's models take.
-_TYPES = (
-    "BitImageProcessor",
-    "CLIPImageProcessor",
-    "DeiTImageProcessor",
-    "DINOv3ViTImageProcessor",
-    "SiglipImageProcessor",
-    "ViTImageProcessor",
-    _TIMM,
-)
-_OWN = ("DINOv3ViTImageProcessor", _TIMM)  # in `transforms`; the others are transformers'
-_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # as PIL numbers them
+_OWN = ("DINOv3ViTImageProcessor", TIMM)  # in `transforms`; the others are transformers'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +35,16 @@ class ImageProcessor:
 
     Attributes:
       options: the fields of a `preprocessor_config.json`, `image_processor_type` among them.
+
+    Raises:
+      ValueError: a kind of processor that is not known, or values of wrong types or out of range (sizes: 1 to 8192
+        pixels); it names all of them.
     """
 
     options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        kind = self.options.get(_TYPE)
-        if kind not in _TYPES:
-            raise ValueError(f"unknown image processor {kind!r}; known: {', '.join(_TYPES)}.")
+        check(self.options)
 
     @classmethod
     def from_directory(cls, path: str | os.PathLike[str]) -> ImageProcessor | None:
@@ -70,13 +60,14 @@ class ImageProcessor:
         config = read_json_object(directory / "config.json") if (directory / "config.json").is_file() else {}
         nested = directory / "processor_config.json"
         fields = read_json_object(nested).get("image_processor") if nested.is_file() else None
-        if fields is None and (directory / _FILE).is_file():
-            fields = read_json_object(directory / _FILE)
+        if fields is None and (directory / FILE).is_file():
+            fields = read_json_object(directory / FILE)
         try:
             if fields is not None:
-                return cls({**fields, _TYPE: _kind(fields, config)})
+                kind = kind_of(fields, config)
+                return cls({**fields, TYPE: kind})
             if isinstance(config.get("pretrained_cfg"), dict):
-                return cls(_from_timm(config["pretrained_cfg"]))
+                return cls(from_timm(config["pretrained_cfg"]))
         except ValueError as error:
             raise ValueError(f"{directory}: {error}") from None
         return None
@@ -109,11 +100,11 @@ class ImageProcessor:
           float32 [B, H, W, 3].
 
         Raises:
-          ValueError: not an image (see `read_image`); float pixels; images that come out in different sizes; a `size`
-            that is not positive, or that this processor cannot give.
+          ValueError: not an image (see `read_image`); float pixels; images that come out in different sizes, or larger
+            than memory; a `size` that is not a number of pixels, or that this processor cannot give.
         """
         changes: dict[str, Any] = {} if size is None else self._resized(size)
-        pixels = [np.asarray(_as_image(image)) for image in _as_list(images)]
+        pixels = [self._pixels(image, changes) for image in _as_list(images)]
         if not pixels:
             raise ValueError("there are no images to preprocess.")
         out = [
@@ -134,21 +125,35 @@ class ImageProcessor:
     @functools.cached_property
     def _backend(self) -> Any:
         """What does the work: transformers' class of that name on PIL and numpy, or one of `transforms`."""
-        kind = self.options[_TYPE]
+        kind = self.options[TYPE]
         if kind in _OWN:
             from massive_jax.inputs import transforms as module
         else:
             import transformers as module  # type: ignore[no-redef]
-        options = {name: value for name, value in self.options.items() if name != _TYPE}
+        options = {name: value for name, value in self.options.items() if name != TYPE}
         try:
             return getattr(module, f"{kind}Pil")(**options)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{kind}: transformers cannot build it from {self.to_json()}: {error}") from None
+            given = one_line(self.to_json(), 200)
+            raise ValueError(f"{kind}: transformers cannot build it from {given}: {one_line(error)}.") from None
+
+    def _pixels(self, given: Any, changes: Mapping[str, Any]) -> np.ndarray:
+        """An image as uint8 [H, W, 3]; ValueError where resizing would give more pixels than the largest square."""
+        backend = self._backend
+        image = _as_image(given)
+        edge = dict(changes.get("size", backend.size or {})).get("shortest_edge")
+        if backend.do_resize and edge and edge * edge * max(image.size) > MAX_SIDE * MAX_SIDE * min(image.size):
+            raise ValueError(
+                f"an image of {image.width} by {image.height} pixels is too long a strip: with a short edge of {edge}"
+                f" it would have more than {MAX_SIDE} by {MAX_SIDE} pixels. Crop it first."
+            )
+        return np.asarray(image)
 
     def _resized(self, side: int) -> dict[str, Any]:
         """The options that make the result `side` × `side` pixels."""
-        if not isinstance(side, int) or side < 1:
-            raise ValueError(f"an image size of {side!r}: give a positive number of pixels.")
+        if not is_index(side) or not is_side(operator.index(side)):
+            raise ValueError(f"an image size of {shown(side)}: give a whole number of pixels, 1 to {MAX_SIDE}.")
+        side = operator.index(side)
         backend = self._backend
         if not backend.do_resize:
             raise ValueError("this checkpoint's preprocessing does not resize; leave the size out.")
@@ -156,10 +161,13 @@ class ImageProcessor:
         if not backend.do_center_crop:
             return {"size": dict.fromkeys(resize, side)}
         crop = backend.crop_size.height
-        return {
-            "size": {name: round(pixels * side / crop) for name, pixels in resize.items()},
-            "crop_size": {"height": side, "width": side},
-        }
+        scaled = {name: max(1, round(pixels * side / crop)) for name, pixels in resize.items()}
+        if not all(is_side(pixels) for pixels in scaled.values()):
+            raise ValueError(
+                f"an image size of {side}: before it is cropped the image would be resized to {max(scaled.values())}"
+                f" pixels; at most {MAX_SIDE}."
+            )
+        return {"size": scaled, "crop_size": {"height": side, "width": side}}
 
 
 def stack_images(images: Sequence[np.ndarray]) -> np.ndarray:
@@ -212,6 +220,8 @@ def list_images(path: str | os.PathLike[str]) -> ImageList:
     root = existing_path(path, "Image file or folder")
     if root.is_file():
         return ImageList((root,))
+    if not root.is_dir():
+        raise ValueError(f"{root} is neither a file nor a folder; name an image or a folder of images.")
     top = _images_in(root)
     folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
     classes = {folder.name: _images_in(folder, deep=True) for folder in folders}
@@ -242,14 +252,31 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     found = existing_path(path, "Image")
     if found.is_dir():
         raise ValueError(f"{found} is a folder; name an image, or list the folder with `list_images`.")
+    if not found.is_file():  # reading a pipe waits for a writer
+        raise ValueError(f"{found} is no file (a pipe or a device); name an image.")
     try:
         with Image.open(found) as image:
+            _check_pixels(image)
             image.load()
             return _to_rgb(image)
     except UnidentifiedImageError:
         raise ValueError(f"{found} is not an image that Pillow can read.") from None
     except Exception as error:  # decoders raise whatever they stumble on; each means that the image cannot be had
-        raise ValueError(f"{found} cannot be read: {error}. The file is damaged, truncated or not supported.") from None
+        raise ValueError(
+            f"{found} cannot be read: {one_line(error)}. The file is damaged, truncated or not supported."
+        ) from None
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """ValueError for an image without pixels, or with so many that it may be a decompression bomb."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    if 0 in image.size or (limit is not None and image.width * image.height > limit):
+        raise ValueError(
+            f"an image of {image.width} by {image.height} pixels; expected 1 to {limit} pixels"
+            " (PIL.Image.MAX_IMAGE_PIXELS)"
+        )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -271,19 +298,25 @@ def _as_image(image: Any) -> Image.Image:
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        return _to_rgb(image)
+        _check_pixels(image)
+        try:
+            return _to_rgb(image)
+        except Exception as error:  # a lazy image is decoded now
+            raise ValueError(f"an image cannot be read: {one_line(error)}.") from None
     if isinstance(image, str | os.PathLike):
         return read_image(image)
-    x = np.asarray(image)
+    try:
+        x = np.asarray(image)
+    except Exception:
+        x = np.asarray(None)
     if x.dtype != np.uint8 or x.size == 0 or not (x.ndim == 2 or (x.ndim == 3 and x.shape[-1] in (3, 4))):
-        raise ValueError(
-            f"an image is {x.dtype}{list(x.shape)}; give a path, a PIL image, or uint8 [height, width, 3], 0 to 255."
-        )
+        given = type(image).__name__ if x.dtype == object else f"{x.dtype}{list(x.shape)}"
+        raise ValueError(f"an image is {given}; give a path, a PIL image, or uint8 [height, width, 3], 0 to 255.")
     return _to_rgb(Image.fromarray(x))
 
 
 def _as_list(images: Any) -> Sequence[Any]:
-    if isinstance(images, Sequence) and not isinstance(images, str):
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
         return images
     return list(images) if isinstance(images, np.ndarray) and images.ndim == 4 else [images]
 
@@ -296,39 +329,3 @@ def _images_in(folder: pathlib.Path, deep: bool = False) -> list[pathlib.Path]:
         and not any(part.startswith(".") for part in p.relative_to(folder).parts)
         and p.is_file()
     )
-
-
-def _kind(fields: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The type that a preprocessor config names, or else the one of its model type."""
-    name = fields.get(_TYPE) or fields.get("feature_extractor_type")
-    if name is None:
-        from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES as NAMES
-
-        model_type = str(config.get("model_type"))
-        name = (NAMES.get(model_type) or {}).get("torchvision")
-        if name is None:
-            raise ValueError(f"{_FILE} names no {_TYPE}, and model type {model_type!r} implies none; add it.")
-    return str(name).removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
-
-
-def _from_timm(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A `preprocessor_config.json` that says what timm's evaluation transform does."""
-    channels, height, width = fields.get("input_size", (3, 224, 224))
-    interpolation, mode = fields.get("interpolation") or "bicubic", fields.get("crop_mode") or "center"
-    share = fields.get("crop_pct") or 0.875
-    known = interpolation in _RESAMPLE and mode in ("center", "squash") and share <= 1
-    if channels != 3 or height != width or not known:
-        raise ValueError(
-            f"pretrained_cfg asks for input_size {[channels, height, width]}, interpolation {interpolation!r}, "
-            f"crop_mode {mode!r} and crop_pct {share}; known are square RGB, {', '.join(_RESAMPLE)}, center or squash, "
-            "and a crop_pct up to 1."
-        )
-    side = math.floor(height / share)
-    options = {
-        _TYPE: _TIMM,
-        "size": {"shortest_edge": side} if mode == "center" else {"height": side, "width": side},
-        "crop_size": {"height": height, "width": width},
-        "resample": _RESAMPLE[interpolation],
-    }
-    moments = {"image_mean": fields.get("mean"), "image_std": fields.get("std")}
-    return options | {name: list(values) for name, values in moments.items() if values}

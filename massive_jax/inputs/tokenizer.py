@@ -204,8 +204,9 @@ class Tokenizer:
                 backend = tokenizers.Tokenizer.from_str(stored["tokenizer"])
                 backend.encode_special_tokens = stored.get("split_special_tokens", False)
             except Exception as error:  # the tokenizers package raises bare Exception
-                reason = files.printable(error)
-                raise ValueError(f"the stored tokenizer cannot be read: {reason}. Convert the model again.") from None
+                raise ValueError(
+                    f"the stored tokenizer cannot be read: {files.one_line(error)}. Convert the model again."
+                ) from None
             return backend
 
         return cls(build, stored["bos_id"], stored["eos_id"])

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from massive_jax import files
+from massive_jax.arguments import shown
 from massive_jax.inputs.tokenizer_settings import CONFIG, DECLARED, MAX_ID, MODEL, TokenizerSettings
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
     except Exception as error:  # the library raises plain Exception
         raise ValueError(
             f"{path} is not a tokenizer the tokenizers package ({tokenizers.__version__}) can read:"
-            f" {files.printable(error)}. Copy it again from the model's page, or update tokenizers."
+            f" {files.one_line(error)}. Copy it again from the model's page, or update tokenizers."
         ) from None
     # The package gives an added token the next free id, whatever id the file gives it.
     if start := re.search(r'"added_tokens"\s*:\s*(?=\[)', text):
@@ -104,9 +105,9 @@ def _from_transformers(directory: Path) -> tokenizers.Tokenizer:
         )
         backend = getattr(found, "backend_tokenizer", None)
     except Exception as error:
-        reason = files.printable(" ".join(str(error).split()))
         raise ValueError(
-            f"transformers cannot build the tokenizer in {directory}: {reason} Add the model's {_JSON} to it."
+            f"transformers cannot build the tokenizer in {directory}: {files.one_line(error)}. Add the model's {_JSON}"
+            " to the directory."
         ) from None
     if backend is None:
         raise ValueError(
@@ -158,7 +159,7 @@ def _special_id(
     sound = isinstance(token, int) and not isinstance(token, bool) and 0 <= token < MAX_ID
     if token is None or not sound or backend.id_to_token(token) is None:
         raise ValueError(
-            f"{settings.directory / file}: {key} is {value!r}, which is no token of the tokenizer beside it."
+            f"{settings.directory / file}: {key} is {shown(value)}, which is no token of the tokenizer beside it."
             " Copy both from the same revision."
         )
     return token

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from massive_jax import files
+from massive_jax.arguments import shown
 
 if TYPE_CHECKING:
     import tokenizers
@@ -91,7 +92,7 @@ class TokenizerSettings:
             if key.endswith("_token") and key not in NAMED and isinstance(value, str | dict)
         ]
         found = {key: self.token(key, self.values.get(key)) for key in (*NAMED, *others)}
-        found |= {f"{_EXTRA}.{key}": self.token(_EXTRA, value) for key, value in self.own.items()}
+        found |= {key: self.token(_EXTRA, value) for key, value in self.own.items()}
         return {key: token for key, token in found.items() if token is not None}
 
     def special(self, defaults: Mapping[str, Any] | None = None) -> list[tokenizers.AddedToken]:
@@ -182,9 +183,9 @@ def _flags(value: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _wrong(file: Path, key: str, value: object, expected: str) -> ValueError:
-    given = repr(value)
-    given = given if len(given) <= 80 else f"{given[:80]}…"
-    return ValueError(f"{file}: {key} is {given}; expected {expected}. Copy the file again from the model's page.")
+    return ValueError(
+        f"{file}: {key} is {shown(value)}; expected {expected}. Copy the file again from the model's page."
+    )
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

@@ -118,3 +118,41 @@ def test_bad_input(idx, tmp_path):
     empty.mkdir()
     with pytest.raises(ValueError, match="expected the folders train/ and test/"):
         load_labelled(str(empty))
+
+
+@pytest.mark.parametrize("name", [None, 5, b"x", ["x"]])
+def test_a_name_of_another_type(name):
+    with pytest.raises(ValueError, match="expected the name of images or the path of a directory"):
+        load_labelled(name)
+
+
+@pytest.mark.parametrize("side", [0, -1, 1.5, "28", True, 10**6])
+def test_a_side_of_another_type_or_out_of_range(idx, side):
+    with pytest.raises(ValueError, match="side is .*; give a whole number from 1 to 8,192"):
+        load_labelled(str(idx), side)
+
+
+def test_names_that_are_no_directories():
+    for name in ("x" * 5000, "a\0b", "~nouser/images", "/dev/null"):
+        with pytest.raises(ValueError, match="no images"):
+            load_labelled(name)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (struct.pack(">4I", 0x0803, 2**32 - 1, 2**32 - 1, 2**32 - 1), "says that it holds"),
+        (struct.pack(">4I", 0x0803, 9, 6, 0), "no IDX file"),
+        (struct.pack(">3I", 0x0803, 9, 6), "no IDX file"),
+        (struct.pack(">4I", 0x0803, 9, 6, 7), "has 324 bytes for"),
+        (struct.pack(">4I", 0x0803, 9, 6, 5), "has more than 270 bytes for"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_sizes_that_an_idx_file_only_says(idx, head, message, end):
+    path = idx / "train-images-idx3-ubyte"
+    path.unlink()
+    content = head + bytes(9 * SIDE * SIDE)
+    (idx / f"train-images-idx3-ubyte{end}").write_bytes(gzip.compress(content) if end else content)
+    with pytest.raises(ValueError, match=message):
+        load_labelled(str(idx))

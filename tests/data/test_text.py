@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import subprocess
 import sys
 
@@ -134,3 +135,40 @@ def test_only_datasets_import_the_package(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert module.BUILT_IN == "python"
+
+
+@pytest.mark.parametrize("read", [str, lambda path: path])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, read):
+    path = tmp_path / "marked.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\xef\xbb\xbf two")
+    assert load_text(read(path)) == "one\ufeff two"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "shift-jis"])
+def test_other_encodings_are_refused(tmp_path, encoding):
+    path = tmp_path / "other.txt"
+    path.write_bytes(("ein Fluß" if encoding == "latin-1" else "river").encode(encoding) + b"\x83\x65" * 2)
+    with pytest.raises(ValueError, match=r"other\.txt (is not UTF-8|holds null characters)"):
+        load_text(str(path))
+
+
+@pytest.mark.parametrize("name", [None, 5, b"python", ["python"], 1.5])
+def test_a_name_of_another_type(name):
+    with pytest.raises(ValueError, match="expected the name of a text or the path of a file, got"):
+        load_text(name)
+
+
+def test_names_that_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    for name in (tmp_path / "pipe.txt", "/dev/zero", "x" * 5000, "a\0b", "~nouser/x.txt", tmp_path):
+        with pytest.raises(ValueError, match="no text file"):
+            load_text(name)
+    with pytest.raises(ValueError, match="no directory"):
+        load_text("wikitext2:~nouser/x")
+
+
+def test_a_file_larger_than_memory(tmp_path):
+    with (tmp_path / "huge.txt").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match=r"huge\.txt has 1024\.0 GiB; give a text of up to 8"):
+        load_text(str(tmp_path / "huge.txt"))

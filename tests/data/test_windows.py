@@ -75,3 +75,37 @@ def test_a_tokenizer_and_its_bos_are_needed(tiny_model):
         cut_windows(
             mj.Model(tiny_model.module, tiny_model.params, tiny_model.config, without), TEXT, context=9, bos=True
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"context": 10.0}, r"context is 10\.0; give a whole number"),
+        ({"context": "10"}, "context is '10'"),
+        ({"context": None}, "context is None"),
+        ({"context": True}, "context is True"),
+        ({"context": float("nan")}, "context is nan"),
+        ({"context": 10**30}, "is longer than the model's 96"),
+        ({"context": 10, "windows": 1.0}, r"windows is 1\.0"),
+        ({"context": 10, "windows": "all"}, "windows is 'all'"),
+        ({"context": 10, "windows": True}, "windows is True"),
+        ({"context": 10, "windows": 10**30}, "the text has 100 tokens"),
+        ({"context": 10, "tokens": 1.5}, r"tokens is 1\.5"),
+        ({"context": 10, "bos": "yes"}, "bos is 'yes'; give True or False"),
+    ],
+)
+def test_arguments_of_other_types(tiny_model, options, message):
+    with pytest.raises(ValueError, match=message):
+        cut_windows(tiny_model, TEXT, **options)
+
+
+@pytest.mark.parametrize("text", [None, b"bytes", ["a"], 5])
+def test_a_text_that_is_none(tiny_model, text):
+    with pytest.raises(ValueError, match="expected a string to tokenize"):
+        cut_windows(tiny_model, text, context=10)
+
+
+def test_integers_of_numpy_are_integers(tiny_model):
+    found = cut_windows(tiny_model, TEXT, context=np.int64(30), windows=np.int32(2), bos=np.bool_(True))
+    assert found.tokens.shape == (2, 31)
+    assert type(found.context) is int

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -259,3 +260,140 @@ def test_batches_keep_the_order(tmp_path):
         list(image_batches(paths, processor, 3))
     with pytest.raises(ValueError, match="0 images"):
         list(image_batches([], processor, 3))
+
+
+# Sizes and values of a preprocessor_config.json
+
+
+@pytest.mark.parametrize("kind", ["ViTImageProcessor", "CLIPImageProcessor", "TimmImageProcessor"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": {"height": 10**6, "width": 10**6}}, r"size\.height is 1000000 .*size\.width is 1000000"),
+        ({"size": {"height": 224, "width": 0}}, r"size\.width is 0 \(expected a whole number of pixels from 1 to 8192"),
+        ({"size": {"shortest_edge": -1}}, r"size\.shortest_edge is -1"),
+        ({"size": 10**9}, "size is 1000000000"),
+        ({"size": 224.0}, r"size is 224\.0"),
+        ({"size": "224"}, "size is '224'"),
+        ({"size": True}, "size is True"),
+        ({"size": math.nan}, "size is nan"),
+        ({"size": [224, 224, 3]}, r"size is \[224, 224, 3\] \(expected two"),
+        ({"crop_size": {"height": 10**6, "width": 224}}, r"crop_size\.height is 1000000"),
+        ({"crop_size": 0}, "crop_size is 0"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "image_std is .* above 0"),
+        ({"image_std": [0.5, math.nan, 0.5]}, "image_std is"),
+        ({"image_std": "half"}, "image_std is 'half'"),
+        ({"image_mean": [math.inf, 0, 0]}, "image_mean is .*expected three finite numbers"),
+        ({"image_mean": [0.5]}, r"image_mean is \[0\.5\]"),
+        ({"rescale_factor": 0}, "rescale_factor is 0"),
+        ({"rescale_factor": "1/255"}, "rescale_factor is '1/255'"),
+        ({"resample": 9}, "resample is 9"),
+        ({"resample": "bicubic"}, "resample is 'bicubic'"),
+        ({"do_resize": "yes"}, "do_resize is 'yes'"),
+        ({"do_normalize": 1}, "do_normalize is 1"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_anything_is_built(kind, options, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        ImageProcessor({"image_processor_type": kind, **options})
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_damaged_directory_names_itself(tmp_path):
+    directory_with(tmp_path, preprocessor_config={"image_processor_type": "ViTImageProcessor", "size": "huge"})
+    with pytest.raises(ValueError, match=f"^{tmp_path}: ViTImageProcessor: size is 'huge'"):
+        ImageProcessor.from_directory(tmp_path)
+    directory_with(tmp_path, processor_config={"image_processor": ["ViTImageProcessor"]})
+    with pytest.raises(ValueError, match="image_processor is .*expected a JSON object"):
+        ImageProcessor.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {"input_size": 224},
+        {"input_size": [3, 224]},
+        {"input_size": [3, 224.0, 224.0]},
+        {"input_size": [3, 10**6, 10**6]},
+        {"input_size": ["3", 224, 224]},
+        {"crop_pct": "0.9"},
+        {"crop_pct": -1},
+        {"crop_pct": math.nan},
+        {"crop_pct": 1e-30},
+        {"interpolation": ["bicubic"]},
+        {"mean": "half"},
+        {"std": [0.0, 1.0, 1.0]},
+    ],
+)
+def test_a_damaged_timm_config_is_one_line(tmp_path, cfg):
+    directory_with(tmp_path, config={"architecture": "vit", "pretrained_cfg": cfg})
+    with pytest.raises(ValueError, match=r"pretrained_cfg asks for|TimmImageProcessor: ") as refusal:
+        ImageProcessor.from_directory(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("size", [0, -1, 10**6, 32.0, "32", True, math.nan, [32, 32], np.zeros(2, np.int32)])
+def test_a_size_of_another_type_or_out_of_range(size):
+    with pytest.raises(ValueError, match=r"an image size of .*: give a whole number of pixels, 1 to 8192"):
+        ImageProcessor({"image_processor_type": "ViTImageProcessor"})("not read", size=size)
+
+
+def test_a_size_may_be_a_numpy_integer_and_is_resized_in_proportion():
+    processor = ImageProcessor({"image_processor_type": "CLIPImageProcessor", "size": 448})
+    assert processor(PHOTO, size=np.int64(16)).shape == (1, 16, 16, 3)
+    with pytest.raises(ValueError, match="the image would be resized to 10000 pixels; at most 8192"):
+        processor(PHOTO, size=5000)
+
+
+def test_a_strip_that_resizing_would_blow_up():
+    processor = ImageProcessor({"image_processor_type": "CLIPImageProcessor"})
+    with pytest.raises(ValueError, match="an image of 30000 by 1 pixels is too long a strip"):
+        processor(np.zeros((1, 30000, 3), np.uint8))
+    assert processor(np.zeros((1, 300, 3), np.uint8)).shape == (1, 224, 224, 3)
+
+
+@pytest.mark.parametrize("image", [None, 5, b"bytes", {"a": 1}, [[1, 2], [3]], object(), np.zeros((0, 4, 3), np.uint8)])
+def test_what_is_no_image_is_said(image):
+    with pytest.raises(ValueError, match="an image is .*; give a path, a PIL image, or uint8|cannot be opened"):
+        ImageProcessor({"image_processor_type": "ViTImageProcessor"})([image])
+
+
+def test_images_without_pixels_and_bombs(tmp_path, monkeypatch):
+    for size in ((0, 5), (5, 0)):
+        with pytest.raises(ValueError, match=f"an image of {size[0]} by {size[1]} pixels; expected 1 to"):
+            ImageProcessor({"image_processor_type": "ViTImageProcessor"})(Image.new("RGB", size))
+    Image.new("1", (200, 100)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)  # PIL itself refuses twice as many
+    with pytest.raises(ValueError, match=r"bomb\.png cannot be read: .*") as refusal:
+        read_image(tmp_path / "bomb.png")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for read in (read_image, list_images):
+        with pytest.raises(ValueError, match=r"pipe\.png is"):
+            read(tmp_path / "pipe.png")
+    make_images(tmp_path, "real.png")
+    assert [p.name for p in list_images(tmp_path).paths] == ["real.png"]
+
+
+def test_animations_and_other_colour_spaces(tmp_path):
+    red, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
+    red.save(tmp_path / "moving.gif", save_all=True, append_images=[blue])
+    red.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    red.convert("YCbCr").save(tmp_path / "ycc.tif")
+    for name in ("moving.gif", "cmyk.jpg", "ycc.tif"):
+        np.testing.assert_allclose(np.asarray(read_image(tmp_path / name))[0, 0], [255, 0, 0], atol=2)
+
+
+def test_arguments_of_batches(tmp_path):
+    processor = ImageProcessor({"image_processor_type": "ViTImageProcessor"})
+    for batch_size in (0, -1):
+        with pytest.raises(ValueError, match=f"in batches of {batch_size}: at least one"):
+            next(image_batches(["a.png"], processor, batch_size))
+    for batch_size in (1.5, "2", None, True):
+        with pytest.raises(ValueError, match="batch_size is .*; give a whole number"):
+            next(image_batches(["a.png"], processor, batch_size))
+    with pytest.raises(ValueError, match="paths is 'a.png'; give a list"):
+        next(image_batches("a.png", processor, 1))
