@@ -54,6 +54,7 @@ PLAIN: Mapping[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F64": np.dtype("<f8"),
 }
+_REST = 1 << 20  # bytes after the last tensor that are looked at: zeros, as padding is
 _INTEGERS = ("I8", "I16", "I32", "I64")
 
 
@@ -142,7 +143,7 @@ def read_header(data: mmap.mmap, location: str) -> Header:
     if not sound or alignment & (alignment - 1):
         raise bad(location, f"general.alignment is {alignment!r}; expected a power of two from 8 to {1 << 20}")
     header = Header(metadata, records, _round_up(cursor.at, alignment))
-    _check_places(header, alignment, len(data), location)
+    _check_places(header, alignment, data, location)
     return header
 
 
@@ -191,8 +192,9 @@ def _can_unpack(number: int) -> bool:
     return True
 
 
-def _check_places(header: Header, alignment: int, size: int, location: str) -> None:
-    """Refuses tensors past the file's end, and tensors that are not one after the other, each at an aligned byte."""
+def _check_places(header: Header, alignment: int, data: mmap.mmap, location: str) -> None:
+    """Refuses tensors past the file's end, tensors that are not one after the other, and data that belongs to none."""
+    size, end = len(data), 0
     past = [name for name, record in header.records.items() if header.start + record.offset + record.size > size]
     if past:
         raise bad(
@@ -209,7 +211,14 @@ def _check_places(header: Header, alignment: int, size: int, location: str) -> N
                 f" where the tensors before it end (aligned to {alignment}) – its offset, or the type or shape of the"
                 " one before, is damaged",
             )
-        expected = _round_up(record.offset + record.size, alignment)
+        end = record.offset + record.size
+        expected = _round_up(end, alignment)
+    rest = data[header.start + end : header.start + end + _REST].lstrip(b"\0")
+    if header.records and rest:
+        raise bad(
+            location,
+            f"there is data after the last tensor, {name}: its type or shape, or general.alignment, is damaged",
+        )
 
 
 def _round_up(number: int, multiple: int) -> int:

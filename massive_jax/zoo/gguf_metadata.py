@@ -16,6 +16,7 @@ from massive_jax import files
 from massive_jax.weights.source import Source
 
 _LARGEST = 2**31 - 1
+_TINY, _HUGE = 1e-12, 1e12
 _MAX_EXPERTS = 1024
 _SCALINGS = ("none", "linear", "yarn")
 _REQUIRED: Any = object()
@@ -92,14 +93,16 @@ class Metadata:
             f"a whole number from {least} to {most}",
         )
 
-    def number(self, name: str, default: Any = _REQUIRED, *, zero: bool = False) -> Any:
-        """A finite number above 0 (or, with `zero`, 0); `default` where there is none."""
+    def number(self, name: str, default: Any = _REQUIRED, *, zero: bool = False, least: float = _TINY) -> Any:
+        """A number from `least` to 10¹² (or, with `zero`, 0), which no float32 overflows with; `default` where none."""
 
         def sound(x: Any) -> bool:
             real = isinstance(x, int | float) and not isinstance(x, bool)
-            return real and math.isfinite(x) and (x > 0 or (zero and x == 0))
+            return real and (least <= x <= _HUGE or (zero and x == 0))
 
-        return self._checked(name, default, sound, f"a finite number {'of 0 or more' if zero else 'above 0'}")
+        return self._checked(
+            name, default, sound, f"a finite number from {least:g} to {_HUGE:g}{', or 0' if zero and least else ''}"
+        )
 
     def flag(self, name: str, default: Any = _REQUIRED) -> Any:
         """A boolean; `default` where there is none."""
@@ -221,7 +224,7 @@ class Metadata:
 
     def norm_eps(self, kind: str) -> float:
         """What a norm of `kind`, "rms" or "layer", adds to the mean square."""
-        return self.number(f"attention.layer_norm_{'rms_' if kind == 'rms' else ''}epsilon", zero=True)
+        return self.number(f"attention.layer_norm_{'rms_' if kind == 'rms' else ''}epsilon", least=0)
 
     def head_dim(self, *, given: bool = True, partial: bool = False) -> int:
         """N: `key_length`, else D / H. Values have the same; and so has the rotary embedding.
@@ -333,12 +336,15 @@ class Metadata:
     def experts(self) -> dict[str, Any]:
         """The fields of a mixture of experts."""
         count = self.integer("expert_count", most=_MAX_EXPERTS)
+        if self._shapes and "blk.0.ffn_gate_inp.weight" not in self._shapes:
+            raise self.refused("expert_count", "0 or none, as the file has no tensors of experts")
         self._fitting("expert_count", count, ("blk.0.ffn_gate_inp.weight",), axis=0)
         return {"num_local_experts": count, "num_experts_per_tok": self.integer("expert_used_count", most=count)}
 
     def _size(self, tensor: str, axis: int) -> int | None:
         """The size of an axis of a tensor, where it is known."""
-        return self._shapes[tensor][axis] if tensor in self._shapes else None
+        shape = self._shapes.get(tensor, ())
+        return shape[axis] if len(shape) > 1 else None  # the loader refuses a matrix that is none
 
     def _fitting(self, name: str, value: int, tensors: Collection[str], axis: int = -1) -> int:
         """`value`, that of `name`, once it is known to be the size of an axis of those `tensors` that there are."""

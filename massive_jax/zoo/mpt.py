@@ -118,6 +118,8 @@ def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str
     num_heads, num_kv_heads = fields.heads
     fields.head_dim(given=False, partial=True)  # there is no rotary embedding
     max_exponent = fields.number("attention.max_alibi_bias", zero=True)
+    if not max_exponent and "position_embd.weight" not in names:
+        raise fields.refused("attention.max_alibi_bias", "one above 0 where there is no position_embd.weight")
     width = fields.width
     return {
         "model_type": "mpt",

@@ -246,6 +246,19 @@ def test_tensors_lie_one_after_the_other(tmp_path, alignment):
         GGUFSource(with_records(tmp_path / "r.gguf", *shuffled, alignment=alignment))
 
 
+def test_data_that_belongs_to_no_tensor(path, tensors):
+    """The last record says less than there is; or the alignment is smaller than the writer's. Zeros are padding."""
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(100))
+    with GGUFSource(path) as source:
+        np.testing.assert_array_equal(source.read("output_norm.weight"), tensors["output_norm.weight"])
+    at = whole.index(b"output_norm.weight") + len(b"output_norm.weight") + 4
+    assert struct.unpack_from("<Q", whole, at) == (64,)
+    path.write_bytes(whole[:at] + struct.pack("<Q", 32) + whole[at + 8 :])
+    with pytest.raises(ValueError, match=r"there is data after the last tensor, output_norm\.weight"):
+        GGUFSource(path)
+
+
 @pytest.mark.parametrize("alignment", [0, 1, 4, 12, 48, 1 << 21])
 def test_alignments_that_are_refused(tmp_path, alignment):
     with pytest.raises(ValueError, match=rf"general\.alignment is {alignment}; expected a power of two from 8"):

@@ -47,6 +47,8 @@ def source(architecture, *, without=(), more=None, tensors=None, shape=(61, 32),
         **{f"blk.{layer}.attn_norm.weight": (32,) for layer in range(3)},
         **(tensors or {}),
     }
+    if architecture == "gpt-oss" or "expert_count" in (more or {}):
+        named.setdefault("blk.0.ffn_gate_inp.weight", (4, 32))
     own = SHARED | OF_ARCHITECTURE[architecture] | (more or {})
     metadata = {f"{architecture}.{name}": value for name, value in own.items() if name not in without}
     return types.SimpleNamespace(
@@ -111,6 +113,9 @@ def test_scaled_positions(architecture, keys, kind, factor):
         ("rope.scaling.alpha", 2.0),
         ("rope.freq_base", 0.0),
         ("rope.freq_base", True),
+        ("rope.freq_base", 1e-45),
+        ("rope.scaling.factor", 1e38),
+        ("rope.scaling.factor", 1e-45),
         ("rope.dimension_count", 7),
         ("rope.dimension_count", 10),
         ("rope.dimension_sections", [2, 2, 2, 2]),
@@ -261,12 +266,14 @@ def test_epsilons_that_are_refused(architecture, value):
         ("gemma3", "attention.sliding_window", -1),
         ("gptneox", "use_parallel_residual", 1),
         ("mpt", "attention.max_alibi_bias", NAN),
+        ("mpt", "attention.max_alibi_bias", 0.0),
         ("mpt", "attention.clamp_kqv", -1.0),
         ("gpt-oss", "expert_used_count", 5),
         ("gpt-oss", "expert_count", 10**9),
         ("gpt-oss", "expert_feed_forward_length", 0),
         ("llama", "expert_count", -1),
         ("llama", "attention.sliding_window", "5"),
+        ("llama", "expert_count", 8),
         ("llama", "attention.head_count_kv", 3),
         ("llama", "attention.head_count", 64),
         ("llama", "attention.value_length", 4),
@@ -356,6 +363,16 @@ def test_size_of_the_vocabulary(architecture, said, tokens, rows, expected):
 def test_sizes_that_the_tensors_have_not(architecture, name, tensor, shape):
     with pytest.raises(ValueError, match=rf"^model\.gguf: {architecture}\.{name} is \d+; expected .*{tensor} \["):
         config(architecture, tensors={tensor: shape})
+
+
+def test_experts_that_the_file_has_not():
+    changed = source("llama", more={"expert_used_count": 2}, llama__expert_count=4)
+    with pytest.raises(ValueError, match=r"llama\.expert_count is 4; expected 0 or none"):
+        zoo.describe(changed)
+
+
+def test_a_matrix_that_is_none_is_left_to_the_loader():
+    assert config("llama", tensors={"blk.0.ffn_down.weight": (1536,), "token_embd.weight": (8,)}).vocab_size == 61
 
 
 def test_the_number_of_blocks_is_that_of_the_tensors():
