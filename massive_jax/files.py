@@ -157,8 +157,8 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
 
 
 def listed(items: Iterable[object], limit: int = 20) -> str:
-    """Offenders for an error message: all of them up to `limit`, then how many more."""
-    names = [str(item) for item in items]
+    """Offenders for an error message, `printable`: all of them up to `limit`, then how many more."""
+    names = [printable(item) for item in items]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 

@@ -173,3 +173,10 @@ def test_what_steers_a_terminal_is_escaped_and_nothing_else(text, shown):
 
 def test_line_ends_of_a_message_are_kept_on_demand():
     assert files.printable("one\ntwo\x1b\r", keep="\n") == "one\ntwo\\x1b\\r"
+
+
+def test_offenders_and_other_libraries_messages_are_escaped_and_on_one_line():
+    assert files.listed(["a\x1b[2J", "b\n"]) == r"a\x1b[2J, b\n"
+    assert files.one_line("two\n  lines.\x1b.") == r"two lines.\x1b"
+    assert files.one_line(MemoryError()) == "MemoryError"
+    assert files.one_line("x" * 1000, 10) == "x" * 9 + "…"

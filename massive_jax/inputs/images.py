@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from massive_jax.arguments import is_index, shown
-from massive_jax.files import existing_path, listed, one_line, read_json_object
+from massive_jax.files import existing_path, listed, one_line, printable, read_json_object
 from massive_jax.inputs.image_settings import FILE, MAX_SIDE, TIMM, TYPE, check, from_timm, is_side, kind_of
 
 if TYPE_CHECKING:
@@ -221,19 +221,23 @@ def list_images(path: str | os.PathLike[str]) -> ImageList:
     if root.is_file():
         return ImageList((root,))
     if not root.is_dir():
-        raise ValueError(f"{root} is neither a file nor a folder; name an image or a folder of images.")
+        raise ValueError(f"{printable(root)} is neither a file nor a folder; name an image or a folder of images.")
     top = _images_in(root)
     folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
     classes = {folder.name: _images_in(folder, deep=True) for folder in folders}
     if not top and not any(classes.values()):
-        raise ValueError(f"no images in {root}: expected files that end in {', '.join(SUFFIXES)}, or a folder a class.")
+        raise ValueError(
+            f"no images in {printable(root)}: expected files that end in {', '.join(SUFFIXES)}, or a folder a class."
+        )
     if top and any(classes.values()):
-        raise ValueError(f"{root} has images and folders of images; name one of the folders, or move the images away.")
+        raise ValueError(
+            f"{printable(root)} has images and folders of images; name one of the folders, or move the images away."
+        )
     if top:
         return ImageList(tuple(top))
     empty = [name for name, found in classes.items() if not found]
     if empty:
-        raise ValueError(f"{root}: no images in the class folder{'s' * (len(empty) > 1)} {listed(empty)}.")
+        raise ValueError(f"{printable(root)}: no images in the class folder{'s' * (len(empty) > 1)} {listed(empty)}.")
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(found) for found in classes.values()])
     return ImageList(tuple(p for found in classes.values() for p in found), labels, tuple(classes))
 
@@ -251,19 +255,19 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
     found = existing_path(path, "Image")
     if found.is_dir():
-        raise ValueError(f"{found} is a folder; name an image, or list the folder with `list_images`.")
+        raise ValueError(f"{printable(found)} is a folder; name an image, or list the folder with `list_images`.")
     if not found.is_file():  # reading a pipe waits for a writer
-        raise ValueError(f"{found} is no file (a pipe or a device); name an image.")
+        raise ValueError(f"{printable(found)} is no file (a pipe or a device); name an image.")
     try:
         with Image.open(found) as image:
             _check_pixels(image)
             image.load()
             return _to_rgb(image)
     except UnidentifiedImageError:
-        raise ValueError(f"{found} is not an image that Pillow can read.") from None
+        raise ValueError(f"{printable(found)} is not an image that Pillow can read.") from None
     except Exception as error:  # decoders raise whatever they stumble on; each means that the image cannot be had
         raise ValueError(
-            f"{found} cannot be read: {one_line(error)}. The file is damaged, truncated or not supported."
+            f"{printable(found)} cannot be read: {one_line(error)}. The file is damaged, truncated or not supported."
         ) from None
 
 

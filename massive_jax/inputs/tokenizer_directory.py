@@ -14,7 +14,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,19 +59,19 @@ def read_directory(directory: Path) -> tuple[tokenizers.Tokenizer, int | None, i
         )
     settings = TokenizerSettings.of(directory)
     if not (directory / _JSON).is_file():
-        backend = _from_transformers(directory)
+        backend, usual = _from_transformers(directory)
         _check_declared(backend, settings)
-        return backend, _special_id(backend, settings, "bos"), _special_id(backend, settings, "eos")
+        return backend, *_ends(backend, settings, lambda: usual)
     backend = _from_json(directory / _JSON)
     _refuse_what_is_not_read(backend, settings)
     rules = _Class(backend, settings)
     _add_declared(backend, settings, rules)
     _check_declared(backend, settings)
-    bos, eos = (_special_id(backend, settings, name, rules) for name in ("bos", "eos"))
+    ends = _ends(backend, settings, lambda: rules.defaults)
     _add_special(backend, settings, rules)
     _treat_first_space(backend, settings, rules)
     backend.encode_special_tokens = bool(settings.boolean("split_special_tokens"))
-    return backend, bos, eos
+    return backend, *ends
 
 
 # The tokenizer itself ---------------------------------------------------------------------------------------------
@@ -95,8 +95,12 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
     return backend
 
 
-def _from_transformers(directory: Path) -> tokenizers.Tokenizer:
-    """A tokenizer from SentencePiece or vocab.json + merges.txt files; which class is transformers' business."""
+def _from_transformers(directory: Path) -> tuple[tokenizers.Tokenizer, Mapping[str, Any]]:
+    """A tokenizer from SentencePiece or vocab.json + merges.txt files; which class is transformers' business.
+
+    Returns:
+      The tokenizer, and its special tokens by name ("bos_token").
+    """
     import transformers
 
     try:
@@ -114,7 +118,7 @@ def _from_transformers(directory: Path) -> tokenizers.Tokenizer:
             f"{directory}: transformers has only a Python tokenizer for it ({type(found).__name__}); add the"
             f" model's {_JSON} to the directory."
         )
-    return backend
+    return backend, found.special_tokens_map
 
 
 def _refuse_what_is_not_read(backend: tokenizers.Tokenizer, settings: TokenizerSettings) -> None:
@@ -132,24 +136,31 @@ def _refuse_what_is_not_read(backend: tokenizers.Tokenizer, settings: TokenizerS
             raise settings.wrong(key, settings.values[key], f"{bert[field]}, as in the {_JSON} beside it")
 
 
-def _special_id(
-    backend: tokenizers.Tokenizer, settings: TokenizerSettings, name: str, rules: _Class | None = None
-) -> int | None:
-    """The id of the "bos" or "eos" token.
+def _ends(
+    backend: tokenizers.Tokenizer, settings: TokenizerSettings, usual: Callable[[], Mapping[str, Any]]
+) -> tuple[int | None, int | None]:
+    """The ids of the tokens that begin and end a text.
 
-    From the tokenizer's files, or else from config.json, or else what transformers' class calls it. A file that says
-    null ends the search: Qwen2's tokenizer has no BOS, although its config.json gives an id for one.
+    From the tokenizer's files, or else from config.json, or else from `usual`, what transformers' class calls them. A
+    file that says null ends the search: Qwen2's tokenizer has no BOS, although its config.json gives an id for one.
     """
+    return _special_id(backend, settings, "bos", usual), _special_id(backend, settings, "eos", usual)
+
+
+def _special_id(
+    backend: tokenizers.Tokenizer, settings: TokenizerSettings, name: str, usual: Callable[[], Mapping[str, Any]]
+) -> int | None:
+    """The id of the "bos" or "eos" token; see `_ends`."""
     key = f"{name}_token"
     if key in settings.values:
         value = settings.values[key]
         file = settings.origin[key]
-    elif f"{key}_id" in settings.model or rules is None:
+    elif f"{key}_id" in settings.model:
         key, file = f"{key}_id", MODEL
         value = settings.model.get(key)
     else:
-        usual = rules.defaults.get(key)
-        return backend.token_to_id(usual) if isinstance(usual, str) else None
+        content = usual().get(key)
+        return backend.token_to_id(content) if isinstance(content, str) else None
     content = value.get("content") if isinstance(value, dict) else value
     if isinstance(content, list):  # several EOS ids: the first is the text's own end
         content = content[0] if content else None

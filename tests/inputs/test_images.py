@@ -397,3 +397,13 @@ def test_arguments_of_batches(tmp_path):
             next(image_batches(["a.png"], processor, batch_size))
     with pytest.raises(ValueError, match="paths is 'a.png'; give a list"):
         next(image_batches("a.png", processor, 1))
+
+
+def test_names_with_control_characters_are_escaped_in_messages(tmp_path):
+    (tmp_path / "a\x1b[2J\n.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"a\\x1b\[2J\\n\.png is not an image"):
+        read_image(tmp_path / "a\x1b[2J\n.png")
+    make_images(tmp_path / "tree", "cat/1.png")
+    (tmp_path / "tree" / "dog\x1b[2J").mkdir()
+    with pytest.raises(ValueError, match=r"no images in the class folder dog\\x1b\[2J"):
+        list_images(tmp_path / "tree")

@@ -337,3 +337,16 @@ def test_missing_bytes_are_those_of_the_vocabulary(caplog):
     made.add_tokens([letter])
     Tokenizer(made).encode("a\rb")
     assert "no token for the bytes 0x0D" in caplog.text
+
+
+def test_ends_of_the_older_files_that_no_file_names(tmp_path):
+    state = json.loads(byte_level())["model"]
+    vocab = state["vocab"] | {"<|endoftext|>": len(state["vocab"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(merge) for merge in state["merges"]))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    reference, ours = assert_same(tmp_path, ["a<|endoftext|>b"])
+    assert ours.bos_id == ours.eos_id == reference.eos_token_id == len(vocab) - 1
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 1, "bos_token_id": None}))
+    ours = Tokenizer.from_directory(tmp_path)
+    assert (ours.bos_id, ours.eos_id) == (None, 1)
