@@ -144,16 +144,26 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def read_json_object(path: pathlib.Path) -> dict[str, Any]:
     """The JSON object in a file; ValueError where it is absent, not JSON, or not an object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unambiguous)
     except FileNotFoundError:
         raise ValueError(
             f"{path.parent} has no {path.name}; a Hugging Face checkpoint needs it. Copy it from the model's page."
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON: {error}. Copy it again from the model's page.") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds {type(value).__name__}; expected a JSON object. Copy it again.")
     return value
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError where it gives one key two values, of which readers take the one or the other."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = sorted({key for key, value in pairs if found[key] != value})
+        if twice:
+            raise ValueError(f"one object has two values of {listed(map(repr, twice))}")
+    return found
 
 
 def listed(items: Iterable[object], limit: int = 20) -> str:

@@ -70,8 +70,10 @@ class RopeConfig:
             raise ValueError(f"rope scaling {self.kind!r} is not implemented; known: {', '.join(ROPE_KINDS)}.")
         if self.kind in ("dynamic", "llama3", "yarn") and not self.original_max_position:
             raise ValueError(f"rope scaling {self.kind!r} needs original_max_position (got none).")
-        if self.theta <= 0 or self.factor <= 0:
-            raise ValueError(f"rope theta and factor must be positive; got {self.theta} and {self.factor}.")
+        if not (0 < self.theta < math.inf and 0 < self.factor < math.inf):
+            raise ValueError(f"rope theta and factor must be positive and finite; got {self.theta} and {self.factor}.")
+        if self.kind == "yarn" and self.theta == 1:
+            raise ValueError("rope scaling 'yarn' needs a theta other than 1, whose wavelengths are all one.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +117,8 @@ class NormConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("rms", "layer"):
             raise ValueError(f"norm {self.kind!r} is not implemented; known: rms, layer.")
+        if not 0 <= self.eps < math.inf:
+            raise ValueError(f"a norm's eps is {self.eps!r}, expected a finite number of at least 0.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,6 +310,8 @@ class BlockConfig:
             rotary = rope.rotary_dim or self.head_dim
             if rotary % 2 or rotary > self.head_dim:
                 yield f"rotary_dim {rotary} must be even and at most head_dim {self.head_dim}"
+            if rope.kind == "dynamic" and rotary == 2:
+                yield "rope scaling 'dynamic' needs a rotary_dim above 2"
             if rope.factors is not None and len(rope.factors) != rotary // 2:
                 yield f"rope has {len(rope.factors)} factors, expected rotary_dim / 2 = {rotary // 2}"
         if self.window_layers is not None and len(self.window_layers) != self.num_layers:

@@ -34,7 +34,7 @@ from massive_jax.zoo import (
     vit,
 )
 from massive_jax.zoo.family import Family, Preset, WheelFile
-from massive_jax.zoo.fields import Fields
+from massive_jax.zoo.fields import Fields, shown
 from massive_jax.zoo.gguf_metadata import read_config
 
 FAMILIES: Mapping[str, Family] = {
@@ -100,14 +100,14 @@ def describe(source: Source) -> tuple[TransformerConfig | VisionConfig, WeightTa
         config = source.config
         if "model_type" not in config and "architecture" in config:
             config = {**config, "model_type": timm.model_type(str(config["architecture"]))}
-        model_type = str(config.get("model_type"))
-        if model_type not in FAMILIES:
+        model_type = config.get("model_type")
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
             raise ValueError(
-                f"{source.location}: model_type {model_type!r} is not supported; supported: "
+                f"{source.location}: model_type {shown(model_type)} is not supported; supported: "
                 f"{', '.join(sorted(FAMILIES))}."
             )
         table = FAMILIES[model_type].table
-    fields = Fields(config, source.location)
+    fields = Fields(config, source.location, source.tensors)
     mapped = FAMILIES[str(config["model_type"])].config(fields)
     fields.finish()
     return mapped, table.spelled(source.tensors.keys())

@@ -8,7 +8,7 @@ from massive_jax.models import NormConfig, VisionConfig
 from massive_jax.weights.table import Row, WeightTable
 from massive_jax.zoo import images
 from massive_jax.zoo.family import Family, Preset
-from massive_jax.zoo.fields import Fields
+from massive_jax.zoo.fields import Fields, shown
 
 
 def config(fields: Fields) -> VisionConfig:
@@ -17,7 +17,7 @@ def config(fields: Fields) -> VisionConfig:
     return _tower(
         fields,
         **images.front_end(fields, patch_size=32),
-        norm=NormConfig("layer", fields.get("layer_norm_eps", 1e-5)),
+        norm=NormConfig("layer", fields.number("layer_norm_eps", 1e-5, least=0)),
         activation=fields.activation("quick_gelu"),
         patch_bias=False,
         embed_norm=True,
@@ -32,10 +32,10 @@ def siglip_config(fields: Fields) -> VisionConfig:
     return _tower(
         fields,
         **images.front_end(fields),
-        norm=NormConfig("layer", fields.get("layer_norm_eps", 1e-6)),
+        norm=NormConfig("layer", fields.number("layer_norm_eps", 1e-6, least=0)),
         activation=fields.activation("gelu_pytorch_tanh"),
         class_token=False,
-        pooling="attention" if fields.get("vision_use_head", True) else "patch_mean",
+        pooling="attention" if fields.flag("vision_use_head", True) else "patch_mean",
         model_type="siglip_vision_model",
     )
 
@@ -46,8 +46,13 @@ def inside(tower: Any, defaults: dict[str, Any]) -> Any:
     def config(fields: Fields) -> VisionConfig:
         # The text tower, and what compares the two.
         fields.ignore("text_config", "projection_dim", "initializer_factor", "logit_scale_init_value")
-        fields.ignore("text_config_dict", "vision_config_dict")
+        fields.ignore("text_config_dict", "tie_word_embeddings")
         part = fields.part("vision_config")
+        # Older files say the tower's settings twice; transformers lets the second ones count.
+        for name, value in (fields.mapping("vision_config_dict") or {}).items():
+            if part.get(name, value) != value:
+                part.problem(f"{name} = {shown(part.get(name))}, and {shown(value)} in vision_config_dict: remove one")
+            part.assume(**{name: value})
         part.assume(**defaults)
         return tower(part)
 
@@ -55,14 +60,14 @@ def inside(tower: Any, defaults: dict[str, Any]) -> Any:
 
 
 def _tower(fields: Fields, **more: Any) -> VisionConfig:
-    hidden_size, num_heads = fields.require("hidden_size"), fields.require("num_attention_heads")
+    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     return VisionConfig(
         hidden_size=hidden_size,
-        num_layers=fields.require("num_hidden_layers"),
+        num_layers=fields.layers("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_heads,
-        head_dim=hidden_size // num_heads,
-        intermediate_size=fields.require("intermediate_size"),
+        head_dim=fields.head_dim(hidden_size, num_heads),
+        intermediate_size=fields.size("intermediate_size"),
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
@@ -125,7 +130,7 @@ _LICENCE = "MIT"
 # The hub has full checkpoints; parameters are counted of the vision tower.
 CLIP = Family(
     model_type="clip",
-    config=inside(config, _CLIP_DEFAULTS),
+    mapping=inside(config, _CLIP_DEFAULTS),
     table=TABLE,
     presets={
         name: Preset(f"openai/clip-{source}", num_params, _LICENCE, _shape("clip", *sizes))
@@ -137,11 +142,11 @@ CLIP = Family(
         )
     },
 )
-CLIP_VISION = Family(model_type="clip_vision_model", config=config, table=TABLE)
+CLIP_VISION = Family(model_type="clip_vision_model", mapping=config, table=TABLE)
 
 SIGLIP = Family(
     model_type="siglip",
-    config=inside(siglip_config, _CLIP_DEFAULTS),
+    mapping=inside(siglip_config, _CLIP_DEFAULTS),
     table=SIGLIP_TABLE,
     presets={
         name: Preset(f"google/{source}", num_params, "Apache-2.0", _shape("siglip", *sizes))
@@ -152,4 +157,4 @@ SIGLIP = Family(
         )
     },
 )
-SIGLIP_VISION = Family(model_type="siglip_vision_model", config=siglip_config, table=SIGLIP_TABLE)
+SIGLIP_VISION = Family(model_type="siglip_vision_model", mapping=siglip_config, table=SIGLIP_TABLE)

@@ -14,30 +14,30 @@ from massive_jax.zoo.fields import Fields
 
 def config(fields: Fields, *, registers: int = 0) -> VisionConfig:
     """`Dinov2Config`, or `Dinov2WithRegistersConfig` (`registers` by default), -> VisionConfig."""
-    hidden_size, num_heads = fields.require("hidden_size"), fields.require("num_attention_heads")
+    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     images.backbone_fields(fields)
     fields.ignore("use_mask_token")
-    gated, bias = fields.get("use_swiglu_ffn", False), fields.get("qkv_bias", True)
-    intermediate_size = int(hidden_size * fields.get("mlp_ratio", 4))
+    gated, bias = fields.flag("use_swiglu_ffn", False), fields.flag("qkv_bias", True)
+    intermediate_size = int(hidden_size * fields.number("mlp_ratio", 4.0, positive=True))
     if gated:
         intermediate_size = (int(intermediate_size * 2 / 3) + 7) // 8 * 8
     classes, activation = images.num_classes(fields), fields.activation("gelu")
     return VisionConfig(
-        **images.front_end(fields, patch_size=14),
+        **images.front_end(fields, patch_size=16 if registers else 14),
         hidden_size=hidden_size,
-        num_layers=fields.require("num_hidden_layers"),
+        num_layers=fields.layers("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_heads,
-        head_dim=hidden_size // num_heads,
+        head_dim=fields.head_dim(hidden_size, num_heads),
         intermediate_size=intermediate_size,
-        norm=NormConfig("layer", fields.get("layer_norm_eps", 1e-6)),
+        norm=NormConfig("layer", fields.number("layer_norm_eps", 1e-6, least=0)),
         qkv_bias=bias,
         out_bias=True,
         mlp="gated" if gated else "plain",
         activation="silu" if gated else activation,
         mlp_bias=True,
         layer_scale=True,
-        registers=fields.get("num_register_tokens", registers) if registers else 0,
+        registers=fields.integer("num_register_tokens", registers) if registers else 0,
         # As Hugging Face does it.
         interpolation="bicubic_antialias" if registers else "bicubic",
         pooling="class_and_patch_mean" if classes else "class",
@@ -86,7 +86,7 @@ _REGISTERS = 4
 
 FAMILY = Family(
     model_type="dinov2",
-    config=config,
+    mapping=config,
     table=table("dinov2."),
     presets={
         f"dinov2_{size}": Preset(f"facebook/dinov2-{size}", _PARAMS[size], "Apache-2.0", shape)
@@ -96,7 +96,7 @@ FAMILY = Family(
 
 WITH_REGISTERS = Family(
     model_type="dinov2_with_registers",
-    config=functools.partial(config, registers=_REGISTERS),
+    mapping=functools.partial(config, registers=_REGISTERS),
     table=table("dinov2_with_registers."),
     presets={
         f"dinov2_reg_{size}": Preset(

@@ -13,30 +13,30 @@ from massive_jax.zoo.fields import Fields
 
 def config(fields: Fields) -> VisionConfig:
     """`DINOv3ViTConfig` -> VisionConfig."""
-    hidden_size, num_heads = fields.require("hidden_size"), fields.require("num_attention_heads")
+    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     images.backbone_fields(fields)
     fields.ignore("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
-    query_bias = fields.get("query_bias", True)
+    query_bias = fields.flag("query_bias", True)
     fields.only("value_bias", query_bias)
     return VisionConfig(
         **images.front_end(fields),
         hidden_size=hidden_size,
-        num_layers=fields.require("num_hidden_layers"),
+        num_layers=fields.layers("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_heads,
-        head_dim=hidden_size // num_heads,
-        intermediate_size=fields.require("intermediate_size"),
-        norm=NormConfig("layer", fields.get("layer_norm_eps", 1e-5)),
+        head_dim=fields.head_dim(hidden_size, num_heads),
+        intermediate_size=fields.size("intermediate_size"),
+        norm=NormConfig("layer", fields.number("layer_norm_eps", 1e-5, least=0)),
         position="rope",
-        rope=RopeConfig(theta=fields.get("rope_theta", 100.0)),
+        rope=RopeConfig(theta=fields.number("rope_theta", 100.0, positive=True)),
         qkv_bias=query_bias,
-        key_bias=fields.get("key_bias", False),
-        out_bias=fields.get("proj_bias", True),
-        mlp="gated" if fields.get("use_gated_mlp", False) else "plain",
+        key_bias=fields.flag("key_bias", False),
+        out_bias=fields.flag("proj_bias", True),
+        mlp="gated" if fields.flag("use_gated_mlp", False) else "plain",
         activation=fields.activation("gelu"),
-        mlp_bias=fields.get("mlp_bias", True),
+        mlp_bias=fields.flag("mlp_bias", True),
         layer_scale=True,
-        registers=fields.get("num_register_tokens", 0),
+        registers=fields.integer("num_register_tokens", 0),
         model_type="dinov3_vit",
     )
 
@@ -70,7 +70,7 @@ _GATED = {"use_gated_mlp": True, "hidden_act": "silu"}
 # Parameters are counted without the mask token of training.
 FAMILY = Family(
     model_type="dinov3_vit",
-    config=config,
+    mapping=config,
     table=TABLE,
     presets={
         name: Preset(f"facebook/dinov3-{source}-pretrain-lvd1689m", num_params, "DINOv3 (gated)", shape)

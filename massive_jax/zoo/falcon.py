@@ -14,37 +14,37 @@ from massive_jax.zoo.gguf_metadata import Metadata
 
 def config(fields: Fields) -> TransformerConfig:
     """`FalconConfig` -> TransformerConfig. Defaults are those of the Hugging Face class."""
-    hidden_size = fields.require("hidden_size")
-    num_heads = fields.require("num_attention_heads")
-    grouped = fields.get("new_decoder_architecture", False)
-    num_kv_heads = fields.get("num_kv_heads", num_heads)
+    hidden_size = fields.size("hidden_size")
+    num_heads = fields.size("num_attention_heads")
+    grouped = fields.flag("new_decoder_architecture", False)
+    num_kv_heads = fields.size("num_kv_heads", num_heads)
     if not grouped:
         # What the file says of them is not used: one for all, or one each.
-        num_kv_heads = 1 if fields.get("multi_query", True) else num_heads
-    fields.get("multi_query")
-    bias = fields.get("bias", False)
-    num_norms = fields.get("num_ln_in_parallel_attn", 2 if grouped else 1)
+        num_kv_heads = 1 if fields.flag("multi_query", True) else num_heads
+    fields.ignore("multi_query")
+    fields.multiple("num_attention_heads", "num_kv_heads", num_heads, num_kv_heads)
+    bias = fields.flag("bias", False)
+    num_norms = fields.integer("num_ln_in_parallel_attn", 2 if grouped else 1, least=1, most=2)
     if grouped:
         fields.only("parallel_attn", True)
     elif num_norms != 1:
-        raise ValueError(f"num_ln_in_parallel_attn = {num_norms} without new_decoder_architecture is not implemented.")
+        fields.problem(f"num_ln_in_parallel_attn = {num_norms} without new_decoder_architecture is not implemented")
     parallel = "parallel" if num_norms == 2 else "parallel_shared_norm"
     fields.only("apply_residual_connection_post_layernorm", False)
-    alibi = fields.get("alibi", False)
-    max_position = fields.get("max_position_embeddings", 2048)
-    intermediate_size = fields.get("ffn_hidden_size", fields.get("ff_factor", 4) * hidden_size)
-    fields.get("ff_factor")
+    alibi = fields.flag("alibi", False)
+    max_position = fields.integer("max_position_embeddings", 2048, least=1)
+    intermediate_size = fields.size("ffn_hidden_size", fields.size("ff_factor", 4) * hidden_size)
     return TransformerConfig(
-        vocab_size=fields.require("vocab_size"),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=fields.require("num_hidden_layers"),
+        num_layers=fields.layers("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=hidden_size // num_heads,
+        head_dim=fields.head_dim(hidden_size, num_heads),
         intermediate_size=intermediate_size,
         max_position=max_position,
-        norm=NormConfig("layer", fields.get("layer_norm_epsilon", 1e-5)),
-        residual=parallel if grouped or fields.get("parallel_attn", True) else "serial",
+        norm=NormConfig("layer", fields.number("layer_norm_epsilon", 1e-5, least=0)),
+        residual=parallel if grouped or fields.flag("parallel_attn", True) else "serial",
         position="alibi" if alibi else "rope",
         rope=fields.rope(max_position),
         alibi=AlibiConfig(round_up=False, from_last=False, before_scale=True, bfloat16=True) if alibi else None,
@@ -53,7 +53,7 @@ def config(fields: Fields) -> TransformerConfig:
         mlp="plain",
         activation=fields.activation("gelu", "activation"),
         mlp_bias=bias,
-        tie_embeddings=fields.get("tie_word_embeddings", True),
+        tie_embeddings=fields.flag("tie_word_embeddings", True),
         model_type="falcon",
     )
 
@@ -181,7 +181,7 @@ _RW_1B = _7B | {
 # The counts are without the output head where it is the embedding; the files hold it all the same.
 FAMILY = Family(
     model_type="falcon",
-    config=config,
+    mapping=config,
     table=TABLE,
     presets={
         "falcon_7b": Preset("tiiuae/falcon-7b", 6_921_720_704, "Apache-2.0", _7B),

@@ -45,19 +45,34 @@ class Family:
 
     Attributes:
       model_type: as Hugging Face configs name it.
-      config: Hugging Face config fields -> TransformerConfig, or VisionConfig.
+      mapping: Hugging Face config fields -> TransformerConfig, or VisionConfig.
       table: weight table of Hugging Face checkpoints.
       presets: zoo name -> Preset.
       gguf_architecture: `general.architecture` of its GGUF files; None where there are none.
       gguf_config: GGUF metadata and tensor names -> a config in Hugging Face's field names; its `model_type` says which
-        family's `config` reads it (files of one architecture may be models of several).
+        family's `mapping` reads it (files of one architecture may be models of several).
       gguf_table: weight table of GGUF files.
     """
 
     model_type: str
-    config: Callable[[Fields], TransformerConfig | VisionConfig]
+    mapping: Callable[[Fields], TransformerConfig | VisionConfig]
     table: WeightTable
     presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
     gguf_architecture: str | None = None
     gguf_config: Callable[[Mapping[str, Any], Collection[str]], dict[str, Any]] | None = None
     gguf_table: WeightTable | None = None
+
+    def config(self, fields: Fields) -> TransformerConfig | VisionConfig:
+        """The config that `fields` describe.
+
+        Raises:
+          ValueError: one line that names the file: fields that are absent, of a wrong type or out of range (all of
+            them), or that do not go together.
+        """
+        try:
+            found = self.mapping(fields)
+        except ValueError as error:
+            fields.check()  # what is wrong with the fields comes before what follows from it
+            raise ValueError(f"{fields.location}: {str(error).removeprefix(f'{fields.location}: ')}") from None
+        fields.check()
+        return found

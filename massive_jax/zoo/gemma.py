@@ -24,7 +24,7 @@ def base_config(fields: Fields, rope: RopeConfig | None = None) -> TransformerCo
     base = llama.config(fields, rope)
     return dataclasses.replace(
         base,
-        norm=dataclasses.replace(base.norm, unit_offset=fields.get("norm_unit_offset", True)),
+        norm=dataclasses.replace(base.norm, unit_offset=fields.flag("norm_unit_offset", True)),
         embedding_scale=math.sqrt(base.hidden_size),
     )
 
@@ -66,7 +66,7 @@ PRESETS = {
 
 FAMILY = Family(
     model_type="gemma",
-    config=config,
+    mapping=config,
     table=llama.TABLE,
     presets=PRESETS,
     gguf_architecture="gemma",

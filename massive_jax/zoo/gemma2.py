@@ -19,14 +19,14 @@ def config(fields: Fields) -> TransformerConfig:
         **{"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 8192},
     )
     base = gemma.base_config(fields)
-    window = fields.nullable("sliding_window", absent=4096)
+    window = fields.optional_integer("sliding_window", 4096)
     return dataclasses.replace(
         base,
         norm_placement="pre_and_output",
         activation=fields.activation("gelu_pytorch_tanh", "hidden_activation"),
-        attention_scale=fields.get("query_pre_attn_scalar", 256) ** -0.5,
-        attention_softcap=fields.nullable("attn_logit_softcapping", absent=50.0),
-        logit_softcap=fields.nullable("final_logit_softcapping", absent=30.0),
+        attention_scale=fields.number("query_pre_attn_scalar", 256.0, positive=True) ** -0.5,
+        attention_softcap=fields.optional_number("attn_logit_softcapping", 50.0, positive=True),
+        logit_softcap=fields.optional_number("final_logit_softcapping", 30.0, positive=True),
         model_type="gemma2",
         **fields.windows(base.num_layers, window, [i % 2 == 0 for i in range(base.num_layers)]),
     )
@@ -79,7 +79,7 @@ PRESETS = {
 
 FAMILY = Family(
     model_type="gemma2",
-    config=config,
+    mapping=config,
     table=llama.decoder_table(output_norms=True),
     presets=PRESETS,
     gguf_architecture="gemma2",

@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from massive_jax.models.config import TransformerConfig
+from massive_jax.models.config import RopeConfig, TransformerConfig
 from massive_jax.zoo import gemma, gemma2, gguf, llama
 from massive_jax.zoo.family import Family, Preset
-from massive_jax.zoo.fields import Fields
+from massive_jax.zoo.fields import Fields, shown
 
 
 def config(fields: Fields) -> TransformerConfig:
@@ -22,36 +22,48 @@ def config(fields: Fields) -> TransformerConfig:
         **{"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26},
         **{"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131072},
     )
-    max_position = fields.require("max_position_embeddings")
-    by_kind, scaling = fields.get("rope_parameters", {}), fields.get("rope_scaling", {})
-    if not {"full_attention", "sliding_attention"}.issuperset(by_kind):
-        raise ValueError(
-            f"{fields.location}: rope_parameters is {by_kind}; expected those of full_attention and sliding_attention."
-        )
-    everywhere = {"rope_theta": fields.get("rope_theta", 1e6)} | (by_kind.get("full_attention") or {}) | scaling
-    local = {"rope_theta": fields.get("rope_local_base_freq", 1e4)} | (by_kind.get("sliding_attention") or {})
-    base = gemma.base_config(fields, fields.rope(max_position, settings=everywhere))
+    max_position = fields.integer("max_position_embeddings", least=1)
+    rope, local_rope = _ropes(fields, max_position)
+    base = gemma.base_config(fields, rope)
     fields.only("attn_logit_softcapping", None)  # a field that Hugging Face's model does not read
-    window = fields.nullable("sliding_window", absent=4096)
-    period = fields.get("sliding_window_pattern", fields.get("_sliding_window_pattern", 6))
+    window = fields.optional_integer("sliding_window", 4096)
+    period = fields.integer("_sliding_window_pattern", 6, least=1)
+    period = fields.integer("sliding_window_pattern", period, least=1)
     return dataclasses.replace(
         base,
         norm_placement="pre_and_output",
         qk_norm="head",
         activation=fields.activation("gelu_pytorch_tanh", "hidden_activation"),
-        attention_scale=fields.get("query_pre_attn_scalar", 256) ** -0.5,
-        logit_softcap=fields.get("final_logit_softcapping"),
-        local_rope=fields.rope(max_position, settings=local),
+        attention_scale=fields.number("query_pre_attn_scalar", 256.0, positive=True) ** -0.5,
+        logit_softcap=fields.optional_number("final_logit_softcapping", positive=True),
+        local_rope=local_rope,
         model_type="gemma3_text",
         **fields.windows(base.num_layers, window, [(i + 1) % period != 0 for i in range(base.num_layers)]),
     )
+
+
+def _ropes(fields: Fields, max_position: int) -> tuple[RopeConfig, RopeConfig]:
+    """The rotary embeddings of the layers without a window, which `rope_scaling` is for, and of those with one."""
+    by_kind, scaling = fields.mapping("rope_parameters") or {}, fields.mapping("rope_scaling") or {}
+    if not {"full_attention", "sliding_attention"}.issuperset(by_kind):
+        fields.problem(f"rope_parameters is {shown(by_kind)}; expected those of full_attention and sliding_attention")
+        fields.check()
+    kinds = fields.inside("rope_parameters", by_kind)
+    # transformers 5 gives a kind that is not there the default type, before it adds `rope_scaling`: that is passed over
+    # where it has the older "type" alone, and is refused here, for the two contradict each other.
+    default = {"rope_type": "default"}
+    everywhere: dict[str, Any] = {"rope_theta": fields.number("rope_theta", 1e6, positive=True)}
+    everywhere |= {**(kinds.mapping("full_attention") or default), **scaling}
+    local: dict[str, Any] = {"rope_theta": fields.number("rope_local_base_freq", 1e4, positive=True)}
+    local |= kinds.mapping("sliding_attention") or default
+    return fields.rope(max_position, settings=everywhere), fields.rope(max_position, settings=local)
 
 
 def text_config(fields: Fields) -> TransformerConfig:
     """`Gemma3Config` -> TransformerConfig of its text model."""
     fields.ignore("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
     text = config(fields.part("text_config"))
-    tied = fields.get("tie_word_embeddings", text.tie_embeddings)
+    tied = fields.flag("tie_word_embeddings", text.tie_embeddings)
     return dataclasses.replace(text, tie_embeddings=tied, model_type="gemma3")
 
 
@@ -115,7 +127,7 @@ MULTIMODAL_PRESETS = {
 
 FAMILY = Family(
     model_type="gemma3_text",
-    config=config,
+    mapping=config,
     table=llama.decoder_table(output_norms=True),
     presets=PRESETS,
     gguf_architecture="gemma3",
@@ -125,7 +137,7 @@ FAMILY = Family(
 
 MULTIMODAL = Family(
     model_type="gemma3",
-    config=text_config,
+    mapping=text_config,
     table=dataclasses.replace(
         llama.decoder_table(output_norms=True, prefix="language_model.model."),
         ignored=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),

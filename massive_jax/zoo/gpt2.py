@@ -14,29 +14,29 @@ from massive_jax.zoo.gguf_metadata import Metadata
 
 def config(fields: Fields) -> TransformerConfig:
     """`GPT2Config` -> TransformerConfig, with one more field: `bias` false is a model without any biases."""
-    hidden_size, num_heads = fields.require("n_embd"), fields.require("n_head")
-    bias = fields.get("bias", True)
+    hidden_size, num_heads = fields.size("n_embd"), fields.size("n_head")
+    bias = fields.flag("bias", True)
     # `reorder_and_upcast_attn` asks for logits in float32, as they are here in any case.
     fields.ignore("reorder_and_upcast_attn", "n_ctx", "n_special", "predict_special_tokens")
     return TransformerConfig(
-        vocab_size=fields.require("vocab_size"),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=fields.require("n_layer"),
+        num_layers=fields.layers("n_layer"),
         num_heads=num_heads,
         num_kv_heads=num_heads,
-        head_dim=hidden_size // num_heads,
-        intermediate_size=fields.get("n_inner", 4 * hidden_size),
-        max_position=fields.get("n_positions", 1024),
-        norm=NormConfig("layer", fields.get("layer_norm_epsilon", 1e-5), bias=bias),
+        head_dim=fields.head_dim(hidden_size, num_heads, "n_embd", "n_head"),
+        intermediate_size=fields.size("n_inner", 4 * hidden_size),
+        max_position=fields.integer("n_positions", 1024, least=1),
+        norm=NormConfig("layer", fields.number("layer_norm_epsilon", 1e-5, least=0), bias=bias),
         position="learned",
         qkv_bias=bias,
         out_bias=bias,
-        attention_scale=None if fields.get("scale_attn_weights", True) else 1.0,
-        attention_scale_by_layer=fields.get("scale_attn_by_inverse_layer_idx", False),
+        attention_scale=None if fields.flag("scale_attn_weights", True) else 1.0,
+        attention_scale_by_layer=fields.flag("scale_attn_by_inverse_layer_idx", False),
         mlp="plain",
         activation=fields.activation("gelu_new", "activation_function"),
         mlp_bias=bias,
-        tie_embeddings=fields.get("tie_word_embeddings", True),
+        tie_embeddings=fields.flag("tie_word_embeddings", True),
         model_type="gpt2",
     )
 
@@ -125,7 +125,7 @@ PRESETS = {
 
 FAMILY = Family(
     model_type="gpt2",
-    config=config,
+    mapping=config,
     table=TABLE,
     presets=PRESETS,
     gguf_architecture="gpt2",

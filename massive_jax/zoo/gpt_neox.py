@@ -17,29 +17,31 @@ from massive_jax.zoo.gguf_metadata import Metadata
 
 def config(fields: Fields) -> TransformerConfig:
     """`GPTNeoXConfig` -> TransformerConfig; `rotary_pct` and `rotary_emb_base` are its names before transformers 5."""
-    hidden_size, num_heads = fields.require("hidden_size"), fields.require("num_attention_heads")
-    head_dim = hidden_size // num_heads
-    max_position = fields.get("max_position_embeddings", 2048)
-    theta, partial = fields.get("rotary_emb_base", 10000.0), fields.get("rotary_pct", 0.25)
-    bias = fields.get("attention_bias", True)
+    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    head_dim = fields.head_dim(hidden_size, num_heads)
+    max_position = fields.integer("max_position_embeddings", 2048, least=1)
+    rope = fields.rope(
+        max_position, head_dim=head_dim, theta_field="rotary_emb_base", partial=0.25, partial_field="rotary_pct"
+    )
+    bias = fields.flag("attention_bias", True)
     return TransformerConfig(
-        vocab_size=fields.require("vocab_size"),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=fields.require("num_hidden_layers"),
+        num_layers=fields.layers("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=head_dim,
-        intermediate_size=fields.require("intermediate_size"),
+        intermediate_size=fields.size("intermediate_size"),
         max_position=max_position,
-        norm=NormConfig("layer", fields.get("layer_norm_eps", 1e-5)),
-        residual="parallel" if fields.get("use_parallel_residual", True) else "serial",
-        rope=fields.rope(max_position, head_dim=head_dim, theta=theta, partial=partial),
+        norm=NormConfig("layer", fields.number("layer_norm_eps", 1e-5, least=0)),
+        residual="parallel" if fields.flag("use_parallel_residual", True) else "serial",
+        rope=rope,
         qkv_bias=bias,
         out_bias=bias,
         mlp="plain",
         activation=fields.activation("gelu"),
         mlp_bias=True,
-        tie_embeddings=fields.get("tie_word_embeddings", False),
+        tie_embeddings=fields.flag("tie_word_embeddings", False),
         model_type="gpt_neox",
     )
 
@@ -156,7 +158,7 @@ PRESETS = {
 
 FAMILY = Family(
     model_type="gpt_neox",
-    config=config,
+    mapping=config,
     table=TABLE,
     presets=PRESETS,
     gguf_architecture="gptneox",

@@ -14,7 +14,6 @@ from massive_jax.zoo.fields import Fields
 
 _YARN = {
     "rope_type": "yarn",
-    "rope_theta": 150000.0,
     "factor": 32.0,
     "beta_fast": 32.0,
     "beta_slow": 1.0,
@@ -27,21 +26,20 @@ def config(fields: Fields) -> TransformerConfig:
     """`GptOssConfig` -> TransformerConfig. Defaults are those of the Hugging Face class."""
     fields.assume(head_dim=64, num_key_value_heads=8, max_position_embeddings=131072, rms_norm_eps=1e-5)
     fields.assume(attention_bias=True)
-    if fields.get("rope_parameters") is None and fields.get("rope_scaling") is None:
-        fields.assume(rope_scaling=_YARN)
     # `initial_context_length` and `experts_per_token` repeat what the fields that are read say.
-    fields.ignore("router_aux_loss_coef", "output_router_logits", "initial_context_length", "experts_per_token")
-    num_layers = fields.require("num_hidden_layers")
+    fields.ignore("initial_context_length", "experts_per_token")
+    fields.ignore("router_aux_loss_coef", "router_jitter_noise", "output_router_logits")
+    num_layers = fields.layers("num_hidden_layers")
     experts = ExpertsConfig(
-        fields.get("num_local_experts", 128),
-        fields.get("num_experts_per_tok", 4),
+        fields.size("num_local_experts", 128),
+        fields.integer("num_experts_per_tok", 4, least=1),
         clamped=True,
-        swiglu_limit=fields.get("swiglu_limit", 7.0),
-        swiglu_alpha=fields.get("swiglu_alpha", 1.702),
+        swiglu_limit=fields.number("swiglu_limit", 7.0, positive=True),
+        swiglu_alpha=fields.number("swiglu_alpha", 1.702),
     )
     alternating = [layer % 2 == 0 for layer in range(num_layers)]
-    windows = fields.windows(num_layers, fields.nullable("sliding_window", absent=128), alternating)
-    rope = fields.rope(fields.get("max_position_embeddings"), theta=150000.0)
+    windows = fields.windows(num_layers, fields.optional_integer("sliding_window", 128), alternating)
+    rope = fields.rope(fields.integer("max_position_embeddings", 131072, least=1), theta=150000.0, default=_YARN)
     return dataclasses.replace(
         llama.config(fields, rope),
         **windows,
@@ -107,7 +105,7 @@ def _config(layers: int, experts: int) -> dict[str, Any]:
 
 FAMILY = Family(
     model_type="gpt_oss",
-    config=config,
+    mapping=config,
     table=TABLE,
     presets={
         "gpt_oss_20b": Preset("openai/gpt-oss-20b", 20_914_757_184, "Apache-2.0", _config(24, 32)),

@@ -10,25 +10,25 @@ from massive_jax.zoo.fields import Fields
 
 def config(fields: Fields) -> TransformerConfig:
     """`GPTJConfig` -> TransformerConfig. A null `rotary_dim` turns whole heads."""
-    hidden_size, num_heads = fields.require("n_embd"), fields.require("n_head")
+    hidden_size, num_heads = fields.size("n_embd"), fields.size("n_head")
     fields.only("rotary", True)
     fields.only("scale_attn_weights", True)
     return TransformerConfig(
-        vocab_size=fields.require("vocab_size"),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=fields.require("n_layer"),
+        num_layers=fields.layers("n_layer"),
         num_heads=num_heads,
         num_kv_heads=num_heads,
-        head_dim=hidden_size // num_heads,
-        intermediate_size=fields.get("n_inner", 4 * hidden_size),
-        max_position=fields.get("n_positions", 2048),
-        norm=NormConfig("layer", fields.get("layer_norm_epsilon", 1e-5)),
+        head_dim=fields.head_dim(hidden_size, num_heads, "n_embd", "n_head"),
+        intermediate_size=fields.size("n_inner", 4 * hidden_size),
+        max_position=fields.integer("n_positions", 2048, least=1),
+        norm=NormConfig("layer", fields.number("layer_norm_epsilon", 1e-5, least=0)),
         residual="parallel_shared_norm",
-        rope=RopeConfig(rotary_dim=fields.nullable("rotary_dim", absent=64), interleaved=True),
+        rope=RopeConfig(rotary_dim=fields.optional_integer("rotary_dim", 64), interleaved=True),
         mlp="plain",
         activation=fields.activation("gelu_new", "activation_function"),
         mlp_bias=True,
-        tie_embeddings=fields.get("tie_word_embeddings", False),
+        tie_embeddings=fields.flag("tie_word_embeddings", False),
         head_bias=True,
         model_type="gptj",
     )
@@ -65,7 +65,7 @@ _SIX_BILLION = {
 
 FAMILY = Family(
     model_type="gptj",
-    config=config,
+    mapping=config,
     table=TABLE,
     presets={"gptj_6b": Preset("EleutherAI/gpt-j-6b", 6_050_882_784, "Apache-2.0", _SIX_BILLION)},
 )

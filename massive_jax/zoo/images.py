@@ -11,27 +11,32 @@ from massive_jax.zoo.fields import Fields
 # The projections of an attention under "attention.", as ViT and DINOv2 name them.
 PARTS = ("attention.query", "attention.key", "attention.value", "output.dense")
 _CLASSIFIER = "ForImageClassification"
+MOST_PIXELS = 1 << 16  # of a side
 
 
 def front_end(fields: Fields, *, image_size: int = 224, patch_size: int = 16) -> dict[str, Any]:
     """`image_size` and `patch_size` of a VisionConfig; the defaults are those of the Hugging Face class."""
     fields.only("num_channels", 3)
+    fields.ignore("tie_word_embeddings")  # which full dumps of a config have; an image has no words
     sides: dict[str, tuple[int, int]] = {}
     for name, default in (("image_size", image_size), ("patch_size", patch_size)):
         given = fields.get(name, default)
-        height, width = (given, given) if isinstance(given, int) else given
-        sides[name] = (height, width)
-    if sides["patch_size"][0] != sides["patch_size"][1]:
-        raise ValueError(f"{fields.location}: patches of {sides['patch_size']} pixels are not square.")
-    return {"image_size": sides["image_size"], "patch_size": sides["patch_size"][0]}
+        both = (default, default) if isinstance(given, list | tuple) else default
+        found = fields.sizes(name, both, most=MOST_PIXELS)
+        sides[name] = (found[0], found[-1])
+    (height, width), (patch, patch_width) = sides["image_size"], sides["patch_size"]
+    if patch != patch_width:
+        fields.problem(f"patches of {sides['patch_size']} pixels are not square (patch_size)")
+    return {"image_size": (height, width), "patch_size": patch}
 
 
 def num_classes(fields: Fields) -> int:
     """Classes of the head: where the config's `architectures` names a classifier, else 0."""
-    if not any(str(name).endswith(_CLASSIFIER) for name in fields.get("architectures", [])):
+    if not any(name.endswith(_CLASSIFIER) for name in fields.texts("architectures") or ()):
         return 0
-    labels = fields.get("id2label")
-    return len(labels) if labels else fields.get("num_labels", 2)  # as transformers: 2 where nothing says
+    labels = fields.mapping("id2label")
+    # As transformers: 2 where nothing says.
+    return fields.integer("num_labels", 2) if labels is None else len(labels)
 
 
 def backbone_fields(fields: Fields) -> None:

@@ -18,26 +18,31 @@ def config(fields: Fields, rope: RopeConfig | None = None) -> TransformerConfig:
     The configs of Llama's relatives are this one with a few options replaced; `rope` is for those that write it
     differently.
     """
-    hidden_size, num_heads = fields.require("hidden_size"), fields.require("num_attention_heads")
-    max_position = fields.get("max_position_embeddings", 2048)
-    bias = fields.get("attention_bias", False)
+    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    max_position = fields.integer("max_position_embeddings", 2048, least=1)
+    bias = fields.flag("attention_bias", False)
     fields.only("pretraining_tp", 1)
+    num_kv_heads = fields.size("num_key_value_heads", num_heads)
+    fields.multiple("num_attention_heads", "num_key_value_heads", num_heads, num_kv_heads)
+    head_dim = fields.size("head_dim", hidden_size // num_heads or 1)
+    if fields.get("head_dim") is None:
+        fields.head_dim(hidden_size, num_heads)
     return TransformerConfig(
-        vocab_size=fields.require("vocab_size"),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=fields.require("num_hidden_layers"),
+        num_layers=fields.layers("num_hidden_layers"),
         num_heads=num_heads,
-        num_kv_heads=fields.get("num_key_value_heads", num_heads),
-        head_dim=fields.get("head_dim", hidden_size // num_heads),
-        intermediate_size=fields.require("intermediate_size"),
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        intermediate_size=fields.size("intermediate_size"),
         max_position=max_position,
-        norm=NormConfig("rms", fields.get("rms_norm_eps", 1e-6)),
+        norm=NormConfig("rms", fields.number("rms_norm_eps", 1e-6, least=0)),
         activation=fields.activation("silu"),
         rope=rope or fields.rope(max_position),
         qkv_bias=bias,
         out_bias=bias,
-        mlp_bias=fields.get("mlp_bias", False),
-        tie_embeddings=fields.get("tie_word_embeddings", False),
+        mlp_bias=fields.flag("mlp_bias", False),
+        tie_embeddings=fields.flag("tie_word_embeddings", False),
         model_type="llama",
     )
 
@@ -190,7 +195,7 @@ PRESETS = {
 
 FAMILY = Family(
     model_type="llama",
-    config=config,
+    mapping=config,
     table=TABLE,
     presets=PRESETS,
     gguf_architecture="llama",

@@ -12,8 +12,12 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`MistralConfig` -> TransformerConfig; its `sliding_window` counts the query itself."""
-    window = fields.nullable("sliding_window", absent=4096)
+    """`MistralConfig` -> TransformerConfig; its `sliding_window` counts the query itself.
+
+    Defaults are those of the Hugging Face class.
+    """
+    fields.assume(num_key_value_heads=8, max_position_embeddings=4096 * 32)
+    window = fields.optional_integer("sliding_window", 4096)
     return dataclasses.replace(llama.config(fields), window=window, model_type="mistral")
 
 
@@ -31,4 +35,4 @@ PRESETS = {
 }
 
 # No GGUF architecture of its own: llama.cpp writes Mistral as `llama`, without its window, which it does not implement.
-FAMILY = Family(model_type="mistral", config=config, table=llama.TABLE, presets=PRESETS)
+FAMILY = Family(model_type="mistral", mapping=config, table=llama.TABLE, presets=PRESETS)

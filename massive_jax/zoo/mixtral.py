@@ -16,9 +16,9 @@ def config(fields: Fields) -> TransformerConfig:
     """`MixtralConfig` -> TransformerConfig. Defaults are those of the Hugging Face class."""
     fields.assume(num_key_value_heads=8, max_position_embeddings=4096 * 32, rms_norm_eps=1e-5)
     fields.ignore("router_aux_loss_coef", "router_jitter_noise", "output_router_logits")
-    experts = ExpertsConfig(fields.get("num_local_experts", 8), fields.get("num_experts_per_tok", 2))
-    window = fields.get("sliding_window")
-    rope = fields.rope(fields.get("max_position_embeddings"), theta=1e6)
+    experts = ExpertsConfig(fields.size("num_local_experts", 8), fields.integer("num_experts_per_tok", 2, least=1))
+    window = fields.optional_integer("sliding_window")
+    rope = fields.rope(fields.integer("max_position_embeddings", 4096 * 32, least=1), theta=1e6)
     return dataclasses.replace(
         llama.config(fields, rope), mlp="experts", experts=experts, window=window, model_type="mixtral"
     )
@@ -56,7 +56,7 @@ _8X22B_INSTRUCT = _config(6144, 16384, 56, 48, 8, max_position_embeddings=65536,
 # llama.cpp writes Mixtral as architecture `llama` with experts: see `massive_jax.zoo.llama.gguf_config`.
 FAMILY = Family(
     model_type="mixtral",
-    config=config,
+    mapping=config,
     table=TABLE,
     presets={
         "mixtral_8x7b": Preset("mistralai/Mixtral-8x7B-v0.1", 46_702_792_704, "Apache-2.0", _8X7B),

@@ -26,57 +26,55 @@ _NO_EFFECT = (
 
 def config(fields: Fields) -> TransformerConfig:
     """`MptConfig`, or llm-foundry's `MPTConfig` -> TransformerConfig."""
-    attention = fields.part("attn_config")
+    attention = fields.inside("attn_config", fields.mapping("attn_config") or {})
     for part in (fields, attention):
         part.ignore(*_NO_EFFECT)
-    hidden_size, num_heads = fields.get("d_model", 2048), fields.get("n_heads", 16)
-    max_position = fields.get("max_seq_len", 2048)
-    kind = attention.get("attn_type", "multihead_attention")
+    hidden_size, num_heads = fields.size("d_model", 2048), fields.size("n_heads", 16)
+    max_position = fields.integer("max_seq_len", 2048, least=1)
     heads = {
         "multihead_attention": num_heads,
         "multiquery_attention": 1,
-        "grouped_query_attention": attention.get("kv_n_heads", num_heads),
+        "grouped_query_attention": attention.size("kv_n_heads", num_heads),
     }
-    if kind not in heads:
-        raise ValueError(f"attn_type {kind!r} is not implemented; known: {', '.join(heads)}.")
-    alibi, learned = attention.get("alibi", True), fields.get("learned_pos_emb", True)
+    num_kv_heads = heads[attention.text("attn_type", "multihead_attention", known=heads)]
+    fields.multiple("n_heads", "kv_n_heads", num_heads, num_kv_heads)
+    alibi, learned = attention.flag("alibi", True), fields.flag("learned_pos_emb", True)
     if not alibi and not learned:
-        raise ValueError("a model with neither alibi nor learned_pos_emb is not implemented.")
-    max_exponent = float(attention.get("alibi_bias_max", 8))
+        fields.problem("a model with neither alibi nor learned_pos_emb is not implemented")
+    max_exponent = attention.number("alibi_bias_max", 8.0, positive=True)
     fields.only("norm_type", "low_precision_layernorm", "layernorm")
-    if fields.get("ffn_config"):
-        ffn = fields.part("ffn_config")
-        ffn.only("ffn_type", "mptmlp")
-        ffn.ignore("fc_type")
+    ffn = fields.inside("ffn_config", fields.mapping("ffn_config") or {})
+    ffn.only("ffn_type", "mptmlp")
+    ffn.ignore("fc_type")
     attention.only("prefix_lm", False)
     attention.ignore("attn_uses_sequence_id")  # it takes effect where sequence ids are given only
-    logit_scale = fields.get("logit_scale")
-    if isinstance(logit_scale, str):
-        if logit_scale != "inv_sqrt_d_model":
-            raise ValueError(f"logit_scale {logit_scale!r} is not implemented; known: a number, inv_sqrt_d_model.")
-        logit_scale = 1 / math.sqrt(hidden_size)
-    bias = not fields.get("no_bias", True)
+    if isinstance(fields.get("logit_scale"), str):
+        fields.text("logit_scale", "inv_sqrt_d_model", known=("inv_sqrt_d_model", "a number"))
+        logit_scale: float | None = 1 / math.sqrt(hidden_size)
+    else:
+        logit_scale = fields.optional_number("logit_scale")
+    bias = not fields.flag("no_bias", True)
     return TransformerConfig(
-        vocab_size=fields.require("vocab_size"),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=fields.get("n_layers", 24),
+        num_layers=fields.layers("n_layers", 24),
         num_heads=num_heads,
-        num_kv_heads=heads[kind],
-        head_dim=hidden_size // num_heads,
-        intermediate_size=int(fields.get("expansion_ratio", 4) * hidden_size),
+        num_kv_heads=num_kv_heads,
+        head_dim=fields.head_dim(hidden_size, num_heads, "d_model", "n_heads"),
+        intermediate_size=int(fields.number("expansion_ratio", 4.0, positive=True) * hidden_size),
         max_position=max_position,
-        norm=NormConfig("layer", fields.get("layer_norm_epsilon", 1e-5), bias=bias),
+        norm=NormConfig("layer", fields.number("layer_norm_epsilon", 1e-5, least=0), bias=bias),
         position="alibi" if alibi else "learned",
         alibi=AlibiConfig(max_exponent=max_exponent) if alibi else None,
         qkv_bias=bias,
         out_bias=bias,
-        qk_norm="full" if attention.get("qk_ln", False) else None,
-        clip_qkv=attention.get("clip_qkv") or None,
-        attention_scale=attention.get("softmax_scale"),
+        qk_norm="full" if attention.flag("qk_ln", False) else None,
+        clip_qkv=attention.number("clip_qkv", 0.0, least=0) or None,
+        attention_scale=attention.optional_number("softmax_scale", positive=True),
         mlp="plain",
         activation="gelu",
         mlp_bias=bias,
-        tie_embeddings=fields.get("tie_word_embeddings", True),
+        tie_embeddings=fields.flag("tie_word_embeddings", True),
         logit_scale=logit_scale,
         model_type="mpt",
     )
@@ -190,7 +188,7 @@ _30B = _7B | {"d_model": 7168, "n_heads": 64, "n_layers": 48, "max_seq_len": 819
 
 FAMILY = Family(
     model_type="mpt",
-    config=config,
+    mapping=config,
     table=TABLE,
     presets={
         "mpt_7b": Preset("mosaicml/mpt-7b", 6_649_286_656, "Apache-2.0", _7B),

@@ -17,16 +17,16 @@ from massive_jax.zoo.fields import Fields
 
 def config(fields: Fields) -> TransformerConfig:
     """`GPTConfig` of nanoGPT -> TransformerConfig. Its GELU is the exact one."""
-    hidden_size, num_heads, bias = fields.require("n_embd"), fields.require("n_head"), fields.get("bias", True)
+    hidden_size, num_heads, bias = fields.size("n_embd"), fields.size("n_head"), fields.flag("bias", True)
     return TransformerConfig(
-        vocab_size=fields.require("vocab_size"),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=fields.require("n_layer"),
+        num_layers=fields.layers("n_layer"),
         num_heads=num_heads,
         num_kv_heads=num_heads,
-        head_dim=hidden_size // num_heads,
+        head_dim=fields.head_dim(hidden_size, num_heads, "n_embd", "n_head"),
         intermediate_size=4 * hidden_size,
-        max_position=fields.require("block_size"),
+        max_position=fields.integer("block_size", least=1),
         norm=NormConfig("layer", 1e-5, bias=bias),
         position="learned",
         qkv_bias=bias,
@@ -49,7 +49,7 @@ def _linear(row: Row) -> Row:
 
 FAMILY = Family(
     model_type="nanogpt",
-    config=config,
+    mapping=config,
     table=dataclasses.replace(
         gpt2.TABLE,
         rows=tuple(_linear(row) for row in gpt2.TABLE.rows),

@@ -49,7 +49,7 @@ PRESETS = {
 
 FAMILY = Family(
     model_type="olmo2",
-    config=config,
+    mapping=config,
     table=llama.decoder_table(output_norms=True, full_qk_norm=True),
     presets=PRESETS,
     gguf_architecture="olmo2",

@@ -10,20 +10,20 @@ from massive_jax.zoo.fields import Fields
 
 def config(fields: Fields) -> TransformerConfig:
     """`OPTConfig` -> TransformerConfig. The norms' epsilon is torch's default, which no field changes."""
-    hidden_size, num_heads = fields.require("hidden_size"), fields.require("num_attention_heads")
-    embedding_size = fields.get("word_embed_proj_dim", hidden_size)
-    norm_before, bias = fields.get("do_layer_norm_before", True), fields.get("enable_bias", True)
-    affine = fields.get("layer_norm_elementwise_affine", True)
+    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    embedding_size = fields.size("word_embed_proj_dim", hidden_size)
+    norm_before, bias = fields.flag("do_layer_norm_before", True), fields.flag("enable_bias", True)
+    affine = fields.flag("layer_norm_elementwise_affine", True)
     fields.only("output_projection", True)
     return TransformerConfig(
-        vocab_size=fields.require("vocab_size"),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=fields.require("num_hidden_layers"),
+        num_layers=fields.layers("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_heads,
-        head_dim=hidden_size // num_heads,
-        intermediate_size=fields.require("ffn_dim"),
-        max_position=fields.get("max_position_embeddings", 2048),
+        head_dim=fields.head_dim(hidden_size, num_heads),
+        intermediate_size=fields.size("ffn_dim"),
+        max_position=fields.integer("max_position_embeddings", 2048, least=1),
         norm=NormConfig("layer", 1e-5, bias=affine, scale=affine),
         norm_placement="pre" if norm_before else "after_residual",
         position="learned",
@@ -34,8 +34,8 @@ def config(fields: Fields) -> TransformerConfig:
         activation=fields.activation("relu", "activation_function"),
         mlp_bias=bias,
         embedding_size=embedding_size if embedding_size != hidden_size else None,
-        final_norm=norm_before and not fields.get("_remove_final_layer_norm", False),
-        tie_embeddings=fields.get("tie_word_embeddings", True),
+        final_norm=norm_before and not fields.flag("_remove_final_layer_norm", False),
+        tie_embeddings=fields.flag("tie_word_embeddings", True),
         model_type="opt",
     )
 
@@ -97,4 +97,4 @@ PRESETS = {
     "opt_66b": _preset("66b", 64, 9216, 72, 65_719_701_504),
 }
 
-FAMILY = Family(model_type="opt", config=config, table=TABLE, presets=PRESETS)
+FAMILY = Family(model_type="opt", mapping=config, table=TABLE, presets=PRESETS)

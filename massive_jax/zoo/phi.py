@@ -14,27 +14,30 @@ from massive_jax.zoo.gguf_metadata import Metadata
 
 def config(fields: Fields) -> TransformerConfig:
     """`PhiConfig` -> TransformerConfig. Defaults are those of the Hugging Face class."""
-    hidden_size, num_heads = fields.require("hidden_size"), fields.require("num_attention_heads")
-    max_position, head_dim = fields.get("max_position_embeddings", 2048), hidden_size // num_heads
+    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    max_position = fields.integer("max_position_embeddings", 2048, least=1)
+    head_dim = fields.head_dim(hidden_size, num_heads)
+    num_kv_heads = fields.size("num_key_value_heads", num_heads)
+    fields.multiple("num_attention_heads", "num_key_value_heads", num_heads, num_kv_heads)
     return TransformerConfig(
-        vocab_size=fields.require("vocab_size"),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=fields.require("num_hidden_layers"),
+        num_layers=fields.layers("num_hidden_layers"),
         num_heads=num_heads,
-        num_kv_heads=fields.get("num_key_value_heads", num_heads),
+        num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        intermediate_size=fields.require("intermediate_size"),
+        intermediate_size=fields.size("intermediate_size"),
         max_position=max_position,
-        norm=NormConfig("layer", fields.get("layer_norm_eps", 1e-5)),
+        norm=NormConfig("layer", fields.number("layer_norm_eps", 1e-5, least=0)),
         residual="parallel_shared_norm",
         rope=fields.rope(max_position, head_dim=head_dim, partial=0.5),
         qkv_bias=True,
         out_bias=True,
-        qk_norm="head" if fields.get("qk_layernorm", False) else None,
+        qk_norm="head" if fields.flag("qk_layernorm", False) else None,
         mlp="plain",
         activation=fields.activation("gelu_new"),
         mlp_bias=True,
-        tie_embeddings=fields.get("tie_word_embeddings", False),
+        tie_embeddings=fields.flag("tie_word_embeddings", False),
         head_bias=True,
         model_type="phi",
     )
@@ -144,7 +147,7 @@ _PHI_2 = _PHI_1 | {
 
 FAMILY = Family(
     model_type="phi",
-    config=config,
+    mapping=config,
     table=TABLE,
     presets={
         "phi_1": Preset("microsoft/phi-1", 1_418_270_720, "MIT", _PHI_1),

@@ -14,8 +14,8 @@ from massive_jax.zoo.fields import Fields
 
 def windows(fields: Fields, num_layers: int) -> dict[str, Any]:
     """The window of Qwen2 and Qwen3: only with `use_sliding_window`, and not in the first `max_window_layers`."""
-    window, first = fields.nullable("sliding_window", absent=4096), fields.get("max_window_layers", 28)
-    if not fields.get("use_sliding_window", False):
+    window, first = fields.optional_integer("sliding_window", 4096), fields.integer("max_window_layers", 28)
+    if not fields.flag("use_sliding_window", False):
         window = None
     return fields.windows(num_layers, window, [window is not None and i >= first for i in range(num_layers)])
 
@@ -59,7 +59,7 @@ PRESETS = {
 
 FAMILY = Family(
     model_type="qwen2",
-    config=config,
+    mapping=config,
     table=llama.TABLE,
     presets=PRESETS,
     gguf_architecture="qwen2",

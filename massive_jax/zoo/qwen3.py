@@ -50,7 +50,7 @@ PRESETS = {
 
 FAMILY = Family(
     model_type="qwen3",
-    config=config,
+    mapping=config,
     table=llama.TABLE,
     presets=PRESETS,
     gguf_architecture="qwen3",

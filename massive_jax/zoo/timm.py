@@ -13,7 +13,7 @@ from massive_jax.models import NormConfig, VisionConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
 from massive_jax.zoo import images
 from massive_jax.zoo.family import Family, Preset
-from massive_jax.zoo.fields import Fields
+from massive_jax.zoo.fields import Fields, shown
 
 # Width, layers, heads, width of the MLPs.
 _SIZES = {
@@ -46,25 +46,28 @@ _NAME = re.compile(
 
 def config(fields: Fields) -> VisionConfig:
     """A config.json of timm -> VisionConfig. Its `pretrained_cfg` is about preprocessing, except for the image size."""
-    name = fields.require("architecture")
+    name = fields.text("architecture")
     found = _NAME.fullmatch(name)
     if found is None or (found["size"] == _GATED and "dinov2" not in found["kind"]):
         raise ValueError(
-            f"{fields.location}: timm architecture {name!r} is not supported; supported are vit_SIZE_patchN_… with "
+            f"timm architecture {shown(name)} is not supported; supported are vit_SIZE_patchN_… with "
             f"SIZE {', '.join(_SIZES)} and … an image size, {', '.join(filter(None, _KINDS))}."
         )
     hidden_size, num_layers, num_heads, intermediate_size = _SIZES[found["size"]]
-    pretrained = dict(fields.require("pretrained_cfg"))
-    channels, height, width = pretrained.get("input_size", (3, 224, 224))
+    pretrained = fields.part("pretrained_cfg")
+    pretrained.ignore_rest()
+    channels, *sides = pretrained.sizes("input_size", (3, 224, 224), most=images.MOST_PIXELS)
+    height, width = sides
     # Changes to what the architecture's name says.
-    changes = dict(fields.get("model_args", {}))
+    changes = dict(fields.mapping("model_args") or {})
     side, activation = changes.pop("img_size", None), changes.pop("act_layer", None)
     activation = activation or ("gelu_tanh" if name.startswith(_TANH) else "gelu")
     if channels != 3 or changes or activation not in _ACTIVATIONS or side not in (None, height, [height, width]):
-        raise ValueError(
-            f"{fields.location}: input_size {[channels, height, width]} and model_args {fields.get('model_args')} are "
-            "not implemented: only images of 3 channels and the architecture's own arguments."
+        fields.problem(
+            f"input_size {[channels, height, width]} and model_args {shown(fields.get('model_args'))} are not "
+            "implemented: only images of 3 channels and the architecture's own arguments"
         )
+        fields.check()
     options = {"norm": NormConfig("layer", 1e-6), "activation": activation, **_KINDS[found["kind"]]}
     if found["size"] == _GATED:
         options |= {"mlp": "gated", "activation": "silu"}
@@ -83,7 +86,7 @@ def config(fields: Fields) -> VisionConfig:
         out_bias=True,
         mlp_bias=True,
         interpolation="bicubic_antialias",
-        num_classes=fields.get("num_classes", 1000),
+        num_classes=fields.integer("num_classes", 1000),
         model_type=model_type(name),
         **options,
     )
@@ -143,7 +146,7 @@ def _preset(architecture: str, tag: str, num_params: int, side: int, classes: in
 
 FAMILY = Family(
     model_type="timm",
-    config=config,
+    mapping=config,
     table=_table(*images.mlp_rows(*_MLP)),
     presets={
         "timm_vit_base_16": _preset(
@@ -166,7 +169,7 @@ FAMILY = Family(
 
 GATED = Family(
     model_type="timm_gated",
-    config=config,
+    mapping=config,
     table=_table(*images.gated_mlp_rows(*_MLP)),
     presets={
         "timm_dinov2_giant": _preset("vit_giant_patch14_dinov2", "lvd142m", 1_136_479_232, 518, 0, "Apache-2.0"),

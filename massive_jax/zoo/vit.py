@@ -13,7 +13,7 @@ from massive_jax.zoo.fields import Fields
 
 def config(fields: Fields) -> VisionConfig:
     """`ViTConfig` -> VisionConfig. A `ViTModel` has a dense pooler, a classifier has none."""
-    hidden_size = fields.require("hidden_size")
+    hidden_size = fields.size("hidden_size")
     fields.only("pooler_act", "tanh")
     fields.only("pooler_output_size", hidden_size)
     fields.ignore("encoder_stride")
@@ -21,7 +21,7 @@ def config(fields: Fields) -> VisionConfig:
         fields,
         model_type="vit",
         num_classes=images.num_classes(fields),
-        pooled_dense="ViTModel" in fields.get("architectures", []),
+        pooled_dense="ViTModel" in (fields.texts("architectures") or ()),
     )
 
 
@@ -34,17 +34,17 @@ def mae_config(fields: Fields) -> VisionConfig:
 
 def encoder(fields: Fields, **more: Any) -> VisionConfig:
     """The fields that ViT and ViT-MAE have in common, and `more` of a VisionConfig."""
-    hidden_size, num_heads = fields.require("hidden_size"), fields.require("num_attention_heads")
+    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     return VisionConfig(
         **images.front_end(fields),
         hidden_size=hidden_size,
-        num_layers=fields.require("num_hidden_layers"),
+        num_layers=fields.layers("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_heads,
-        head_dim=hidden_size // num_heads,
-        intermediate_size=fields.require("intermediate_size"),
-        norm=NormConfig("layer", fields.get("layer_norm_eps", 1e-12)),
-        qkv_bias=fields.get("qkv_bias", True),
+        head_dim=fields.head_dim(hidden_size, num_heads),
+        intermediate_size=fields.size("intermediate_size"),
+        norm=NormConfig("layer", fields.number("layer_norm_eps", 1e-12, least=0)),
+        qkv_bias=fields.flag("qkv_bias", True),
         out_bias=True,
         activation=fields.activation("gelu"),
         mlp_bias=True,
@@ -91,7 +91,7 @@ _MAE = {"model_type": "vit_mae", "architectures": ["ViTMAEForPreTraining"]}
 
 FAMILY = Family(
     model_type="vit",
-    config=config,
+    mapping=config,
     table=TABLE,
     presets={
         "vit_base": _preset("google/vit-base-patch16-224", 86_567_656, _APACHE, *_BASE, **_VIT),
@@ -102,7 +102,7 @@ FAMILY = Family(
 
 MAE = Family(
     model_type="vit_mae",
-    config=mae_config,
+    mapping=mae_config,
     table=TABLE,
     presets={
         "mae_base": _preset("facebook/vit-mae-base", 85_798_656, _APACHE, *_BASE, **_MAE),

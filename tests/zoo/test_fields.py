@@ -68,7 +68,13 @@ def test_a_field_changes_its_option_and_no_other(changes, expected):
 def test_dtype_and_such_are_ignored():
     harmless = {"torch_dtype": "bfloat16", "use_cache": True, "bos_token_id": 1, "attention_dropout": 0.5}
     assert read(LLAMA | harmless) == read(LLAMA)
-    assert read(LLAMA | {"some_new_option": None, "another": False, "third": []}) == read(LLAMA)
+    assert read(LLAMA | {"some_new_option": None, "another": False}) == read(LLAMA)
+
+
+@pytest.mark.parametrize("empty", [0, 0.0, "", [], {}], ids=repr)
+def test_an_unknown_field_is_refused_whatever_its_value(empty):
+    with pytest.raises(ValueError, match="could change the result: some_new_option = "):
+        read(LLAMA | {"some_new_option": empty})
 
 
 @pytest.mark.parametrize(
