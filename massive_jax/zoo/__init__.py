@@ -34,7 +34,7 @@ from massive_jax.zoo import (
     vit,
 )
 from massive_jax.zoo.family import Family, Preset, WheelFile
-from massive_jax.zoo.fields import Fields, shown
+from massive_jax.zoo.fields import Fields
 from massive_jax.zoo.gguf_metadata import read_config
 
 FAMILIES: Mapping[str, Family] = {
@@ -103,7 +103,7 @@ def describe(source: Source) -> tuple[TransformerConfig | VisionConfig, WeightTa
         model_type = config.get("model_type")
         if not isinstance(model_type, str) or model_type not in FAMILIES:
             raise ValueError(
-                f"{source.location}: model_type {shown(model_type)} is not supported; supported: "
+                f"{source.location}: model_type {files.shown(model_type)} is not supported; supported: "
                 f"{', '.join(sorted(FAMILIES))}."
             )
         table = FAMILIES[model_type].table

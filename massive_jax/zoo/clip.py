@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from massive_jax.files import shown
 from massive_jax.models import NormConfig, VisionConfig
 from massive_jax.weights.table import Row, WeightTable
 from massive_jax.zoo import images
 from massive_jax.zoo.family import Family, Preset
-from massive_jax.zoo.fields import Fields, shown
+from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> VisionConfig:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from massive_jax.files import listed
+from massive_jax.files import listed, shown
 from massive_jax.models.config import RopeConfig
 from massive_jax.weights.source import TensorInfo
 
@@ -76,13 +75,6 @@ _ROPE_REQUIRED: Mapping[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "factors": ("factors",),
 }
-
-
-def shown(value: Any) -> str:
-    """A config's value for a message: its repr, cut where it is long."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 60
-    return short.repr(value)
 
 
 def _is_integer(value: Any) -> bool:
@@ -342,7 +334,7 @@ class Fields:
         if types is not None:
             if len(types) != num_layers or not {"sliding_attention", "full_attention"}.issuperset(types):
                 many = f"expected {num_layers} times 'full_attention' or 'sliding_attention'"
-                self.problem(f"layer_types is {shown(types)}; {many}")
+                self.problem(f"layer_types is {shown(types, 120)}; {many}")
                 return {"window": None}
             windowed = [kind == "sliding_attention" for kind in types]
         if not any(windowed):
@@ -423,7 +415,7 @@ class Fields:
         if high <= low:
             self.problem(f"high_freq_factor {high:g} is not above low_freq_factor {low:g}")
         if unknown := self._unknown():
-            self.problem(f"unknown settings of rope scaling {kind!r}: {shown(unknown)}")
+            self.problem(f"unknown settings of rope scaling {kind!r}: {shown(unknown, 200)}")
             self._read.update(unknown)
         if kind == "yarn":
             settings.setdefault("factor", max_position / original)

@@ -10,10 +10,11 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from massive_jax.files import shown
 from massive_jax.models.config import RopeConfig, TransformerConfig
 from massive_jax.zoo import gemma, gemma2, gguf, llama
 from massive_jax.zoo.family import Family, Preset
-from massive_jax.zoo.fields import Fields, shown
+from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> TransformerConfig:

@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from massive_jax.files import shown
 from massive_jax.models import NormConfig, VisionConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
 from massive_jax.zoo import images
 from massive_jax.zoo.family import Family, Preset
-from massive_jax.zoo.fields import Fields, shown
+from massive_jax.zoo.fields import Fields
 
 # Width, layers, heads, width of the MLPs.
 _SIZES = {
