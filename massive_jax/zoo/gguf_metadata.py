@@ -240,7 +240,9 @@ class Metadata:
         same = ["attention.value_length", "attention.key_length_swa", "attention.value_length_swa"]
         for name in same if partial else [*same, "rope.dimension_count", "rope.dimension_count_swa"]:
             if self.integer(name, head_dim) != head_dim:
-                raise self.refused(name, f"{head_dim}, the width of a head; others are not implemented")
+                raise self.refused(
+                    name, f"{head_dim}: a rotary or value width that is not the heads' is not implemented"
+                )
         return head_dim
 
     def _rotary_dim(self, head_dim: int) -> int:
@@ -266,7 +268,9 @@ class Metadata:
         scaling = self.get("rope.scaling.type")
         scaling = "linear" if scaling is None else scaling
         if scaling not in _SCALINGS:
-            raise self.refused("rope.scaling.type", f"one of {', '.join(_SCALINGS)}; others are not implemented")
+            raise self.refused(
+                "rope.scaling.type", f"one of {', '.join(_SCALINGS)}; other rope scaling is not implemented"
+            )
         old = self.number("rope.scale_linear", 0, zero=True)
         factor = self.number("rope.scaling.factor", old, zero=True) or 1.0
         if scaling == "none":  # whatever the factor

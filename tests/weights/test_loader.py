@@ -459,9 +459,12 @@ def test_a_quantised_gguf_is_its_dequantised_self(tmp_path):
         ({"general.architecture": "rwkv"}, "GGUF architecture 'rwkv' is not supported; supported: .*llama"),
         ({"llama.expert_count": 8}, "expert"),
         ({"llama.rope.dimension_count": 4}, "rotary or value width"),
-        ({"llama.rope.scaling.type": "longrope"}, "rope scaling 'longrope'"),
+        (
+            {"llama.rope.scaling.type": "longrope"},
+            r"llama\.rope\.scaling\.type is 'longrope'; expected one of none, linear",
+        ),
         ({"llama.block_count": None}, "no llama.block_count"),
-        ({"llama.block_count": 2}, "9 in the checkpoint but not in this model"),
+        ({"llama.block_count": 2}, r"llama\.block_count is 2; expected 3, as many blocks as"),
     ],
 )
 def test_gguf_files_that_are_refused(tmp_path, changes, message):
