@@ -205,6 +205,14 @@ def one_line(message: object, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def user_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """`path` with "~" and "~user" spelled out; ValueError where there is no such user."""
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{str(path)!r}: there is no home directory of that user. Check the path.") from None
+
+
 def existing_path(path: object, what: str) -> pathlib.Path:
     """`path` as a `pathlib.Path`, or a ValueError where it is not a path or nothing is there."""
     try:

@@ -67,7 +67,9 @@ def load(
         config = dataclasses.replace(found.config, dtype=dtype)
         module = build(config)
         expected = functools.partial(expected_shapes, module)
-        params = checkpoint.load_checkpoint(model, expected, dtype=config.jnp_dtype, mesh=mesh)
+        params = checkpoint.load_checkpoint(
+            model, expected, dtype=config.jnp_dtype, mesh=mesh, allow_nonfinite=allow_nonfinite, found=found
+        )
         return Model(module, params, config, found.tokenizer, name=model, processor=found.processor)
     with open_source(model, revision=revision) as source:
         config, table = zoo.describe(source)

@@ -7,28 +7,31 @@ is written under another name and renamed when it is whole: what is at its path 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import itertools
+import json
 import math
 import os
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import flax.traverse_util
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from massive_jax import files
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.models import TransformerConfig, VisionConfig
-from massive_jax.parallel import once, param_sharding, whole
+from massive_jax.parallel import is_first, once, whole
 from massive_jax.weights import layout
 from massive_jax.weights.loader import Part
+from massive_jax.weights.quiet import quiet_storage
+from massive_jax.weights.stored_arrays import LAYERS, Record, in_words, on_disk, read_params
 
 if TYPE_CHECKING:
     from etils import epath
@@ -38,12 +41,14 @@ if TYPE_CHECKING:
 FORMAT = 2  # 1: before attention biases were an option of their own
 _KEY = "massive_jax"
 _KINDS = {"language": TransformerConfig, "vision": VisionConfig}
-_LAYERS = "layers"
 _CHUNK_BYTES = 16 << 20  # pieces that are read and written side by side
 _GROUP_BYTES = 800 << 20  # of layers that are stacked on disk; a larger layer is a group by itself
 _FILE_BYTES = 32 << 20  # on disk: the first file is flushed while the others are filled
-_READERS = 4  # parameters that are read side by side
-_Groups: TypeAlias = dict[int | None, Any]  # first layer (None where not stacked) -> array on disk, in order
+_METADATA = "_CHECKPOINT_METADATA"  # Orbax's names
+_FINISHED = "commit_success.txt"
+_UNFINISHED = ".partial_save"
+_SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}  # of buckets, and the packages that reach them
+_AGAIN = "Copy it again, or convert the model again."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,24 +60,24 @@ class Checkpoint:
       tokenizer: None where it has none.
       processor: of images; None where it has none.
       provenance: source, revision, files with sizes and checksums, dtype, versions, date.
+      arrays: what was written, by the name on disk; None in a checkpoint from before that was recorded.
     """
 
     config: TransformerConfig | VisionConfig
     tokenizer: Tokenizer | None
     processor: ImageProcessor | None
     provenance: Mapping[str, Any]
+    arrays: Mapping[str, Record] | None = None
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a finished checkpoint is at `path`."""
-    from orbax.checkpoint import v1 as ocp
-
-    try:
-        # Orbax takes any directory for a checkpoint, even an empty one: its metadata file tells.
-        where = _epath(str(path))
-        return (where / "_CHECKPOINT_METADATA").exists() and ocp.is_orbax_checkpoint(where)
-    except (OSError, ValueError):
+    """Whether a finished checkpoint is at `path`; ValueError where it is in a bucket that cannot be reached."""
+    where = _epath(path)
+    if _UNFINISHED in where.name:
         return False
+    with _reaching(path):
+        # A directory in a bucket is not renamed at once, so Orbax leaves a mark there when all of it is.
+        return (where / _METADATA).is_file() and ("://" not in str(where) or (where / _FINISHED).exists())
 
 
 def save_checkpoint(
@@ -99,44 +104,66 @@ def save_checkpoint(
       provenance: gives what goes into the metadata; asked when everything is read.
 
     Raises:
-      ValueError: something is at `path`; it cannot be written.
+      ValueError: something is at `path`; another process writes it; it cannot be written. Nothing is left then.
     """
     target = _epath(path)
-    if target.exists():
-        raise ValueError(f"{path} exists already; name another directory, or remove it.")
-    layers = {path: shape for path, shape in expected.items() if path.startswith(_LAYERS + "/")}
+    layers = {path: shape for path, shape in expected.items() if path.startswith(LAYERS + "/")}
     others = {path: shape for path, shape in expected.items() if path not in layers}
     num_layers = max(shape[0] for shape in layers.values())
     group_size = _group_size(layers, dtype)
     memories = itertools.cycle((layout.Memory(), layout.Memory()))  # one is written while the other is filled
-    try:
-        once(lambda: _remove_unfinished(target), f"write {path}")
-        with _Writer(target) as writer:
-            for group, its_parts in itertools.groupby(
-                parts, key=lambda part: part.place[0] // group_size if part.place else None
-            ):
-                if group is None:
-                    first, stop, shapes = None, 0, others
-                else:
-                    first, stop = group * group_size, min((group + 1) * group_size, num_layers)
-                    shapes = {path: (stop - first, *shape[1:]) for path, shape in layers.items()}
-                arrays = _assemble(its_parts, first, shapes, dtype, next(memories))
-                if first is not None:
-                    arrays = {_on_disk(path, first): array for path, array in arrays.items()}
-                metadata = None
-                if stop == num_layers:
-                    metadata = {
-                        "format": FORMAT,
-                        "kind": next(kind for kind, known in _KINDS.items() if isinstance(config, known)),
-                        "config": dataclasses.asdict(config),
-                        "tokenizer": None if tokenizer is None else tokenizer.to_json(),
-                        "processor": None if processor is None else processor.to_json(),
-                        "provenance": dict(provenance()),
-                    }
-                writer.write(flax.traverse_util.unflatten_dict(arrays, sep="/"), metadata and {_KEY: metadata})
-            writer.finalize()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error}.") from None
+    records: dict[str, Any] = {}
+    with _target(path, target), quiet_storage(), _Writer(target) as writer:
+        for group, its_parts in itertools.groupby(
+            parts, key=lambda part: part.place[0] // group_size if part.place else None
+        ):
+            if group is None:
+                first, stop, shapes = None, 0, others
+            else:
+                first, stop = group * group_size, min((group + 1) * group_size, num_layers)
+                shapes = {path: (stop - first, *shape[1:]) for path, shape in layers.items()}
+            arrays = _assemble(its_parts, first, shapes, dtype, next(memories))
+            arrays = {on_disk(path, first): array for path, array in arrays.items()}
+            records |= {path: Record.of(array).to_json() for path, array in arrays.items()}
+            metadata = None
+            if stop == num_layers:
+                metadata = {
+                    "format": FORMAT,
+                    "kind": next(kind for kind, known in _KINDS.items() if isinstance(config, known)),
+                    "config": dataclasses.asdict(config),
+                    "tokenizer": None if tokenizer is None else tokenizer.to_json(),
+                    "processor": None if processor is None else processor.to_json(),
+                    "provenance": dict(provenance()),
+                    "arrays": records,
+                }
+                metadata = {_KEY: metadata | {"checksum": _checksum(metadata)}}
+            writer.write(flax.traverse_util.unflatten_dict(arrays, sep="/"), metadata)
+        writer.finalize()
+
+
+@contextlib.contextmanager
+def _target(path: str | os.PathLike[str], target: epath.Path) -> Iterator[None]:
+    """What is around writing a checkpoint: nothing is there, nobody else writes it, and a failure leaves nothing."""
+
+    def start() -> None:
+        if "://" not in str(target):  # a bucket has no locks
+            lock.enter_context(files.locked(target))
+        with _reaching(path):
+            if target.exists():
+                raise ValueError(f"{path} exists already; name another directory, or remove it.")
+            _remove_unfinished(target)
+
+    with contextlib.ExitStack() as lock:
+        once(start, f"write {path}")
+        try:
+            yield
+        except Exception as error:
+            if is_first():
+                with contextlib.suppress(Exception):  # the first failure is the one to report
+                    _remove_unfinished(target)
+            if isinstance(error, OSError):
+                raise ValueError(f"{path} cannot be written: {error.strerror or error}.") from None
+            raise
 
 
 def save_params(
@@ -157,7 +184,7 @@ def save_params(
     as_it_is = (None, (), None)
 
     def parts() -> Iterable[Part]:
-        stacked = {name: x for name, x in flat.items() if name.startswith(_LAYERS + "/")}
+        stacked = {name: x for name, x in flat.items() if name.startswith(LAYERS + "/")}
         yield from (Part(name, (), np.asarray(x), as_it_is) for name, x in flat.items() if name not in stacked)
         for layer in range(config.num_layers):
             yield from (Part(name, (layer,), np.asarray(x[layer]), as_it_is) for name, x in stacked.items())
@@ -201,15 +228,21 @@ class _Writer:
         from orbax.checkpoint import v1 as ocp
 
         self._finish()
-        ocp.partial.finalize(str(self._target))
+        with self._reported():
+            ocp.partial.finalize(str(self._target))
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:  # tensorstore's: a full disk, say
+            raise ValueError(f"{self._target} cannot be written: {in_words(error)}.") from None
 
     def _finish(self) -> None:
         if self._writing is None:
             return
-        try:
+        with self._reported():
             self._writing.result()
-        except (OSError, ValueError) as error:  # tensorstore's: a full disk, say
-            raise ValueError(f"{self._target} cannot be written: {error}.") from None
 
     def _save(self, tree: Any, metadata: Any) -> None:
         from orbax.checkpoint import v1 as ocp
@@ -226,42 +259,62 @@ def _trim_memory() -> None:
         trim(0)
 
 
-def read_metadata(path: str) -> Checkpoint:
+def read_metadata(path: str | os.PathLike[str]) -> Checkpoint:
     """The metadata of the checkpoint at `path`.
 
     Raises:
-      ValueError: no finished checkpoint is there, or it is not one of this project.
+      ValueError: no finished checkpoint is there, it is not one of this project, of another version, or it is damaged.
     """
-    from orbax.checkpoint import v1 as ocp
-
     if not is_checkpoint(path):
         raise ValueError(f"{path} holds no finished checkpoint; convert the model again (checkpoints/README.md).")
-    # Only this file: the sizes of the arrays are not needed yet.
-    stored = (ocp.checkpointables_metadata(_epath(path)).custom_metadata or {}).get(_KEY)
+    with _reaching(path):
+        stored = _stored_json(_epath(path) / _METADATA)
+    for name in ("custom_metadata", _KEY):
+        stored = stored.get(name) if isinstance(stored, dict) else None
     if not isinstance(stored, dict):
         raise ValueError(f"{path} is an Orbax checkpoint, but not of this project: it has no config.")
-    if stored.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {stored.get('format')}, this version reads {FORMAT}; convert it again.")
-    tokenizer, processor = stored["tokenizer"], stored.get("processor")
-    if processor is not None:
-        from massive_jax.inputs.images import ImageProcessor
+    if stored.get("format") != FORMAT or isinstance(stored["format"], bool):
+        raise ValueError(
+            f"{path} has format {_short(stored.get('format'))}, this version reads {FORMAT}; convert the model again."
+        )
+    if missing := [name for name in ("config", "tokenizer", "provenance") if name not in stored]:
+        raise ValueError(f"{path} is damaged: its metadata lack {', '.join(missing)}. {_AGAIN}")
+    kind = stored.get("kind", "language")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ValueError(
+            f"{path} holds a model of kind {_short(kind)}; known: {', '.join(_KINDS)}. Update massive_jax."
+        )
+    # A checkpoint from before there were checksums has none.
+    if ("checksum" in stored or "arrays" in stored) and stored.get("checksum") != _checksum(stored):
+        raise ValueError(f"{path} is damaged: the checksum of its metadata is not the one that was written. {_AGAIN}")
+    tokenizer, processor, arrays = stored["tokenizer"], stored.get("processor"), stored.get("arrays")
+    try:
+        if processor is not None:
+            from massive_jax.inputs.images import ImageProcessor
 
-        processor = ImageProcessor.from_json(processor)
-    return Checkpoint(
-        _from_dict(_KINDS[stored.get("kind", "language")], stored["config"]),
-        None if tokenizer is None else Tokenizer.from_json(tokenizer),
-        processor,
-        stored["provenance"],
-    )
+            processor = ImageProcessor.from_json(processor)
+        return Checkpoint(
+            _from_dict(_KINDS[kind], stored["config"]),
+            None if tokenizer is None else Tokenizer.from_json(tokenizer),
+            processor,
+            stored["provenance"],
+            None if arrays is None else {name: Record.from_json(record) for name, record in arrays.items()},
+        )
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is damaged: its metadata cannot be used ({_short(reason)}). {_AGAIN}") from None
 
 
 def load_checkpoint(
-    path: str, expected: Callable[[], Mapping[str, tuple[int, ...]]], *, dtype: Any, mesh: Mesh | None = None
+    path: str | os.PathLike[str],
+    expected: Callable[[], Mapping[str, tuple[int, ...]]],
+    *,
+    dtype: Any,
+    mesh: Mesh | None = None,
+    allow_nonfinite: bool = False,
+    found: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Restores the parameters of the checkpoint at `path` onto the default device, or split over `mesh`.
-
-    The arrays that Orbax wrote are read with the library that it reads them with, into memory that becomes the device's
-    own where device and host share theirs: through Orbax itself every byte is copied twice more.
 
     Args:
       path: a directory or `gs://…`.
@@ -269,106 +322,28 @@ def load_checkpoint(
         tracing a module takes as long.
       dtype: of the parameters; cast while reading where it differs from the stored one.
       mesh: see `massive_jax.parallel`.
+      allow_nonfinite: takes parameters that are NaN or infinite, or become so in `dtype`.
+      found: its metadata, where they have been read.
 
     Raises:
-      ValueError: the arrays are not those of the model, or cannot be read.
+      ValueError: the arrays are not those of the model, are not what was written, are NaN or infinite, or cannot be
+        read.
     """
-    try:
-        stored = _open_arrays(_epath(path))
-        with futures.ThreadPoolExecutor(_READERS) as pool:
-            found = {name: pool.submit(_read, name, groups, dtype, mesh) for name, groups in stored.items()}
-            try:
-                _check_shapes({name: _whole_shape(groups) for name, groups in stored.items()}, expected())
-                params = {name: array.result() for name, array in found.items()}
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: the arrays are not those of the model its metadata describes: {error}") from None
+    where = _epath(path)
+    params = read_params(
+        where,
+        expected,
+        dtype=jnp.dtype(dtype),
+        mesh=mesh,
+        records=(found or read_metadata(path)).arrays,
+        allow_nonfinite=allow_nonfinite,
+    )
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
-def _open_arrays(path: epath.Path) -> dict[str, _Groups]:
-    """Parameter path -> its groups of layers, unread."""
-    import tensorstore as ts
-
-    directory = next((child for child in path.iterdir() if (child / "manifest.ocdbt").exists()), None)
-    if directory is None:
-        raise ValueError("there are none")
-    location = f"{directory}/"
-    base = location if "://" in location else {"driver": "file", "path": location}
-    database = {"driver": "ocdbt", "base": base, "cache_pool": "cache_pool#nodes"}
-    context = ts.Context({"cache_pool#nodes": {"total_bytes_limit": 100_000_000}, "file_io_mode": {"mode": "memmap"}})
-    keys = (key.decode() for key in ts.KvStore.open(database, context=context).result().list().result())
-    names = [key.removesuffix("/zarr.json") for key in keys if key.endswith("/zarr.json")]
-    # A missing piece is an error, not zeros.
-    specs = [
-        {"driver": "zarr3", "kvstore": {**database, "path": f"{name}/"}, "fill_missing_data_reads": False}
-        for name in names
-    ]
-    opened = [ts.open(spec, open=True, read=True, context=context) for spec in specs]
-    arrays: dict[str, _Groups] = {}
-    for name, array in zip(names, opened, strict=True):
-        parts = name.split(".")
-        stacked = parts[0] == _LAYERS
-        first = int(parts.pop(1)) if stacked else None
-        arrays.setdefault("/".join(parts), {})[first] = array.result()
-    return {name: dict(sorted(groups.items())) for name, groups in arrays.items()}
-
-
-def _whole_shape(groups: _Groups) -> tuple[int, ...]:
-    """The shape of a parameter, its groups of layers joined."""
-    if None in groups:
-        return tuple(groups[None].shape)
-    stop = 0
-    for first, array in groups.items():
-        if first != stop:
-            raise ValueError(f"layers {stop + 1} to {first} are missing")
-        stop += array.shape[0]
-    shapes = {tuple(array.shape[1:]) for array in groups.values()}
-    if len(shapes) > 1:
-        raise ValueError(f"layers have different shapes: {sorted(shapes)}")
-    return (stop, *shapes.pop())
-
-
-def _check_shapes(stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    wrong = [
-        f"{name} {list(stored[name]) if name in stored else 'missing'}"
-        f" (expected {list(expected[name]) if name in expected else 'none'})"
-        for name in sorted({*stored, *expected})
-        if stored.get(name) != expected.get(name)
-    ]
-    if wrong:
-        raise ValueError(files.listed(wrong))
-
-
-def _read(name: str, groups: _Groups, dtype: Any, mesh: Mesh | None) -> jax.Array:
-    """A parameter from its groups of layers, onto its devices."""
-    import tensorstore as ts
-
-    shape = _whole_shape(groups)
-
-    def shard(index: Any) -> np.ndarray:
-        its_shape = tuple(len(range(size)[part]) for size, part in zip(shape, index, strict=True))
-        out = layout.Memory().array(its_shape, dtype)
-        reading = []
-        for first, array in groups.items():
-            # Layers are never split over devices.
-            rows = out if first is None else out[first : first + array.shape[0]]
-            part = array[index if first is None else (slice(None), *index[1:])]
-            cast = part if part.dtype.numpy_dtype == out.dtype else ts.cast(part, out.dtype)
-            reading.append(ts.array(rows).write(cast[ts.d[:].translate_to[0]]))
-        for it in reading:
-            it.result()
-        return out
-
-    sharding = param_sharding(name, shape, mesh) or SingleDeviceSharding(jax.devices()[0])
-    return jax.make_array_from_callback(shape, sharding, shard)
-
-
-def _on_disk(path: str, first: int) -> str:
-    """Where a group of layers of the parameter at `path` is stored; `first` is the group's first layer, from 0."""
-    return f"{_LAYERS}/{first:03d}/{path.removeprefix(_LAYERS + '/')}"
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else text[:80] + "…"
 
 
 def _group_size(layers: Mapping[str, tuple[int, ...]], dtype: Any) -> int:
@@ -388,16 +363,61 @@ def _assemble(
     return arrays
 
 
-def _epath(path: str) -> epath.Path:
+def _epath(path: str | os.PathLike[str]) -> epath.Path:
+    """`path` as one that may be in a bucket; ValueError where there is no such bucket, or no way to it."""
     from etils import epath
 
-    found = epath.Path(path)
-    return found if "://" in path else found.expanduser().absolute()
+    text = os.fspath(path)
+    scheme, remote, rest = text.partition("://")
+    if not remote:
+        return epath.Path(files.user_path(text).absolute())
+    if scheme not in _SCHEMES:
+        known = " or ".join(f"{it}://BUCKET/PATH" for it in _SCHEMES)
+        raise ValueError(f"{text!r}: no way to read {scheme}:// is known; give a path on this machine, or {known}.")
+    if not rest.strip("/") or rest.startswith("/"):
+        raise ValueError(f"{text!r} names no bucket; write {scheme}://BUCKET/PATH.")
+    with _reaching(text):
+        found = epath.Path(text)
+        found.exists()
+        return found
+
+
+@contextlib.contextmanager
+def _reaching(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what goes wrong on the way to `path` into a ValueError that names it."""
+    try:
+        yield
+    except ImportError as error:
+        package = _SCHEMES[str(path).partition("://")[0]]
+        raise ValueError(f"{path}: needs the package {package}: pip install {package} ({error}).") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except Exception as error:  # in a bucket: a client's own classes, of names, credentials and networks
+        if "://" not in str(path) or isinstance(error, ValueError):
+            raise
+        reason = str(error).strip().partition("\n")[0] or "no reason given"
+        raise ValueError(f"{path} cannot be reached: {type(error).__name__}: {reason}.") from None
 
 
 def _remove_unfinished(target: epath.Path) -> None:
     for left in target.parent.glob(target.name + ".partial_save*") if target.parent.exists() else ():
         left.rmtree()
+
+
+def _stored_json(path: epath.Path) -> Any:
+    """What a metadata file of Orbax holds, read by itself: Orbax would open the arrays too, and log what it meets."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: not readable JSON: {error}. {_AGAIN}") from None
+
+
+def _checksum(metadata: Mapping[str, Any]) -> str:
+    """XXH3 of metadata as JSON writes them, but for their own checksum."""
+    import xxhash
+
+    kept = {name: value for name, value in metadata.items() if name != "checksum"}
+    return xxhash.xxh3_64_hexdigest(json.dumps(kept).encode())
 
 
 def _from_dict(kind: type, fields: Mapping[str, Any]) -> Any:
