@@ -64,10 +64,10 @@ class TokenizerSettings:
                 continue
             both = key == _EXTRA and isinstance(value, list) and isinstance(values.get(key), list)
             values[key], origin[key] = ([*values[key], *value] if both else value), MAP
-        if _OLD_EXTRA in values and _EXTRA not in values:
-            values[_EXTRA], origin[_EXTRA] = values.pop(_OLD_EXTRA), origin[_OLD_EXTRA]
         found = cls(directory, values, origin, model, own)
         declared = found._added() if older else found._declared()
+        if _OLD_EXTRA in values and _EXTRA not in values:  # as late as transformers does it
+            values[_EXTRA], origin[_EXTRA] = values.pop(_OLD_EXTRA), origin[_OLD_EXTRA]
         return dataclasses.replace(found, declared=declared, declared_in=ADDED if older else CONFIG)
 
     def boolean(self, key: str) -> bool | None:
@@ -154,7 +154,8 @@ class TokenizerSettings:
         """Of `added_tokens.json`: {"<|turn|>": 258, …}."""
         import tokenizers
 
-        special = {token.content for token in (*self.named().values(), *self.extra())}
+        named = [token for key, token in self.named().items() if key in NAMED]
+        special = {token.content for token in (*named, *self.extra())}
         found: dict[int, tokenizers.AddedToken] = {}
         for content, number in _optional_json(self.directory / ADDED).items():
             sound = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < MAX_ID

@@ -175,6 +175,17 @@ PLAIN = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_
         (lambda n: declared(n), {"special_tokens_map": lambda n: {"additional_special_tokens": ["<|x|>"]}}),
         (lambda n: {}, {"special_tokens_map": lambda n: {"eos_token": {"content": "<s>", **FLAGS, "lstrip": True}}}),
         (lambda n: {"split_special_tokens": True}, {}),
+        (
+            lambda n: {"split_special_tokens": True, "additional_special_tokens": ["<|turn|>"]},
+            {"added_tokens": lambda n: {"<|turn|>": n, "<|x|>": n + 1}},
+        ),
+        (
+            lambda n: {"split_special_tokens": True},  # then those of the map are found, unlike those above
+            {
+                "added_tokens": lambda n: {"<|turn|>": n, "<|x|>": n + 1},
+                "special_tokens_map": lambda n: {"additional_special_tokens": ["<|turn|>"]},
+            },
+        ),
         (lambda n: declared(n, "<|turn|>") | {"split_special_tokens": True}, {}),
         (lambda n: {"clean_up_tokenization_spaces": True, "do_lower_case": True, "add_bos_token": True}, {}),
     ],
