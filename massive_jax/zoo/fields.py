@@ -376,7 +376,7 @@ class Fields:
             parameters = (default or {}) if parameters is None else parameters
             given = self.inside("rope_scaling", scaling) if scaling else self.inside("rope_parameters", parameters)
         else:
-            given = self.inside("rope_parameters", settings)
+            given = self.inside("rope_scaling" if self.get("rope_scaling") else "rope_parameters", settings)
         # A field of the usual name says the same, in a family that has another one.
         for field, usual in ((theta_field, "rope_theta"), (partial_field, "partial_rotary_factor")):
             if field != usual and self.get(usual) is not None:
@@ -389,7 +389,8 @@ class Fields:
             self.problem(f"partial_rotary_factor {partial} is not implemented for this family")
             partial = 1.0
         rotary_dim = None if head_dim is None or partial == 1.0 else int(head_dim * partial)
-        original = self.optional_integer("original_max_position_embeddings")
+        # Beside settings for several types of layers transformers does not look at it: it is refused there, as unread.
+        original = None if settings is not None else self.optional_integer("original_max_position_embeddings")
         return RopeConfig(theta=theta, rotary_dim=rotary_dim, **given._rope_scaling(max_position, original))
 
     def _rope_scaling(self, max_position: int, original: int | None) -> dict[str, Any]:
@@ -401,8 +402,8 @@ class Fields:
         if kind not in _ROPE_SETTINGS:
             self.problem(f"rope scaling {shown(kind)} is not implemented; known: {', '.join(_ROPE_SETTINGS)}")
             kind = "default"
-        original = original or self.optional_integer("original_max_position_embeddings")
-        if kind == "dynamic" or original is None:
+        inner = self.optional_integer("original_max_position_embeddings")
+        if kind not in ("llama3", "yarn") or (original := original or inner) is None:
             original = max_position
         self.ignore("finetuned")  # in configs of YaRN's authors
         if kind == "default":  # settings of the others do nothing
@@ -415,7 +416,7 @@ class Fields:
         if high <= low:
             self.problem(f"high_freq_factor {high:g} is not above low_freq_factor {low:g}")
         if unknown := self._unknown():
-            self.problem(f"unknown settings of rope scaling {kind!r}: {shown(unknown, 200)}")
+            self.problem(f"unknown settings of rope scaling {kind!r}: {shown(unknown, 200)} ({self._prefix[:-1]})")
             self._read.update(unknown)
         if kind == "yarn":
             settings.setdefault("factor", max_position / original)

@@ -36,7 +36,7 @@ def config(fields: Fields) -> TransformerConfig:
         **{"num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 8192},
     )
     given = fields.get("hidden_act", "gelu_pytorch_tanh")
-    activation = "gelu_tanh" if given == "gelu" else fields.activation(given)
+    activation = "gelu_tanh" if given == "gelu" else fields.activation("gelu_pytorch_tanh")
     # Some releases of transformers read this field, some the other.
     fields.only("hidden_activation", *(["gelu_pytorch_tanh", "gelu"] if activation == "gelu_tanh" else [given]))
     return dataclasses.replace(base_config(fields), activation=activation, model_type="gemma")
