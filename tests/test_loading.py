@@ -1,5 +1,8 @@
 """Finding the checkpoint that a name means."""
 
+import os
+
+import jax
 import pytest
 
 import massive_jax as mj
@@ -67,3 +70,136 @@ def test_a_source_is_closed_whatever_happens(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="here: the config has no 'hidden_size'"):
         mj.load("anything")
     assert closed == [True]
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        (None, "model is None; give a zoo name, a path or a hub id"),
+        (5, "model is 5; give"),
+        (b"smollm2_135m", "model is b'smollm2_135m'; give"),
+        (["a"], "model is ..a..; give"),
+        ("", "model is ''; give"),
+        ("  ", "model is ' +'; give"),
+        ("a\0b", "holds characters that no name has"),
+        ("a\nb/c", "holds characters that no name has"),
+        ("\x1b[31m", "holds characters that no name has"),
+        ("x" * 5000, "model 'x+… cannot be opened: File name too long"),
+        ("~no_such_user_of_ours/model", "'~no_such_user_of_ours/model': there is no home directory"),
+        ("nothing://x", "no way to read nothing:// is known; give a path on this machine, or gs://BUCKET/PATH"),
+        ("file:///tmp", "no way to read file://"),
+        ("https://huggingface.co/org/name", "give the id of a model of the hub alone: org/name"),
+        ("hf://org/name", "give the id of a model of the hub alone: org/name"),
+        ("gs://", "names no bucket; write gs://BUCKET/PATH"),
+        ("gs:///x", "names no bucket"),
+        ("/dev/null", "'/dev/null' is a pipe or a device; give a file, or a directory"),
+    ],
+)
+def test_addresses_that_are_none(model, match, tmp_path):
+    for run in (mj.load, loading.open_source, lambda model: loading.convert(model, str(tmp_path / "out"))):
+        if run is loading.open_source and "://" in str(model) and "hub" not in match:
+            continue  # of buckets, which it is not for
+        with pytest.raises(ValueError, match=match) as caught:
+            run(model)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bucket_that_cannot_be_reached(monkeypatch):
+    """Without the package that reaches it, and with one that fails in its own way."""
+    from etils import epath
+
+    def fails(error):
+        def exists(self):
+            raise error
+
+        return exists
+
+    for error, match in (
+        (ImportError("Please install gcsfs"), "gs://bucket/model: needs the package gcsfs: pip install gcsfs"),
+        (PermissionError(13, "Permission denied"), "gs://bucket/model cannot be read: Permission denied"),
+        (type("HttpError", (Exception,), {})("no such\nbucket"), "cannot be reached: HttpError: no such"),
+    ):
+        monkeypatch.setattr(type(epath.Path("gs://bucket/model")), "exists", fails(error))
+        for run in (mj.load, lambda model: loading.convert("smollm2_135m", model)):
+            with pytest.raises(ValueError, match=match) as caught:
+                run("gs://bucket/model")
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"dtype": None}, "dtype is None; give one of float32, bfloat16, float16, float64"),
+        ({"dtype": float}, "dtype is <class 'float'>; give one of"),
+        ({"revision": 3}, "revision is 3; give a branch"),
+        ({"revision": ""}, "revision is ''; give a branch"),
+        ({"revision": "v1"}, "revision 'v1' has no effect: smollm2_135m is no model of the hub"),
+        ({"mesh": (2, 1)}, r"mesh is \(2, 1\); give what"),
+        ({"mesh": jax.make_mesh((1,), ("x",))}, "mesh is .*; give what massive_jax.parallel.make_mesh makes"),
+        ({"progress": "no"}, "progress is 'no'; give True or False"),
+        ({"allow_nonfinite": 1}, "allow_nonfinite is 1; give True or False"),
+    ],
+)
+def test_options_of_wrong_types(options, match, tmp_path):
+    with pytest.raises(ValueError, match=match):
+        mj.load("smollm2_135m", **options)
+    if "mesh" not in options:
+        with pytest.raises(ValueError, match=match):
+            loading.convert("smollm2_135m", str(tmp_path / "out"), **options)
+
+
+@pytest.mark.parametrize(
+    ("out", "match"),
+    [
+        (None, "out is None; give a path or gs://BUCKET/PATH"),
+        ("", "out is ''; give a path"),
+        ("a\0b", "holds characters"),
+        ("nothing://x", "no way to read nothing://"),
+        ("~no_such_user_of_ours/x", "no home directory"),
+        ("/dev/null", "/dev/null exists already"),
+        ("/dev/null/x", "cannot be written"),
+    ],
+)
+def test_targets_that_are_none(out, match, monkeypatch, tiny_model):
+    monkeypatch.setattr(loading.hub, "snapshot", lambda *args, **options: pytest.fail("asked the hub"))
+    for run in (lambda: loading.convert("org/name", out), lambda: loading.save(tiny_model, out)):
+        with pytest.raises(ValueError, match=match):
+            run()
+
+
+def test_save_of_what_is_no_model(tmp_path):
+    with pytest.raises(ValueError, match="model is 'smollm2_135m'; give a Model"):
+        loading.save("smollm2_135m", str(tmp_path / "out"))
+
+
+def test_a_path_is_as_good_as_text(tmp_path, tiny_model):
+    loading.save(tiny_model, tmp_path / "it")
+    back = mj.load(tmp_path / "it")
+    assert back.name == str(tmp_path / "it")
+    with pytest.raises(ValueError, match="revision 'v1' has no effect"):
+        mj.load(tmp_path / "it", revision="v1")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"])
+def test_pipes_in_a_directory_do_not_hang(tmp_path, name):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} are pipes or devices|{name} is no file"):
+        mj.load(tmp_path)
+
+
+def test_a_pipe_is_no_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    os.mkfifo(tmp_path / "org" / "name")
+    with pytest.raises(ValueError, match="'org/name' is a pipe or a device"):
+        mj.load("org/name")
+
+
+def test_what_is_left_of_a_converted_checkpoint(tmp_path, tiny_model):
+    loading.save(tiny_model, tmp_path / "it")
+    (tmp_path / "it" / "_CHECKPOINT_METADATA").unlink()
+    with pytest.raises(ValueError, match="it holds no finished checkpoint; convert the model again"):
+        mj.load(tmp_path / "it")

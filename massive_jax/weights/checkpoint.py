@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import os
+import pathlib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
@@ -78,6 +79,24 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     with _reaching(path):
         # A directory in a bucket is not renamed at once, so Orbax leaves a mark there when all of it is.
         return (where / _METADATA).is_file() and ("://" not in str(where) or (where / _FINISHED).exists())
+
+
+def is_or_was_checkpoint(path: pathlib.Path) -> bool:
+    """Whether a finished checkpoint is in a directory, or what is left of one: arrays without the metadata."""
+    return is_checkpoint(path) or (path / _FINISHED).exists() or any(path.glob("*/manifest.ocdbt"))
+
+
+def check_free(path: str | os.PathLike[str]) -> None:
+    """Nothing where a checkpoint can be written at `path`; ValueError where something is there."""
+    with _reaching(path):
+        target = _epath(path)
+        if target.exists():
+            raise ValueError(f"{path} exists already; name another directory, or remove it.")
+        if "://" in str(target):
+            return
+        there = next(parent for parent in target.parents if parent.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise ValueError(f"{path} cannot be written: {there} is no directory that can be written to.")
 
 
 def save_checkpoint(
@@ -148,9 +167,8 @@ def _target(path: str | os.PathLike[str], target: epath.Path) -> Iterator[None]:
     def start() -> None:
         if "://" not in str(target):  # a bucket has no locks
             lock.enter_context(files.locked(target))
+        check_free(path)
         with _reaching(path):
-            if target.exists():
-                raise ValueError(f"{path} exists already; name another directory, or remove it.")
             _remove_unfinished(target)
 
     with contextlib.ExitStack() as lock:
@@ -275,14 +293,15 @@ def read_metadata(path: str | os.PathLike[str]) -> Checkpoint:
         raise ValueError(f"{path} is an Orbax checkpoint, but not of this project: it has no config.")
     if stored.get("format") != FORMAT or isinstance(stored["format"], bool):
         raise ValueError(
-            f"{path} has format {_short(stored.get('format'))}, this version reads {FORMAT}; convert the model again."
+            f"{path} has format {files.shown(stored.get('format'))}, this version reads {FORMAT}; "
+            "convert the model again."
         )
     if missing := [name for name in ("config", "tokenizer", "provenance") if name not in stored]:
         raise ValueError(f"{path} is damaged: its metadata lack {', '.join(missing)}. {_AGAIN}")
     kind = stored.get("kind", "language")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(
-            f"{path} holds a model of kind {_short(kind)}; known: {', '.join(_KINDS)}. Update massive_jax."
+            f"{path} holds a model of kind {files.shown(kind)}; known: {', '.join(_KINDS)}. Update massive_jax."
         )
     # A checkpoint from before there were checksums has none.
     if ("checksum" in stored or "arrays" in stored) and stored.get("checksum") != _checksum(stored):
@@ -302,7 +321,9 @@ def read_metadata(path: str | os.PathLike[str]) -> Checkpoint:
         )
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is damaged: its metadata cannot be used ({_short(reason)}). {_AGAIN}") from None
+        raise ValueError(
+            f"{path} is damaged: its metadata cannot be used ({files.one_line(reason)}). {_AGAIN}"
+        ) from None
 
 
 def load_checkpoint(
@@ -339,11 +360,6 @@ def load_checkpoint(
         allow_nonfinite=allow_nonfinite,
     )
     return flax.traverse_util.unflatten_dict(params, sep="/")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) < 80 else text[:80] + "…"
 
 
 def _group_size(layers: Mapping[str, tuple[int, ...]], dtype: Any) -> int:

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import safetensors.numpy
 
-from massive_jax.files import existing_path, listed
+from massive_jax.files import existing_file, listed
 from massive_jax.weights.npz import read_arrays
 from massive_jax.weights.torch_zip import read_torch_zip
 
@@ -34,7 +34,7 @@ def read_linear_head(path: str | os.PathLike[str]) -> LinearHead:
     Raises:
       ValueError: not such a file, or other tensors in it.
     """
-    file = existing_path(path, "Linear head")
+    file = existing_file(path, "Linear head")
     if file.suffix.lower() in (".pth", ".pt", ".bin"):
         tensors = read_torch_zip(file)
     elif file.suffix.lower() == ".safetensors":

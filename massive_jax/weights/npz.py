@@ -7,12 +7,12 @@ import zipfile
 
 import numpy as np
 
-from massive_jax.files import existing_path
+from massive_jax.files import existing_file
 
 
 def read_arrays(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
     """The arrays in an .npz file, by name; ValueError, with `what` it should be, where it is none or has objects."""
-    file = existing_path(path, what)
+    file = existing_file(path, what)
     try:
         stored = np.load(file, allow_pickle=False)
         if isinstance(stored, np.ndarray):

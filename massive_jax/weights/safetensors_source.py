@@ -5,6 +5,7 @@ Only safetensors are opened. PyTorch's `.bin` and `.pt` files are pickles, which
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 from collections import defaultdict
@@ -18,7 +19,7 @@ import numpy as np
 import safetensors
 
 from massive_jax import files
-from massive_jax.weights import layout, mxfp4, source
+from massive_jax.weights import hub, layout, mxfp4, source
 
 if TYPE_CHECKING:
     from massive_jax.inputs.images import ImageProcessor
@@ -73,6 +74,8 @@ class HuggingFaceSource(source.Source):
                 f"{self.location} is a file; expected a directory with config.json and {_SINGLE}."
                 " Name the directory that holds it."
             )
+        if odd := sorted(path.name for path in self._directory.iterdir() if _is_odd(path)):
+            raise ValueError(f"{self.location}: {files.listed(odd)} are pipes or devices; replace them by files.")
         self.config = files.read_json_object(self._directory / "config.json")
         self._handles: dict[str, Any] = {}
         self._shard_of: dict[str, str] = {}
@@ -180,6 +183,12 @@ class HuggingFaceSource(source.Source):
             dtype = str(view.get_dtype())
             found[name] = source.TensorInfo(tuple(view.get_shape()), _DTYPES.get(dtype, dtype))
         return found
+
+
+def _is_odd(path: Path) -> bool:
+    """Whether it has the name of a model's file and is a pipe or a device, which could be waited for without end."""
+    named = any(fnmatch.fnmatch(path.name, pattern) for pattern in hub.PATTERNS)
+    return named and path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _open(path: Path) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from massive_jax.files import existing_path
+from massive_jax.files import existing_file
 
 _MAX_PICKLE = 16 << 20  # bytes; a description of tensors is some kilobytes
 _DTYPES: dict[str, Any] = {
@@ -37,7 +37,7 @@ def read_torch_zip(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
       ValueError: not such a file, damaged, or its pickle names something other than tensors; the message says what.
     """
-    file = existing_path(path, "Weights file")
+    file = existing_file(path, "Weights file")
     try:
         with zipfile.ZipFile(file) as archive:
             state = _Reader(archive).load()
