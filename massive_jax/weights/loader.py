@@ -66,12 +66,13 @@ def load_params(
     )
     for part in parts:
         path = part.path
-        if not part.place:
-            params[path] = _placer(None, shardings[path])(part.raw, part.move, dtype)
-        else:
-            if path not in params:
-                params[path] = jnp.zeros(expected[path], dtype, device=shardings[path])
-            params[path] = _placer(0, shardings[path])(params[path], part.raw, part.place, part.move)
+        with np.errstate(over="ignore"):  # of float64, which jax casts on the host; see `Part.write`
+            if not part.place:
+                params[path] = _placer(None, shardings[path])(part.raw, part.move, dtype)
+            else:
+                if path not in params:
+                    params[path] = jnp.zeros(expected[path], dtype, device=shardings[path])
+                params[path] = _placer(0, shardings[path])(params[path], part.raw, part.place, part.move)
         # Dispatch is asynchronous: without waiting, tensors not yet placed would pile up on the host.
         params[path].block_until_ready()
         del part

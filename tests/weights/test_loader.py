@@ -166,6 +166,12 @@ def test_weights_beyond_the_dtype(directory, tmp_path, how):
     run(dtype="float16", allow_nonfinite=True)
 
 
+def test_float64_weights_beyond_float32(directory):
+    change_tensors(directory, {"model.norm.weight": torch.full((32,), 1e300, dtype=torch.float64)})
+    with pytest.raises(ValueError, match=r"values beyond float32, .*\(1e\+300\)\. Load it in float64"):
+        load(directory)
+
+
 @pytest.mark.parametrize("how", ["load", "convert"])
 def test_a_head_of_its_own_in_a_tied_checkpoint(tmp_path, how):
     hf.save(random_model(tie_word_embeddings=True), tmp_path)
