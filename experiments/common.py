@@ -128,9 +128,9 @@ def check_device() -> None:
     """Nothing where jax has a device to run on; ValueError where JAX_PLATFORMS names a platform that is not here."""
     try:
         jax.devices()
-    except RuntimeError as error:
-        asked = os.environ.get("JAX_PLATFORMS")
-        first = str(error).partition("\n")[0]
+    except (RuntimeError, AssertionError) as error:  # the latter of a platform whose plug-in is not installed
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        first = str(error).partition("\n")[0] or "its plug-in is not installed."
         raise ValueError(f"JAX_PLATFORMS={asked}: jax finds no such device here: {first}") from None
 
 
@@ -186,6 +186,18 @@ def _remove_empty(directories: Sequence[pathlib.Path]) -> None:
 def prompt_tokens(model: mj.Model) -> np.ndarray:
     """The one prompt as int32 [1, T]; ValueError where the model cannot take it."""
     return model.check_tokens(model.tokenize(prompt_flags.one(), bos=model_flags.BOS.value))
+
+
+def prompts(model: mj.Model) -> dict[str, np.ndarray]:
+    """The prompts that the flags ask for, each with its tokens int32 [1, T]; none for a vision model.
+
+    Raises:
+      ValueError: one that the model cannot take.
+    """
+    texts = prompt_flags.PROMPT.value
+    if isinstance(model.config, VisionConfig):
+        return {}
+    return {text: model.check_tokens(model.tokenize(text, bos=model_flags.BOS.value)) for text in texts}
 
 
 def without_effect(names: Sequence[str], where: str) -> None:

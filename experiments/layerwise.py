@@ -4,9 +4,9 @@
   python -m experiments.layerwise --text=FILE --windows=8 --context=512
   python -m experiments.layerwise --model=dinov2_reg_large --images=FOLDER
 
-Runs the prompt, or windows of a text where --text, --windows or --context is given; a vision model --images. Writes
-layerwise.json and layerwise.png. On the default model about 5 s; expect 23,147 at layer 12, position 0, dim 507, some
-13,000 times the median (paper, sections 2 and 2.1).
+Runs the prompt (or several: --prompt=A --prompt=B, of any lengths), or windows of a text where --text, --windows or
+--context is given; a vision model --images. Writes layerwise.json and layerwise.png. On the default model about 5 s;
+expect 23,147 at layer 12, position 0, dim 507, some 13,000 times the median (paper, sections 2 and 2.1).
 
 layerwise.json: model, dtype, bos, text (null for the prompt), tokens (of the first window), windows, context,
 thresholds, layers: [{layer, top: [{value, position, dim, token, share}], median}], the output of block `layer`,
@@ -14,14 +14,15 @@ thresholds, layers: [{layer, top: [{value, position, dim, token, share}], median
 meets_magnitude, meets_ratio}], those of a layer's 16 largest locations that meet one criterion or both. Over several
 windows a value is the mean over the windows that have the location among their 16 largest, and share is the fraction of
 those; massive are locations with a share of at least one half; position is "first_delimiter" where they follow that
-token; token is null where it differs between the windows. Of images: in
-place of bos, text, windows and context images (their names) and image_size; tokens are CLS, reg1, …, (row,column).
+token; token is null where it differs between the windows. Of images: in place of bos, text, windows and context images
+(their names) and image_size; tokens are CLS, reg1, …, (row,column). Of several prompts: {prompts: [{prompt, and what
+layerwise.json holds of it alone}]}, and layerwise_1.png, … in their order.
 """
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from experiments.flags import definition, model, prompt, text
 from massive_jax.analysis import FIRST_DELIMITER, Location, Thresholds, find_massive
 from massive_jax.data import load_text
 from massive_jax.evaluate import LayerTable, input_length, measure_layers
-from massive_jax.files import write_json
+from massive_jax.files import printable, write_json
 from massive_jax.report import plot_layerwise
 
 _TOP = 3
@@ -53,6 +54,27 @@ def run(
     source: str | Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], LayerTable]:
     """Measures tokens [W, T] or images (of `source`), writes layerwise.json and .png, and returns what was written."""
+    result, table = measure(model, inputs, thresholds, source)
+    write_json(workdir / "layerwise.json", result)
+    plot_layerwise(result, workdir / "layerwise.png")
+    return result, table
+
+
+def run_prompts(
+    model: mj.Model, prompts: Mapping[str, np.ndarray], workdir: pathlib.Path, thresholds: Thresholds
+) -> list[dict[str, Any]]:
+    """Measures several prompts, tokens [1, T] each, writes a record and a figure of every one; returns the records."""
+    results = [{"prompt": prompt, **measure(model, tokens, thresholds)[0]} for prompt, tokens in prompts.items()]
+    write_json(workdir / "layerwise.json", {"prompts": results})
+    for number, result in enumerate(results, 1):
+        plot_layerwise(result, workdir / f"layerwise_{number}.png")
+    return results
+
+
+def measure(
+    model: mj.Model, inputs: np.ndarray, thresholds: Thresholds, source: str | Sequence[str] | None = None
+) -> tuple[dict[str, Any], LayerTable]:
+    """Measures tokens [W, T] or images (of `source`): the record for layerwise.json, and the table it is made of."""
     with common.progress(len(inputs) * input_length(model, inputs), "layers") as progress:
         table = measure_layers(model, inputs, thresholds=thresholds, progress=progress)
 
@@ -87,8 +109,6 @@ def run(
             for found in find_massive(summary.locations, either=True)
         ],
     }
-    write_json(workdir / "layerwise.json", result)
-    plot_layerwise(result, workdir / "layerwise.png")
     return result, table
 
 
@@ -112,6 +132,12 @@ def main() -> None:
     content = None if name is None else load_text(name)
     found = common.load_model()
     source: str | Sequence[str] | None = name
+    if content is None and len(prompts := common.prompts(found)) > 1:
+        for text_of, result in zip(prompts, run_prompts(found, prompts, out, definition.thresholds()), strict=True):
+            print(f"“{printable(text_of)}”:")
+            show(result)
+        print(f"wrote {out / 'layerwise.json'} and layerwise_1.png to layerwise_{len(prompts)}.png")
+        return
     if common.takes_images(found):
         data = common.images(found)
         inputs, source = data.inputs, data.names

@@ -104,7 +104,7 @@ def sections(
                 [
                     (
                         *(at, top["value"], top["position"], label(top["token"], font=False), top["dim"], median),
-                        abs(top["value"]) / median,
+                        abs(top["value"]) / median if median else None,
                     )
                     for at, top, median in tops
                 ],

@@ -14,7 +14,7 @@ class _Forgiving(io.FileIO):
 
     failed: OSError | None = None  # what went wrong, where it was not a reader that has gone
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         """Writes what it can; never raises, so that the work that was asked for goes on."""
         try:
             return super().write(data)

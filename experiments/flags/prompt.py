@@ -6,8 +6,11 @@ from absl import flags
 
 # The sentence of the paper's figures, for one start token and two delimiters.
 DEFAULT_PROMPT = "Summer is warm. Winter is cold.\n"
-PROMPT = flags.DEFINE_multi_string("prompt", [DEFAULT_PROMPT], "The text to run the model on.")
+PROMPT = flags.DEFINE_multi_string(
+    "prompt", [DEFAULT_PROMPT], "The text to run the model on; layerwise takes several, each with its own --prompt."
+)
 flags.register_validator(PROMPT, lambda texts: all(texts), "the prompt has no tokens; give a text that is not empty.")
+flags.register_validator(PROMPT, lambda texts: len({*texts}) == len(texts), "names a text twice.")
 
 
 def one() -> str:

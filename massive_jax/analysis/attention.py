@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from massive_jax.arguments import whole_number
+
 
 def attention_shares(mass: np.ndarray, keys: Sequence[int]) -> np.ndarray:
     """Share of attention that lands on the key positions `keys`, per layer.
@@ -19,8 +21,13 @@ def attention_shares(mass: np.ndarray, keys: Sequence[int]) -> np.ndarray:
 
     Returns:
       [L'] averaged over heads and sequences.
+
+    Raises:
+      ValueError: a key that is not there; a negative one would be counted from the end.
     """
     mass = np.asarray(mass, np.float32)
+    for key in keys:
+        whole_number("key", key, 0, mass.shape[-1] - 1)
     return mass[..., np.asarray(keys, int)].sum(axis=-1).mean(axis=(1, 2))
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from massive_jax.arguments import number, seed_number, whole_number
+
 FIRST_DELIMITER = "first_delimiter"
 
 
@@ -26,6 +28,8 @@ class Thresholds:
     ratio: float = 1000.0
 
     def __post_init__(self) -> None:
+        for name in ("magnitude", "ratio"):
+            number(f"threshold {name}", getattr(self, name))
         if self.magnitude < 0 or self.ratio < 0:
             raise ValueError(f"thresholds must not be negative; got {self.magnitude} and {self.ratio}.")
 
@@ -114,7 +118,14 @@ def rank_locations(
 def find_massive(
     locations: Sequence[Location], *, share: float = 0.5, either: bool = False, limit: int | None = None
 ) -> list[Location]:
-    """The locations that meet both criteria (or `either`), in at least `share` of the sequences."""
+    """The locations that meet both criteria (or `either`), in at least `share` of the sequences.
+
+    Raises:
+      ValueError: a share that is not from 0 to 1, or a negative limit.
+    """
+    number("share", share, 0, 1)
+    if limit is not None:
+        whole_number("limit", limit, 0)
     kept = [
         location
         for location in locations
@@ -125,8 +136,15 @@ def find_massive(
 
 
 def full_size_layer(largest: np.ndarray, fraction: float = 0.5) -> int:
-    """The first layer (1-based) whose largest magnitude is at least `fraction` of that of any layer. float [L] -> l."""
+    """The first layer (1-based) whose largest magnitude is at least `fraction` of that of any layer. float [L] -> l.
+
+    Raises:
+      ValueError: no layers; a magnitude that is not finite, of which none is the largest; a fraction not from 0 to 1.
+    """
     largest = np.asarray(largest)
+    number("fraction", fraction, 0, 1)
+    if largest.ndim != 1 or not largest.size or not np.isfinite(largest).all():
+        raise ValueError(f"largest has shape {largest.shape}: give a finite magnitude of every layer, of one at least.")
     return int(np.argmax(largest >= fraction * largest.max())) + 1
 
 
@@ -142,8 +160,13 @@ def median_sites(
       seed: of the choice.
 
     Raises:
-      ValueError: fewer places than that.
+      ValueError: fewer places than that; values that are not finite, which have no median; a negative count; a seed
+        out of range.
     """
+    whole_number("count", count, 0)
+    seed = seed_number(seed)
+    if not np.isfinite(np.asarray(hidden, np.float32)).all():
+        raise ValueError("hidden has values that are not finite, so there is no median.")
     magnitude = np.abs(hidden.astype(np.float32))
     distance = np.abs(magnitude - np.median(magnitude))
     distance[tuple(np.asarray(exclude, int).reshape(-1, 2).T)] = np.inf

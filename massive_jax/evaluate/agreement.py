@@ -61,6 +61,7 @@ def features(
 
 
 def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of the rows of two arrays: [B, W], [B, W] -> [B]."""
+    """Of the rows of two arrays: [B, W], [B, W] -> [B]; NaN where a row is all zeros, which has no direction."""
     a, b = a.astype(np.float64), b.astype(np.float64)
-    return np.sum(a * b, axis=-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.sum(a * b, axis=-1) / np.where(norms > 0, norms, np.nan)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from massive_jax.arguments import shown
 from massive_jax.model import Model
-from massive_jax.probe import Edit
+from massive_jax.probe import Edit, as_edits
 
 TOKENS_A_BATCH = 2048  # windows are run together up to this many tokens
 
@@ -41,13 +42,32 @@ def batches(
             progress(len(inputs[which]) * length)
 
 
+def check_edits_of(edits: Any, count: int) -> tuple[Edit, ...]:
+    """Gives `edits`, None, one or several, as a tuple.
+
+    Raises:
+      ValueError: something else, compiled ones among it: those are for one batch; positions given one an input that
+        are not as many as the `count` inputs.
+    """
+    found = as_edits(edits)
+    for edit in found:
+        given: Any = edit.position
+        if _one_an_input(edit) and len(given) != count:
+            raise ValueError(
+                f"an edit of {shown(edit.site)} has {len(given)} positions, one an input: there are {count}."
+            )
+    return found
+
+
 def edits_for(edits: Edit | Sequence[Edit] | None, rows: slice) -> list[Edit]:
     """`edits` for some of the windows: positions given one a window are cut to those."""
-    if edits is None:
-        return []
     return [
-        dataclasses.replace(edit, position=edit.position[rows])
-        if isinstance(edit.position, np.ndarray | list | tuple)
+        dataclasses.replace(edit, position=edit.position[rows])  # type: ignore[index]
+        if _one_an_input(edit)
         else edit
-        for edit in ((edits,) if isinstance(edits, Edit) else edits)
+        for edit in as_edits(edits)
     ]
+
+
+def _one_an_input(edit: Edit) -> bool:
+    return not isinstance(edit.position, str) and np.iterable(edit.position)

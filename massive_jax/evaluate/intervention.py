@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from massive_jax.analysis.massive import FIRST_DELIMITER
+from massive_jax.arguments import is_index, number, shown
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.agreement import Images, Measure, measure_of
 from massive_jax.evaluate.batches import Progress, batches, input_length
@@ -19,6 +20,8 @@ from massive_jax.model import Model
 from massive_jax.probe import Capture, Edit
 from massive_jax.probe.sites import check_layers
 
+_KNOWN = "zero, mean, shuffle, set=X, scale=X, add=X, noise=X"
+_LARGEST = float(np.finfo(np.float32).max)  # of a value of an edit
 _NUMBERED = ("set", "scale", "add", "noise")  # operations of `Edit` that take a number
 
 
@@ -40,20 +43,25 @@ class Operation:
     op: str
     value: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.op not in ("zero", "mean", "shuffle", *_NUMBERED) or (self.op in _NUMBERED) != (self.value is not None):
+            raise ValueError(f"operation {shown(self.op)} with the value {shown(self.value)}; known: {_KNOWN}.")
+        if self.value is not None:
+            number(f"operation {self.op}: value", self.value, -_LARGEST, _LARGEST)
+
     @classmethod
     def parse(cls, text: str) -> Operation:
         """Reads "zero", "mean", "shuffle", "set=0.5", "scale=2", "add=1", "noise=3"; ValueError otherwise."""
-        op, _, number = text.partition("=")
+        op, _, digits = text.partition("=")
         takes_number = op in _NUMBERED
-        known = "zero, mean, shuffle, set=X, scale=X, add=X, noise=X"
-        if op not in ("zero", "mean", "shuffle", *_NUMBERED) or takes_number != bool(number):
-            raise ValueError(f"unknown operation {text!r}; known: {known} (X a number).")
+        if op not in ("zero", "mean", "shuffle", *_NUMBERED) or takes_number != bool(digits):
+            raise ValueError(f"unknown operation {text!r}; known: {_KNOWN} (X a number).")
         try:
-            value = float(number) if number else None
+            value = float(digits) if digits else None
         except ValueError:
             value = math.nan
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"operation {text!r}: {number!r} is not a finite number; known: {known}.")
+        if value is not None and not abs(value) <= _LARGEST:
+            raise ValueError(f"operation {text!r}: {digits!r} is not a finite number of float32; known: {_KNOWN}.")
         return cls(op, value)
 
     def __str__(self) -> str:
@@ -100,7 +108,12 @@ def hidden_state(model: Model, inputs: np.ndarray, layer: int) -> np.ndarray:
 def check_sites(model: Model, data: Windows | Images, sites: Sequence[PlaceInStream]) -> None:
     """Nothing where every input has every site; ValueError that names those out of range otherwise."""
     width, length = model.config.hidden_size, input_length(model, data.inputs)
-    bad = [s for s in sites if not 0 <= s.dim < width or not (isinstance(s.position, str) or s.position < length)]
+    bad = [
+        s
+        for s in sites
+        if not (is_index(s.dim) and 0 <= s.dim < width)
+        or not (s.position == FIRST_DELIMITER or (is_index(s.position) and 0 <= s.position < length))  # type: ignore[operator]
+    ]
     if bad:
         raise ValueError(
             f"site{'s' * (len(bad) > 1)} {', '.join(map(str, bad))} out of range: the inputs have positions 0 to "

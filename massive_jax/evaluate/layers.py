@@ -61,9 +61,11 @@ def measure_layers(
     blocks: Stats = _concatenate([f["block_out"] for f in found], axis=1)
     final: Stats = _concatenate([f["final_norm"] for f in found], axis=0)
     finite = np.isfinite(blocks.top_values).all(axis=(1, 2)) & np.isfinite(blocks.median).all(axis=1)
-    if not finite.all():
+    after = np.isfinite(final.top_values).all() and np.isfinite(final.median).all()
+    if not finite.all() or not after:
+        where = "the final norm" if finite.all() else f"block {int(np.argmin(finite)) + 1}"
         raise ValueError(
-            f"{model.name}: the output of block {int(np.argmin(finite)) + 1} has values that are not finite in "
+            f"{model.name}: the output of {where} has values that are not finite in "
             f"{model.config.dtype}: the weights are damaged, or a number is too large for it (float16 ends at 65,504)."
         )
     delimiters = model.first_delimiter(inputs) if model.tokenizer else None

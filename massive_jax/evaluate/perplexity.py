@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from massive_jax.arguments import shown, whole_number
 from massive_jax.data.windows import Windows
-from massive_jax.evaluate.batches import Progress, batches, edits_for
+from massive_jax.evaluate.batches import Progress, batches, check_edits_of, edits_for
 from massive_jax.model import Model, forward
 from massive_jax.models import head_of
 from massive_jax.models.loss import chunked_nll
@@ -37,7 +38,13 @@ def perplexity(
 
     Returns:
       The perplexity; inf where the likelihood underflows, nan where the model gives nan.
+
+    Raises:
+      ValueError: no windows; a skip that is no whole number, negative, or leaves no prediction; see also `token_nll`.
     """
+    check_windows(windows)
+    skip = whole_number("skip", skip, 0, max(0, windows.tokens.shape[1] - 2))
+    edits = check_edits_of(edits, len(windows.tokens))
     total = 0.0
     for rows, tokens in batches(windows.tokens, progress):
         total += float(np.sum(token_nll(model, tokens, edits_for(edits, rows))[:, skip:], dtype=np.float64))
@@ -45,6 +52,12 @@ def perplexity(
         return math.exp(total / (windows.num_predicted - skip * len(windows.tokens)))
     except OverflowError:
         return math.inf
+
+
+def check_windows(windows: Windows) -> None:
+    """ValueError where `windows` are none, or empty."""
+    if not isinstance(windows, Windows) or np.ndim(windows.tokens) != 2 or not len(windows.tokens):
+        raise ValueError(f"windows is {shown(windows)}; give Windows of one window at least, as `cut_windows` makes.")
 
 
 def token_nll(model: Model, tokens: Any, edits: Edit | Sequence[Edit] | None = None) -> np.ndarray:

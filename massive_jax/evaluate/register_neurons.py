@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from massive_jax.analysis import full_size_layer
+from massive_jax.arguments import number, whole_number
 from massive_jax.evaluate.batches import Progress
 from massive_jax.evaluate.images import ImageBatches, ImageOutputs
 from massive_jax.model import Model, forward
@@ -83,6 +84,7 @@ def find_register_neurons(
     config = model.require_vision()
     L = config.num_layers
     layer = max(1, L - 1) if layer is None else layer
+    whole_number("count", count), number("outlier", outlier, 1)
     check_layers([layer, *([] if top_layer is None else [top_layer])], L, "register neurons")
     plan = model.compile_captures(Capture(("block_out", "mlp_hidden")))
     activity, norms, images_with = np.zeros((L, config.intermediate_size)), [], 0

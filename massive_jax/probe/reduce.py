@@ -70,7 +70,7 @@ def median_magnitude(x: jax.Array) -> jax.Array:
 
     def settle(i: jax.Array, prefix: jax.Array) -> jax.Array:
         # The pattern sought is the largest t with at most `rank` patterns below it. Bit 31, the sign, is clear.
-        candidate = prefix | (jnp.uint32(1) << (30 - i).astype(jnp.uint32))
+        candidate = prefix | (jnp.uint32(1) << jnp.uint32(30 - i))
         below = jnp.sum(bits < candidate[:, None], axis=-1, dtype=jnp.int32)
         return jnp.where(below <= rank, candidate, prefix)
 

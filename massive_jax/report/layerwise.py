@@ -50,8 +50,11 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     median = np.abs([style.as_float(row["median"]) for row in rows])
     broken = x[~(np.isfinite(tops).all(axis=1) & np.isfinite(median))]
     tops, median = (np.where(np.isfinite(a) & (a > 0), a, np.nan) for a in (tops, median))
-    floor = np.fmax(threshold, ratio * median)  # above it both criteria are met
-    massive = tops > floor[:, None]
+    # A logarithmic axis has no place for zeros: criteria of 0, which everything meets, and the median of zeros.
+    limit = threshold if threshold > 0 else np.nan
+    criterion = np.where(ratio * median > 0, ratio * median, np.nan)
+    floor = np.fmax(limit, criterion)  # above it both criteria are met
+    massive = tops > np.where(np.isnan(floor), 0, floor)[:, None]
 
     header = style.Header(*_words(result, ratio, threshold, broken), WIDTH)
     peak = _peak(rows, tops)
@@ -60,21 +63,22 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     curves: list[tuple[str, np.ndarray, str]] = [(f"Top {k + 1}", tops[:, k], _COLOURS[k]) for k in range(ranks)]
     curves += [
         ("Median", median, style.INK),
-        (f"{style.number(ratio, 1)} × median", ratio * median, style.GREY),
+        (f"{style.number(ratio, 1)} × median", criterion, style.GREY),
+        (f"Threshold {style.number(threshold, 1)}", np.array([limit]), style.GREY),
     ]
     ends = [(name, _last(y), colour) for name, y, colour in curves if np.isfinite(y).any()]
-    ends.append((f"Threshold {style.number(threshold, 1)}", threshold, style.GREY))
 
     height = header.height + PLOT_HEIGHT + 0.5
     made = style.figure(WIDTH, height)
     header.draw(made)
     left, bottom = 0.82, 0.45
-    right = max(style.text_width(name) for name, *_ in ends) + 0.3 + style.MARGIN
+    right = max((style.text_width(name) for name, *_ in ends), default=0.0) + 0.3 + style.MARGIN
     room = WIDTH - left - right
     ax = style.axes(made, left, bottom, room, PLOT_HEIGHT, zorder=1)
 
-    values = np.concatenate([tops.ravel(), median, ratio * median, [threshold]])
-    low, high = np.log10(np.nanmin(values)) - 0.15, np.log10(np.nanmax(values)) + 0.15
+    values = np.concatenate([tops.ravel(), median, criterion, [limit]])
+    values = values[np.isfinite(values)] if np.isfinite(values).any() else np.ones(1)
+    low, high = np.log10(values.min()) - 0.15, np.log10(values.max()) + 0.15
     band = len(callout) * style.text_height() + 0.16 if callout else 0.0  # kept free for the callout
     high += (high - low) * band / (PLOT_HEIGHT - band)
     ax.set_yscale("log")
@@ -82,9 +86,11 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     ax.set_xlim(x[0] - 0.5, x[-1] + 0.5)
 
     edge_x = np.concatenate([[x[0] - 0.5], x, [x[-1] + 0.5]])
-    ax.fill_between(edge_x, np.pad(floor, 1, "edge"), 10**high, color=style.TINT, linewidth=0, zorder=0)
-    ax.axhline(threshold, color=style.GREY, linewidth=0.8, linestyle=(0, (5, 3)), zorder=1)
-    ax.plot(edge_x, np.pad(ratio * median, 1, "edge"), color=style.GREY, linewidth=0.9, linestyle=":", zorder=1)
+    ax.fill_between(
+        edge_x, np.pad(np.fmax(floor, 10**low), 1, "edge"), 10**high, color=style.TINT, linewidth=0, zorder=0
+    )
+    ax.axhline(limit, color=style.GREY, linewidth=0.8, linestyle=(0, (5, 3)), zorder=1)
+    ax.plot(edge_x, np.pad(criterion, 1, "edge"), color=style.GREY, linewidth=0.9, linestyle=":", zorder=1)
     ax.plot(x, median, color=style.INK, linewidth=1.6, marker="" if len(x) > 1 else "o", zorder=2)
     size = float(np.clip(130 / len(x), 2.2, 4.5))
     for k in range(ranks):
@@ -141,7 +147,7 @@ def draw(result: Mapping[str, Any]) -> "Figure":
         # As near above the point as no line is in the way; at most in the band at the top.
         base, tall = to_inches(value) + 0.2, band - 0.16
         across = np.abs(left + room * (x - x[0] + 0.5) / (x[-1] - x[0] + 1) - centre) < half + 0.3
-        lines = [to_inches(y) for y in [threshold, *(ratio * median)[across]] if np.isfinite(y)]
+        lines = [to_inches(y) for y in [limit, *criterion[across]] if np.isfinite(y)]
         while any(base - 0.06 < y < base + tall + 0.06 for y in lines):
             base += 0.02
         base = min(base, bottom + PLOT_HEIGHT - band + 0.1)

@@ -74,7 +74,7 @@ def load_params(
                     params[path] = jnp.zeros(expected[path], dtype, device=shardings[path])
                 params[path] = _placer(0, shardings[path])(params[path], part.raw, part.place, part.move)
         # Dispatch is asynchronous: without waiting, tensors not yet placed would pile up on the host.
-        params[path].block_until_ready()
+        jax.block_until_ready(params[path])
         del part
     return flax.traverse_util.unflatten_dict(params, sep="/")
 

@@ -185,3 +185,26 @@ def test_attention_shares():
     assert attention_shares(mass, [0]).tolist() == [0.75, pytest.approx(0.3)]
     assert attention_shares(mass, [0, 5])[0] == 1.0
     assert attention_shares(mass, []).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, "5", None])
+@pytest.mark.parametrize("name", ["magnitude", "ratio"])
+def test_thresholds_are_finite_numbers(name, value):
+    with pytest.raises(ValueError, match="threshold"):
+        Thresholds(**{name: value})
+
+
+def test_arguments_out_of_range():
+    nothing = np.full((2, 3), np.nan, np.float32)
+    for call, message in (
+        (lambda: median_sites(nothing, 1), "not finite, so there is no median"),
+        (lambda: median_sites(np.zeros((2, 3)), -1), "count is -1"),
+        (lambda: median_sites(np.zeros((2, 3)), 1, seed=0.5), "seed is 0.5"),
+        (lambda: full_size_layer(np.array([1.0, np.nan])), "give a finite magnitude"),
+        (lambda: full_size_layer(np.array([])), "of one at least"),
+        (lambda: full_size_layer(np.ones(2), fraction=2), "fraction is 2"),
+        (lambda: find_massive([], share=float("nan")), "share is nan"),
+        (lambda: find_massive([], limit=-1), "limit is -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -125,3 +125,30 @@ def test_memory_does_not_hold_the_logits(make_model):
     edits = model.compile_edits(None, tokens)
     compiled = nll_module._nll.lower(model.module, model.params, edits, tokens).compile().memory_analysis()
     assert compiled.temp_size_in_bytes + compiled.output_size_in_bytes < 4 * 95 * 8000 * 4
+
+
+@pytest.mark.parametrize("skip", [-1, 8, 50, 1.0, True, None, "1"])
+def test_a_skip_that_leaves_nothing_is_refused(tiny_model, tiny_tokens, compilations, skip):
+    with pytest.raises(ValueError, match="skip is .*; give a whole number from 0 to 7"):
+        perplexity(tiny_model, Windows(tiny_tokens, 9, False), skip=skip)
+    assert compilations() == 0
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ("block_out", "edits is 'block_out'"),
+        ({"block_out": ()}, "give an Edit"),
+        (Edit("block_out", layer=1, position=[0, 0, 0], dim=1), "has 3 positions, one an input: there are 2"),
+        (Edit("block_out", layer=1, position=np.zeros(1, int), dim=1), "has 1 positions"),
+    ],
+)
+def test_edits_that_are_none_or_not_one_a_window(tiny_model, tiny_tokens, edits, message):
+    with pytest.raises(ValueError, match=message):
+        perplexity(tiny_model, Windows(tiny_tokens, 9, False), edits)
+
+
+@pytest.mark.parametrize("windows", [None, np.zeros((2, 5), np.int32), Windows(np.zeros((0, 5), np.int32), 5, False)])
+def test_windows_that_are_none(tiny_model, windows):
+    with pytest.raises(ValueError, match="give Windows of one window at least"):
+        perplexity(tiny_model, windows)

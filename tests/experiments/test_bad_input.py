@@ -5,6 +5,7 @@ import json
 import os
 import re
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -12,6 +13,7 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
+from massive_jax.files import locked
 
 ALL = ("layerwise", "feature_map", "attention_map", "intervene", "reproduce")
 
@@ -61,6 +63,7 @@ def no_model(monkeypatch):
         ("layerwise", "--dtype=int8", "float32|bfloat16|float16"),
         ("layerwise", "--prompt=", "the prompt has no tokens"),
         ("layerwise", "--massive_ratio=nan", "--massive_ratio=nan"),
+        ("layerwise", "--massive_ratio=inf", "give a finite number"),
         ("layerwise", "--massive_magnitude=-1", "--massive_magnitude=-1"),
         ("layerwise", "--workdir=", "--workdir is empty"),
         ("feature_map", "--layer=0", "give 'auto' or a layer"),
@@ -81,6 +84,13 @@ def no_model(monkeypatch):
         ("intervene", "--sites=0:1,", "cannot read the site ''"),
         ("intervene", "--sites=0:1,0:1", "name a place twice"),
         ("intervene", "--seed=-1", "--seed=-1"),
+        ("intervene", "--seed=4294967296", "--seed=4294967296"),
+        ("intervene", "--ops=set=1e39", "'1e39' is not a finite number of float32"),
+        ("layerwise", "--images=no-such-folder", "no-such-folder"),
+        ("explicit_bias", "--prefix=", "--prefix is empty"),
+        ("explicit_bias", "--save=.", "--save=.: give a directory that is not there yet"),
+        ("register_neurons", "--outlier=nan", "give a finite number"),
+        ("register_neurons", "--outlier_layer=0", "--outlier_layer=0"),
         ("reproduce", "--ops=foo", "unknown operation 'foo'"),
         *(
             (name, "--text=no-such-file", "no text file 'no-such-file'")
@@ -282,3 +292,83 @@ class TestFailureWhileWriting:
         assert (workdir / f"{name}.png").read_text() == "of before"
         assert {path.suffix for path in workdir.iterdir()} <= {".json", ".png", ".npz"}
         assert not [path for path in workdir.iterdir() if path.name.startswith(".")]
+
+
+TEXT = ("--text=python", "--windows=1")
+PHOTO = "--images=photo"
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("layerwise", ["--prompt=a", *TEXT], "--prompt has no effect beside --text"),
+        ("layerwise", ["--prompt=a", "--context=9"], "--prompt has no effect beside --context"),
+        ("layerwise", ["--prompt=a", PHOTO], "--prompt has no effect beside --images"),
+        ("layerwise", ["--bos", *TEXT, PHOTO], "--text and --windows and --bos have no effect beside --images"),
+        ("layerwise", ["--num_images=2"], "--num_images has no effect without --images"),
+        ("layerwise", ["--prompt=a", "--prompt=a"], "names a text twice"),
+        ("feature_map", ["--image_size=28"], "--image_size has no effect without --images"),
+        ("attention_map", ["--prompt=a", PHOTO], "--prompt has no effect beside --images"),
+        *(
+            (name, ["--prompt=a", "--prompt=b"], "--prompt is given 2 times; this experiment takes one")
+            for name in ("feature_map", "attention_map", "reproduce")
+        ),
+        ("verify", ["--model=smollm2_135m", "--prompt=a", "--prompt=b"], "this experiment takes one"),
+        ("intervene", ["--context=9", PHOTO], "--context has no effect beside --images"),
+        ("intervene", ["--sites=0:1", "--massive_ratio=9"], "--massive_ratio has no effect where --sites names"),
+        ("intervene", ["--nocontrols", "--seed=1"], "--seed has no effect with --nocontrols and without noise"),
+        ("reproduce", ["--nocontrols", "--seed=1", "--ops=zero"], "--seed has no effect"),
+        ("compare_bias", ["--models=a,b", "--bos", PHOTO], "--bos has no effect beside --images"),
+        ("compare_bias", ["--models=a,b", "--batch_size=4"], "--batch_size has no effect without --images"),
+    ],
+)
+def test_flags_that_would_do_nothing(fails, name, arguments, message):
+    found = fails(name, *arguments)
+    assert message in found
+    assert "\n" not in found
+
+
+def test_a_revision_of_what_has_none(fails, tiny_directory):
+    assert f"revision 'v1' has no effect: {tiny_directory} is no" in fails("layerwise", "--revision=v1")
+
+
+def test_the_seed_of_what_is_drawn_counts(clean_flags):
+    from experiments import intervene
+
+    for arguments in (["--seed=1"], ["--nocontrols", "--ops=noise=2", "--seed=1"], ["--nocontrols", "--ops=zero"]):
+        clean_flags()
+        flags.FLAGS(["intervene", *arguments])
+        intervene.check_effect()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_workdir_that_another_process_writes(fails, tmp_path):
+    with locked(tmp_path / "results"):
+        found = fails("layerwise")
+    assert "--workdir=" in found
+    assert "is being written by another process" in found
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_workdirs_parents_that_no_result_came_into_are_removed(fails, tmp_path):
+    fails("layerwise", f"--workdir={tmp_path / 'a' / 'b' / 'c'}", "--context=97")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda': no.\nMore"), AssertionError()])
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("name", ["layerwise", "train_gpt2"])
+def test_a_platform_that_is_not_here(fails, monkeypatch, name, error):
+    def none():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", none)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    found = fails(name) if name == "layerwise" else fails(name, "--preset=small")
+    assert found.startswith("JAX_PLATFORMS=cuda: jax finds no such device here")
+    assert "\n" not in found
+
+
+def test_control_characters_do_not_reach_the_terminal(fails):
+    assert r"no model 'a\x1b[2Jb'" in fails("layerwise", "--model=a\x1b[2Jb")

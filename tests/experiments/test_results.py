@@ -275,3 +275,17 @@ class TestDefaultModel:
         assert got["zero"] > 1e5
         for name in ("mean", "random_zero", "random_mean"):
             assert got[name] == pytest.approx(got["original"], rel=0.01)
+
+
+def test_several_prompts_give_what_each_gives_alone(run):
+    prompts = ("line one. Two", "a longer prompt, of more tokens.\n")
+    together = run("layerwise", *(f"--prompt={text}" for text in prompts))["prompts"]
+    assert [entry.pop("prompt") for entry in together] == list(prompts)
+    assert together == [run("layerwise", f"--prompt={text}") for text in prompts]
+    assert {"layerwise_1.png", "layerwise_2.png"} <= {path.name for path in run.workdir.iterdir()}
+
+
+def test_criteria_of_zero_are_met_by_everything(run):
+    got = run("layerwise", f"--prompt={PROMPT}", "--massive_magnitude=0", "--massive_ratio=0")
+    assert all(m["meets_magnitude"] and m["meets_ratio"] for m in got["massive"])
+    assert len(got["massive"]) == 16 * LAYERS
