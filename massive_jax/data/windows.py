@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from massive_jax.arguments import shown, whole_number, yes_or_no
+from massive_jax.arguments import whole_number, yes_or_no
 from massive_jax.model import Model
 
 
@@ -52,8 +52,6 @@ def cut_windows(
       ValueError: an argument of a wrong type; a context below `tokens` or above the model's; a text shorter than the
         windows asked for; no tokenizer, no BOS token.
     """
-    if not isinstance(text, str):
-        raise ValueError(f"text is {shown(text)}; give a text.")
     context, tokens = whole_number("context", context), whole_number("tokens", tokens)
     windows = None if windows is None else whole_number("windows", windows)
     prefix = [model.bos_id()] if yes_or_no("bos", bos) else []
