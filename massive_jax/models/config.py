@@ -280,9 +280,9 @@ class BlockConfig:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} is {getattr(self, name)!r}, expected a positive integer"
+            f"{name} is {getattr(self, name)!r}, expected a positive integer (of 31 bits)"
             for name in self._SIZES
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
+            if not isinstance(getattr(self, name), int) or not 1 <= getattr(self, name) < 2**31
         ]
         if self.window is not None and (not isinstance(self.window, int) or self.window < 1):
             problems.append(f"window is {self.window!r}, expected a positive integer or None")

@@ -37,7 +37,7 @@ def config(fields: Fields, *, registers: int = 0) -> VisionConfig:
         activation="silu" if gated else activation,
         mlp_bias=True,
         layer_scale=True,
-        registers=fields.integer("num_register_tokens", registers) if registers else 0,
+        registers=fields.integer("num_register_tokens", registers, most=images.MOST_REGISTERS) if registers else 0,
         # As Hugging Face does it.
         interpolation="bicubic_antialias" if registers else "bicubic",
         pooling="class_and_patch_mean" if classes else "class",

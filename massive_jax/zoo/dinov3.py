@@ -36,7 +36,7 @@ def config(fields: Fields) -> VisionConfig:
         activation=fields.activation("gelu"),
         mlp_bias=fields.flag("mlp_bias", True),
         layer_scale=True,
-        registers=fields.integer("num_register_tokens", 0),
+        registers=fields.integer("num_register_tokens", 0, most=images.MOST_REGISTERS),
         model_type="dinov3_vit",
     )
 

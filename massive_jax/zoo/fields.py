@@ -57,7 +57,7 @@ ACTIVATIONS: Mapping[str, str] = {
 
 
 _LARGEST = 2**31 - 1  # of an integer: what indexes a jax array
-_LARGEST_NUMBER = 3.4e38  # in float32
+_SMALLEST_NUMBER, _LARGEST_NUMBER = 1.2e-38, 3.4e38  # in float32, above 0
 _MOST_LAYERS = 100_000  # where no tensors say it
 
 # Settings of every kind of rotary scaling, and which of them it has to have.
@@ -221,7 +221,9 @@ class Fields:
         value = self._value(name, default)
         if value is None:
             return 1.0
-        too_small = _is_number(value) and ((positive and value <= 0) or (least is not None and value < least))
+        too_small = _is_number(value) and (
+            (positive and value < _SMALLEST_NUMBER) or (least is not None and value < least)
+        )
         if too_small or not _is_number(value):
             bound = "" if least is None else f" of at least {least:g}"
             self._expected(name, value, f"{'positive, ' if positive else ''}a finite number{bound}")
@@ -389,6 +391,9 @@ class Fields:
             self.problem(f"partial_rotary_factor {partial} is not implemented for this family")
             partial = 1.0
         rotary_dim = None if head_dim is None or partial == 1.0 else int(head_dim * partial)
+        if rotary_dim is not None and rotary_dim < 2:
+            self.problem(f"partial_rotary_factor {partial:g} of a head of {head_dim} is less than a pair of dims")
+            rotary_dim = None
         # Beside settings for several types of layers transformers does not look at it: it is refused there, as unread.
         original = None if settings is not None else self.optional_integer("original_max_position_embeddings")
         return RopeConfig(theta=theta, rotary_dim=rotary_dim, **given._rope_scaling(max_position, original))

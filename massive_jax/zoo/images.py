@@ -12,6 +12,7 @@ from massive_jax.zoo.fields import Fields
 PARTS = ("attention.query", "attention.key", "attention.value", "output.dense")
 _CLASSIFIER = "ForImageClassification"
 MOST_PIXELS = 1 << 16  # of a side
+_MOST_PATCHES, MOST_REGISTERS = 1 << 18, 1 << 16
 
 
 def front_end(fields: Fields, *, image_size: int = 224, patch_size: int = 16) -> dict[str, Any]:
@@ -27,6 +28,8 @@ def front_end(fields: Fields, *, image_size: int = 224, patch_size: int = 16) ->
     (height, width), (patch, patch_width) = sides["image_size"], sides["patch_size"]
     if patch != patch_width:
         fields.problem(f"patches of {sides['patch_size']} pixels are not square (patch_size)")
+    elif (height // patch) * (width // patch) > _MOST_PATCHES:
+        fields.problem(f"image_size {[height, width]} in patches of patch_size {patch}: more than {_MOST_PATCHES}")
     return {"image_size": (height, width), "patch_size": patch}
 
 
