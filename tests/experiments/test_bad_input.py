@@ -371,4 +371,4 @@ def test_a_platform_that_is_not_here(fails, monkeypatch, name, error):
 
 
 def test_control_characters_do_not_reach_the_terminal(fails):
-    assert r"no model 'a\x1b[2Jb'" in fails("layerwise", "--model=a\x1b[2Jb")
+    assert r"model 'a\x1b[2Jb'" in fails("layerwise", "--model=a\x1b[2Jb")
