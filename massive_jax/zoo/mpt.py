@@ -41,7 +41,8 @@ def config(fields: Fields) -> TransformerConfig:
     alibi, learned = attention.flag("alibi", True), fields.flag("learned_pos_emb", True)
     if not alibi and not learned:
         fields.problem("a model with neither alibi nor learned_pos_emb is not implemented")
-    max_exponent = attention.number("alibi_bias_max", 8.0, positive=True)
+    max_exponent = attention.number("alibi_bias_max", 8.0, positive=True) if alibi else 8.0
+    attention.ignore("alibi_bias_max")
     fields.only("norm_type", "low_precision_layernorm", "layernorm")
     ffn = fields.inside("ffn_config", fields.mapping("ffn_config") or {})
     ffn.only("ffn_type", "mptmlp")
