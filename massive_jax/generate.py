@@ -17,8 +17,9 @@ import numpy as np
 from jax import lax
 
 from massive_jax.arguments import number, seed_number, shown, whole_number, yes_or_no
-from massive_jax.model import Model, Output
-from massive_jax.models import LanguageModel, empty_cache
+from massive_jax.model import Model, Output, own_positions
+from massive_jax.model import left_pad as left_pad
+from massive_jax.models import LanguageModel, empty_cache, last_of
 from massive_jax.probe import Capture, CapturePlan, Edit, EditCollection, compile_edits
 
 _MOST = (1 << 31) - 1  # tokens of a sequence: its positions are int32
@@ -61,7 +62,8 @@ class Generation:
 
     Attributes:
       tokens: int32 [B, T + n]: the prompts as given, and what follows; after a stop token, that token again.
-      prompt: the forward pass over the prompts (logits only of the last token, [B, 1, V]).
+      prompt: the forward pass over the prompts (logits only of the last token, [B, 1, V]). Positions in what
+        is captured of it and of the steps are those of a sequence: a step's is that of the token that was fed back.
       steps: site -> what was captured at each step that fed a token back, leading axis n - 1; see `Output`.
       logits: float32 [n, B, V], what each new token was drawn from; None unless asked for.
     """
@@ -93,26 +95,29 @@ def generate(
       model: the model.
       tokens: int [B, T].
       max_new_tokens: n; all sequences run for as many steps.
-      mask: bool [B, T], False for padding in front of a prompt (`left_pad` makes one); None for none.
+      mask: bool [B, T], False for padding, which may be anywhere (`Model.tokenize_batch` makes one); None for none.
       temperature: 0 for the most likely token; otherwise logits are divided by it and a token is drawn.
       top_p: draws only from the most likely tokens whose probabilities add up to this.
       seed: of the draws.
       stop: a token id that ends a sequence; the tokenizer's `eos_id`, say.
       cache: None keeps every token; see `Streaming`.
       capture: what to keep of the prompt and of every step. A step's tensors have one position.
-      edits: interventions. Positions count a sequence's own tokens, without padding, from 0 on into the new ones;
-        None means every token of the prompt and every new one. A key is a place in the cache.
+      edits: interventions. Positions and keys count a sequence's own tokens from 0 on into the new ones, rules are of
+        the prompt; None means every token of the prompt and every new one. Prompt and steps are what a full pass over
+        them is, so shuffle, quantize and move, for which all of the sequence must be there, are refused.
       keep_logits: keeps the logits of every step.
 
     Raises:
-      ValueError: as `Model.__call__`; a mask that is not padding in front; more tokens than the context or the cache
-        takes; an option of another type or out of range: a negative temperature, top_p outside (0, 1], a stop token
-        that the vocabulary does not have, a seed of more than 32 bits.
+      ValueError: as `Model.__call__`; more tokens than the context or the cache takes; an option of another type or out
+        of range: a negative temperature, top_p outside (0, 1], a stop token that the vocabulary does not have, a seed
+        of more than 32 bits; an edit by shuffle, quantize or move.
     """
-    tokens = model.check_tokens(tokens)
+    given = np.asarray(tokens)
+    tokens = model.check_tokens(given, mask)
     B, T = tokens.shape
-    positions = _positions(tokens, mask)
-    config = model.require_language()
+    mask = np.ones((B, T), bool) if mask is None else np.asarray(mask)
+    positions = own_positions(mask)
+    longest, config = int(positions.max()) + 1, model.require_language()
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1, _MOST - T)
     temperature = number("temperature", temperature, most=float(np.finfo(np.float32).max))
     top_p = number("top_p", top_p)
@@ -123,20 +128,22 @@ def generate(
         stop = whole_number("stop", stop, 0, config.vocab_size - 1)
     if not isinstance(cache, Streaming | None):
         raise ValueError(f"cache is {shown(cache)}; give Streaming(…), or None to keep every token.")
-    total, context = T + max_new_tokens, config.context_length
+    total, context = longest + max_new_tokens, config.context_length
     if cache is None and total > context:
         raise ValueError(
-            f"{T} + {max_new_tokens} tokens are more than the model's context of {context}; generate fewer, or bound "
-            "the cache with cache=Streaming(…)."
+            f"{longest} + {max_new_tokens} tokens are more than the model's context of {context}; generate fewer, or "
+            "bound the cache with cache=Streaming(…)."
         )
-    policy = cache or Streaming(0, total)
-    if cache is not None and (cache.size > context or cache.size < T):
+    policy = cache or Streaming(0, T + max_new_tokens)
+    if cache is not None and (cache.size > context or cache.size < longest):
         raise ValueError(
-            f"a cache of {cache.size} tokens must hold the prompt of {T} and be within the context of {context}."
+            f"a cache of {cache.size} tokens must hold the prompt of {longest} and be within the context of {context}."
         )
-    sizes, plan = config.sizes(B, total, policy.size), model.compile_captures(capture)
-    compiled = compile_edits(edits, sizes, tokens, model.rules(), config.absent_sites, config.jnp_dtype)
-    first, prompt_sown, state = _prefill(model.module, policy, model.params, compiled, plan, tokens, positions)
+    sizes, plan = config.sizes(B, total), model.compile_captures(capture)
+    compiled = compile_edits(
+        edits, sizes, tokens, model.rules(), config.absent_sites, config.jnp_dtype, mask, max_new_tokens
+    )
+    first, last, state = _prefill(model.module, policy, model.params, compiled, plan, tokens, positions)
     sampling = Sampling(
         jnp.float32(temperature), jnp.float32(top_p), jax.random.key(seed), jnp.int32(-1 if stop is None else stop)
     )
@@ -145,27 +152,18 @@ def generate(
         policy,
         max_new_tokens,
         keep_logits,
+        cache is None and model.require_language().scaled_at(total),  # so that what came before is scaled anew
         model.params,
         compiled,
         plan,
         sampling,
-        first.logits[:, -1],
+        last,
         state,
-        jnp.asarray(positions[:, -1] + 1),
+        jnp.asarray(positions),
+        jnp.asarray(tokens),
     )
-    everything = np.concatenate([tokens, np.asarray(made)], axis=1)
-    return Generation(everything, Output(first.logits, first.last_hidden, prompt_sown), steps, logits)
-
-
-def left_pad(sequences: Sequence[Sequence[int]], pad: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of different lengths as one batch: int32 [B, T] padded in front, and the bool [B, T] mask."""
-    T = max(map(len, sequences), default=0)
-    tokens, mask = np.full((len(sequences), T), pad, np.int32), np.zeros((len(sequences), T), bool)
-    for row, ids in enumerate(sequences):
-        if len(ids) == 0:
-            raise ValueError(f"sequence {row} is empty.")
-        tokens[row, T - len(ids) :], mask[row, T - len(ids) :] = ids, True
-    return tokens, mask
+    everything = np.concatenate([given.astype(np.int32), np.asarray(made)], axis=1)
+    return Generation(everything, first, steps, logits)
 
 
 @jax.tree_util.register_dataclass
@@ -205,7 +203,7 @@ def _prefill(
     plan: CapturePlan,
     tokens: jax.Array,
     positions: jax.Array,
-) -> tuple[Output, dict[str, Any], Any]:
+) -> tuple[Output, jax.Array, Any]:
     cache = empty_cache(module.config, len(tokens), policy.size)
     (logits, hidden), state = module.apply(
         {"params": params, "edits": edits, "cache": cache},
@@ -216,54 +214,67 @@ def _prefill(
         last_only=True,
         mutable=["cache", "intermediates"],
     )
-    return Output(logits, hidden, {}), dict(state.get("intermediates", {})), state["cache"]
+    assert logits is not None
+    last = logits if logits.shape[1] == 1 else last_of(logits, positions)
+    return Output(logits, hidden, dict(state.get("intermediates", {}))), last[:, 0], state["cache"]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _decode(
     module: LanguageModel,
     policy: Streaming,
     num_steps: int,
     keep_logits: bool,
+    renew: bool,
     params: Any,
     edits: EditCollection,
     plan: CapturePlan,
     sampling: Sampling,
     logits: jax.Array,
     cache: Any,
-    position: jax.Array,
+    positions: jax.Array,
+    prompt: jax.Array,
 ) -> tuple[jax.Array, dict[str, Any], jax.Array | None]:
     def choose(logits: jax.Array, done: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         token = jnp.where(done, sampling.stop, sampling.choose(logits, step))
         return token, done | (token == sampling.stop)
 
+    def renewed(text: jax.Array, number: jax.Array) -> Any:
+        """The cache after a pass over all that there is so far."""
+        new = jnp.arange(text.shape[1] - T)
+        behind = jnp.where(new < number, next_position[:, None] + new, -1)
+        places = jnp.concatenate([positions, behind], axis=1)
+        _, state = module.apply(
+            {"params": params, "edits": edits, "cache": empty_cache(module.config, len(text), policy.size)},
+            text,
+            positions=places,
+            slots=policy.slots(places),
+            logits=False,
+            mutable=["cache"],
+        )
+        return state["cache"]
+
     def step(carry: Any, number: jax.Array) -> tuple[Any, Any]:
-        token, done, cache, position = carry
+        token, done, cache, text = carry
+        position = (next_position + number - 1)[:, None]
+        if renew:
+            text = text.at[:, T + number - 1].set(token)
+            cache = renewed(text, number)
         (logits, _), state = module.apply(
             {"params": params, "edits": edits, "cache": cache},
             token[:, None],
-            positions=position[:, None],
-            slots=policy.slots(position[:, None]),
+            positions=position,
+            slots=policy.slots(position),
             capture=plan,
             mutable=["cache", "intermediates"],
         )
         token, done = choose(logits[:, 0], done, number)
         kept = (token, dict(state.get("intermediates", {})), logits[:, 0] if keep_logits else None)
-        return (token, done, state["cache"], position + 1), kept
+        return (token, done, state["cache"], text), kept
 
+    T, next_position = positions.shape[1], jnp.max(positions, axis=1) + 1
     first, done = choose(logits, jnp.zeros(len(logits), bool), jnp.int32(0))
-    _, (tokens, sown, later) = lax.scan(step, (first, done, cache, position), jnp.arange(1, num_steps))
+    text = jnp.pad(prompt, ((0, 0), (0, num_steps))) if renew else None
+    _, (tokens, sown, later) = lax.scan(step, (first, done, cache, text), jnp.arange(1, num_steps))
     made = jnp.concatenate([first[None], tokens]).T
     return made, sown, jnp.concatenate([logits[None], later]) if keep_logits else None
-
-
-def _positions(tokens: np.ndarray, mask: Any) -> np.ndarray:
-    """Places of the tokens in their sequences, -1 for padding: int32 [B, T]."""
-    if mask is None:
-        mask = np.ones(tokens.shape, bool)
-    mask = np.asarray(mask)
-    if mask.shape != tokens.shape or mask.dtype != bool:
-        raise ValueError(f"mask is {mask.dtype}{list(mask.shape)}; give bool{list(tokens.shape)}, as the tokens.")
-    if not mask[:, -1].all() or (mask[:, :-1] > mask[:, 1:]).any():
-        raise ValueError("mask must be False for padding in front of a prompt, and True from there to its last token.")
-    return (np.cumsum(mask, axis=1) - 1).astype(np.int32)

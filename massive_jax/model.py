@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from massive_jax.arguments import several, shown, yes_or_no
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from massive_jax.generate import Generation
     from massive_jax.inputs.images import ImageProcessor
 
+_PADDED_TO = 64  # lengths of `tokenize_batch`
 DELIMITERS = (".", "\n")  # the tokens that carry massive activations besides the first one (paper, section 2.2)
 
 
@@ -44,7 +46,8 @@ class Output:
     """What a forward pass gives.
 
     Attributes:
-      logits: [B, T, V] float32, of an image [B, V]; None where they were not asked for, or there is no head.
+      logits: [B, T, V] float32, of an image [B, V]; None where they were not asked for, or there is no head. Zeros at
+        padding, as everywhere.
       last_hidden: [B, T, D], after the final norm, where there is one: Hugging Face's `last_hidden_state`.
       intermediates: site -> tensor or `Stats`; per-layer sites have a leading axis of the layers asked for.
       pooled: an image's one feature [B, W], which a head reads; None of a language model.
@@ -63,10 +66,14 @@ def forward(
     plan: CapturePlan,
     inputs: Any,
     logits: bool = True,
+    positions: Any = None,
 ) -> Output:
-    """The compiled forward pass: one program a shape of its arguments, whatever the edits and layers are."""
+    """The compiled forward pass: one program a shape of its arguments, whatever the edits, layers and positions are.
+
+    `positions`, int [B, T], are those of `own_positions`; None for a batch without padding.
+    """
     with mesh_set(mesh_of_params(params, edits, inputs)):
-        return _forward(module, params, edits, plan, inputs, logits)
+        return _forward(module, params, edits, plan, inputs, positions, logits)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "logits"))
@@ -76,12 +83,62 @@ def _forward(
     edits: EditCollection,
     plan: CapturePlan,
     inputs: jax.Array,
+    positions: jax.Array | None,
     logits: bool,
 ) -> Output:
+    padded = {} if positions is None else {"positions": positions}
     (out, hidden, *pooled), sown = module.apply(
-        {"params": params, "edits": edits}, inputs, capture=plan, logits=logits, mutable=["intermediates"]
+        {"params": params, "edits": edits}, inputs, capture=plan, logits=logits, mutable=["intermediates"], **padded
     )
     return Output(out, hidden, dict(sown.get("intermediates", {})), *pooled)
+
+
+def left_pad(
+    sequences: Sequence[Sequence[int] | np.ndarray], pad: int = 0, length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of different lengths as one batch, padded in front.
+
+    Args:
+      sequences: token ids, at least one in each.
+      pad: the id that pads; it makes no difference.
+      length: T; None for that of the longest.
+
+    Returns:
+      int32 [B, T] and bool [B, T], False for padding.
+
+    Raises:
+      ValueError: no sequences; one that is empty or longer than `length`.
+    """
+    longest = max(map(len, sequences), default=0)
+    T = longest if length is None else length
+    if not sequences or longest > T:
+        raise ValueError(f"{len(sequences)} sequences of up to {longest} tokens do not fit a batch of length {T}.")
+    tokens, mask = np.full((len(sequences), T), pad, np.int32), np.zeros((len(sequences), T), bool)
+    for row, ids in enumerate(sequences):
+        if len(ids) == 0:
+            raise ValueError(f"sequence {row} is empty.")
+        tokens[row, T - len(ids) :], mask[row, T - len(ids) :] = ids, True
+    return tokens, mask
+
+
+def own_positions(mask: Any) -> Any:
+    """The position of every token in its own sequence: bool mask [B, T] -> int32 [B, T], -1 for padding."""
+    xp = jnp if isinstance(mask, jax.Array) else np
+    return xp.where(mask, xp.cumsum(mask, axis=1, dtype=np.int32) - 1, np.int32(-1))
+
+
+def longest_sequence(mask: Any, shape: tuple[int, ...]) -> int:
+    """Tokens of the longest sequence (1 where a jax transform hides it); ValueError for a mask not bool of `shape`."""
+    if not isinstance(mask, np.ndarray | jax.Array):
+        mask = np.asarray(mask)
+    if mask.shape != tuple(shape) or mask.dtype != bool:
+        raise ValueError(f"mask is {mask.dtype}{list(mask.shape)}; give bool{list(shape)}, as the tokens.")
+    if isinstance(mask, jax.core.Tracer):
+        return 1
+    lengths = np.asarray(mask).sum(axis=1)
+    if not lengths.all():
+        raise ValueError(f"mask is False in all of sequence {lengths.argmin()}: there is nothing to run.")
+    return int(lengths.max())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,6 +165,7 @@ class Model:
         self,
         inputs: Any,
         *,
+        mask: Any = None,
         capture: Capture | Sequence[Capture] | CapturePlan | None = None,
         edits: Edit | Sequence[Edit] | EditCollection | None = None,
         logits: bool = True,
@@ -116,19 +174,20 @@ class Model:
 
         Args:
           inputs: tokens, int [B, T]; of a vision model images, float32 [B, height, width, 3], from `preprocess`.
+          mask: bool [B, T], False for padding, which may be anywhere (`tokenize_batch` makes one); None for none. Each
+            sequence gives what it gives by itself: positions are its own, and padding holds zeros.
           capture: what to keep of the forward pass.
           edits: interventions, in order; or already compiled.
           logits: whether to compute the logits.
 
         Raises:
           ValueError: tokens that are not int [B, T], empty, longer than the context, or outside the vocabulary; images
-            of the wrong shape or dtype, not finite, or of a size that the model does not take; see `Capture` and `Edit`
-            for theirs. Raised before anything is compiled.
+            of the wrong shape or dtype, not finite, or of a size that the model does not take; a mask of another shape
+            or dtype, or of images; see `Capture` and `Edit` for theirs. Raised before anything is compiled.
         """
-        inputs, logits = self.check_inputs(inputs), yes_or_no("logits", logits)
-        return forward(
-            self.module, self.params, self.compile_edits(edits, inputs), self.compile_captures(capture), inputs, logits
-        )
+        inputs, positions = self.check_inputs(inputs, mask)
+        logits, compiled = yes_or_no("logits", logits), self.compile_edits(edits, inputs, mask)
+        return forward(self.module, self.params, compiled, self.compile_captures(capture), inputs, logits, positions)
 
     def generate(self, tokens: Any, **options: Any) -> Generation:
         """Continues prompts, int [B, T]: see `massive_jax.generate.generate` for the options."""
@@ -155,6 +214,37 @@ class Model:
         if len(lengths) > 1:
             raise ValueError(f"the texts have {lengths} tokens; a batch needs texts of one length.")
         return np.asarray(rows, np.int32)
+
+    def tokenize_batch(self, texts: Sequence[str], bos: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of texts of any lengths, padded in front, and the mask that goes with them.
+
+        Args:
+          texts: one text or more.
+          bos: puts a BOS token in front of each.
+
+        Returns:
+          int32 [B, T] and bool [B, T], False for padding. T is a multiple of 64, or the model's context, so that many
+          batches share few compiled programs.
+
+        Raises:
+          ValueError: as `tokenize`; a text that is longer than the context. The message says which.
+        """
+        context = self.require_language().context_length
+        if not isinstance(texts, str | Sequence) or not texts:
+            raise ValueError(f"there are no texts in {texts!r}; give a list of them.")
+        rows = []
+        for i, text in enumerate([texts] if isinstance(texts, str) else texts):
+            try:
+                rows.append(self.tokenize(text, bos)[0])
+            except ValueError as error:
+                raise ValueError(f"text {i}: {error}") from None
+            if len(rows[i]) > context:
+                raise ValueError(
+                    f"text {i} has {len(rows[i])} tokens, more than the model's context of {context}; shorten it or "
+                    "use windows."
+                )
+        longest = max(map(len, rows))
+        return left_pad(rows, length=min(-(-longest // _PADDED_TO) * _PADDED_TO, context))
 
     def bos_id(self) -> int:
         """Id of the beginning-of-sequence token; ValueError where the tokenizer has none."""
@@ -214,9 +304,14 @@ class Model:
         ids = [int(i) for i in np.asarray(inputs)]
         return [self.tokenizer.token_text(i) if self.tokenizer else str(i) for i in ids]
 
-    def check_inputs(self, inputs: Any) -> Any:
-        """`inputs` as an array that this model can take; see `__call__` for the errors."""
-        return self.check_images(inputs) if isinstance(self.config, VisionConfig) else self.check_tokens(inputs)
+    def check_inputs(self, inputs: Any, mask: Any = None) -> tuple[Any, Any]:
+        """`inputs` as an array that this model can take, and `own_positions`; see `__call__` for the errors."""
+        if isinstance(self.config, VisionConfig):
+            if mask is not None:
+                raise ValueError("a mask is for tokens: images have no padding.")
+            return self.check_images(inputs), None
+        tokens = self.check_tokens(inputs, mask)
+        return tokens, None if mask is None else own_positions(mask)
 
     def check_images(self, images: Any) -> Any:
         """`images` as an array float32 [B, height, width, 3] that this model can take; see `__call__`."""
@@ -243,8 +338,8 @@ class Model:
             raise ValueError("images hold values that are NaN or infinite.")
         return images
 
-    def check_tokens(self, tokens: Any) -> Any:
-        """`tokens` as an array int [B, T] that this model can take; see `__call__` for the errors."""
+    def check_tokens(self, tokens: Any, mask: Any = None) -> Any:
+        """`tokens` as an array int [B, T] that this model can take, 0 at padding; see `__call__` for the errors."""
         config = self.require_language()
         if not isinstance(tokens, jax.core.Tracer):
             tokens = _array("tokens", tokens)
@@ -252,13 +347,16 @@ class Model:
             raise ValueError(f"tokens are {tokens.dtype}{list(tokens.shape)}; give integers [batch, position].")
         if 0 in tokens.shape:
             raise ValueError(f"tokens have shape {list(tokens.shape)}: there is nothing to run.")
-        if tokens.shape[1] > config.context_length:
+        longest = tokens.shape[1] if mask is None else longest_sequence(mask, tokens.shape)
+        if longest > config.context_length:
             raise ValueError(
-                f"{tokens.shape[1]} tokens are more than the model's context of {config.context_length}; "
+                f"{longest} tokens are more than the model's context of {config.context_length}; "
                 "shorten the text or use windows."
             )
-        if isinstance(tokens, jax.core.Tracer):
-            return tokens
+        if isinstance(tokens, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+            return tokens if mask is None else jnp.where(mask, tokens, 0)
+        if mask is not None:
+            tokens = np.where(mask, tokens, 0)  # whatever id pads
         if tokens.min() < 0 or tokens.max() >= config.vocab_size:
             raise ValueError(
                 f"token ids from {tokens.min()} to {tokens.max()} do not fit the vocabulary of "
@@ -266,13 +364,15 @@ class Model:
             )
         return tokens.astype(np.int32)
 
-    def compile_edits(self, edits: Edit | Sequence[Edit] | EditCollection | None, inputs: Any) -> EditCollection:
+    def compile_edits(
+        self, edits: Edit | Sequence[Edit] | EditCollection | None, inputs: Any, mask: Any = None
+    ) -> EditCollection:
         """`edits` as the `edits` collection for `inputs` (see `massive_jax.probe.compile_edits`)."""
         concrete = None if isinstance(inputs, jax.core.Tracer) else inputs
         sizes, absent = self.config.input_sizes(inputs.shape), self.config.absent_sites
         if isinstance(edits, Mapping):
-            return check_edits(edits, sizes, absent)
-        return compile_edits(edits, sizes, concrete, self.rules(), absent, self.config.jnp_dtype)
+            return check_edits(edits, sizes, absent, mask)
+        return compile_edits(edits, sizes, concrete, self.rules(), absent, self.config.jnp_dtype, mask)
 
     def compile_captures(self, capture: Capture | Sequence[Capture] | CapturePlan | None) -> CapturePlan:
         """`capture` as a plan for this model (see `massive_jax.probe.compile_captures`)."""

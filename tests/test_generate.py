@@ -247,7 +247,7 @@ BAD = {
     "top_p 0": {"top_p": 0.0},
     "top_p 1.5": {"top_p": 1.5},
     "mask is float64": {"mask": np.ones((2, PROMPT))},
-    "mask must be False for padding in front": {"mask": np.array([[True] * 4 + [False], [True] * 5])},
+    "mask is False in all of sequence 1": {"mask": np.array([[True] * 5, [False] * 5])},
     r"a cache of 4 tokens must hold the prompt of 5": {"cache": Streaming(1, 3)},
     "within the context of 96": {"cache": Streaming(4, 200)},
     r"max_new_tokens is 2\.5": {"max_new_tokens": 2.5},

@@ -10,7 +10,7 @@ from massive_jax.models.config import (
     RopeConfig,
     TransformerConfig,
 )
-from massive_jax.models.language_model import Head, LanguageModel, empty_cache, head_logits, head_of
+from massive_jax.models.language_model import Head, LanguageModel, empty_cache, head_logits, head_of, last_of
 from massive_jax.models.vision import VisionTransformer
 from massive_jax.models.vision_config import VisionConfig
 
@@ -37,4 +37,5 @@ __all__ = [
     "empty_cache",
     "head_logits",
     "head_of",
+    "last_of",
 ]

@@ -128,16 +128,17 @@ def attend(
     if _fused(cfg, around):
         return _attend_fused(cfg, query, key, value, around, slots)
     visible = visible_keys(cfg, query, around)
-    if around.mask is not None or not cfg.causal:
+    if around.cache_slots is not None or not cfg.causal:
         tokens = _attend_rows(cfg, query, key, value, around.bias, visible)
     else:
         # Some rows at a time, with the keys they may see: of what the mask would hide, the most is never computed.
+        # Tokens are in order, with padding between them or not, so a key that is seen is in a column before.
         T = query.shape[1]
         pieces = max(1, min(_PIECES, T // _ROWS))
         found = []
         for i in range(pieces):
             start, stop = T * i // pieces, T * (i + 1) // pieces
-            first = 0 if cfg.window is None else max(0, start - cfg.window + 1)
+            first = 0 if cfg.window is None or around.mask is not None else max(0, start - cfg.window + 1)
             rows, seen = slice(start, stop), slice(first, stop)
             bias = around.bias
             if bias is not None:

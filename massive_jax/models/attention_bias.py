@@ -33,7 +33,7 @@ class SlotPlaces:
     """What the slots of an attention bias need to know about a layer; all None for slots that stand nowhere.
 
     Attributes:
-      rope: cos and sin of a prefix, each float32 [1, n, P].
+      rope: cos and sin of a prefix, each float32 [1, n, P], or [B, n, P] where they differ by the sequence.
       bias: float32 [B or 1, H, 1, n], added to the logits (ALiBi).
       mask: bool [B, T, n], which query sees which slot; None for all.
       tokens: keys and values of this layer's sink tokens, each [1, n, K, N].
@@ -85,15 +85,18 @@ class AttentionSlots(nn.Module):
         else:
             key = learned("key") if bias.kind in ("kv", "k") else None
             value = learned("value") if bias.kind in ("kv", "v") else None
-        logits = jnp.zeros((B, H, T, n), wide(query.dtype))
+        logits, keys = jnp.zeros((B, H, T, n), wide(query.dtype)), jnp.zeros((1, K, n, N), query.dtype)
         if key is not None:
+            keys = key[None]
             if places.rope is not None:
-                turned = apply_rope(jnp.moveaxis(key, 0, 1)[None], *places.rope, interleaved=cfg.rope.interleaved)
-                key = jnp.moveaxis(turned[0], 0, 1)
+                turned = apply_rope(jnp.moveaxis(keys, 1, 2), *places.rope, interleaved=cfg.rope.interleaved)
+                keys = jnp.moveaxis(turned, 1, 2)
             grouped = query.reshape(B, T, K, H // K, N)
-            logits = jnp.einsum("BTKGN,KnN->BKGTn", grouped, key, preferred_element_type=logits.dtype)
+            own = "BKnN" if len(keys) > 1 else "KnN"
+            logits = jnp.einsum(
+                f"BTKGN,{own}->BKGTn", grouped, keys if len(keys) > 1 else keys[0], preferred_element_type=logits.dtype
+            )
             logits = logits.reshape(B, H, T, n) * cfg.scale
-        keys = jnp.zeros((K, n, N), query.dtype) if key is None else key
         if cfg.attention_softcap is not None:
             logits = cfg.attention_softcap * jnp.tanh(logits / cfg.attention_softcap)
         if bias.kind == "sink" or bias.offset:
@@ -104,7 +107,7 @@ class AttentionSlots(nn.Module):
         if places.mask is not None:
             logits = jnp.where(places.mask[:, None], logits, jnp.finfo(jnp.float32).min)
         plain = bias.kind != "sink" and not bias.offset and places.bias is None and places.mask is None
-        return Slots(logits, value, keys if plain else None)
+        return Slots(logits, value, keys[0] if plain and len(keys) == 1 else None)
 
 
 class OutputGate(nn.Module):

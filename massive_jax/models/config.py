@@ -460,6 +460,13 @@ class TransformerConfig(BlockConfig):
         placed = bias is not None and (bias.prefix or (bias.kind == "sink_token" and self.position != "learned"))
         return self.num_slots if placed else 0
 
+    def scaled_at(self, length: int) -> bool:
+        """Whether the rotary embedding of a sequence of `length` tokens is another one than of a shorter one."""
+        return any(
+            rope.kind == "dynamic" and length + self.prefix_length > (rope.original_max_position or 1)
+            for rope in (self._ropes() if self.position == "rope" else ())
+        )
+
     @property
     def absent_sites(self) -> frozenset[str]:
         """Sites that a model of this config does not have."""

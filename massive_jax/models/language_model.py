@@ -20,7 +20,7 @@ from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
 from massive_jax.models.positions import alibi_bias, rope_tables
 from massive_jax.models.stack import LayerKinds, outer_tap, run_blocks, sow
-from massive_jax.probe import CapturePlan
+from massive_jax.probe import UNPADDED, CapturePlan, Coordinates
 
 
 class LanguageModel(nn.Module):
@@ -55,15 +55,17 @@ class LanguageModel(nn.Module):
 
         Args:
           tokens: int [B, T].
-          positions: int [B, T], with a cache: the place of each token in its sequence, ascending; -1 for padding.
+          positions: int [B, T]: the place of each token in its sequence, ascending; -1 for padding, which may be
+            anywhere. None for 0 to T - 1.
           slots: int [B, T]: where in the cache each token goes, out of range for nowhere. The cache is the collection
             `cache`, which must be mutable; `massive_jax.models.empty_cache` makes one.
           capture: what to sow, when `intermediates` is mutable; None for top-3 and median of every `block_out`.
           logits: whether to compute the logits (static).
-          last_only: computes the logits of the last token only (static); a capture or edit of them needs all.
+          last_only: computes the logits of each sequence's last token only (static); a capture or edit of them needs
+            all.
 
         Returns:
-          logits [B, T, V] float32 (None unless asked for) and the output of the final norm [B, T, D].
+          logits [B, T, V] float32 (None unless asked for) and the output of the final norm [B, T, D]; zeros at padding.
         """
         with product_precision(self.config.dtype):
             return self._run(tokens, positions, slots, capture, logits, last_only)
@@ -80,7 +82,7 @@ class LanguageModel(nn.Module):
         cfg = self.config
         B, T = tokens.shape
         places = self._places(B, T, positions, slots)
-        tap = outer_tap(self, cfg, plan, places.shift)
+        tap = outer_tap(self, cfg, plan, places.coordinates(cfg.num_slots))
 
         embedding, x = self._embed(tokens, places.queries)
         x = tap("embed", x)
@@ -94,8 +96,10 @@ class LanguageModel(nn.Module):
         head = self._head(embedding)
         out = None
         if want_logits or tap.wants("logits"):
-            seen = x[:, -1:] if last_only and not tap.wants("logits") else x
-            out = tap("logits", head_logits(cfg, seen, head))
+            if last_only and not tap.wants("logits"):
+                out = head_logits(cfg, last_of(x, positions), head)
+            else:
+                out = tap("logits", head_logits(cfg, x, head))
         sow(self, tap, results)
         return out, x
 
@@ -121,9 +125,13 @@ class LanguageModel(nn.Module):
 
     def _places(self, B: int, T: int, positions: jax.Array | None, slots: jax.Array | None) -> _Places:
         """Where the tokens of this call and those of the cache stand in their sequences."""
-        if slots is None or positions is None:
-            here = jnp.broadcast_to(jnp.arange(T) + self.config.prefix_length, (B, T))
-            return _Places(here, here, None, None, 0)
+        first = self.config.prefix_length
+        if positions is None:
+            here = jnp.broadcast_to(jnp.arange(T) + first, (B, T))
+            return _Places(here, here)
+        if slots is None:
+            here = jnp.maximum(positions, 0) + first
+            return _Places(here, here, positions, positions)
         stored = self.variable("cache", "positions", lambda: jnp.full((B, T), -1, jnp.int32))
         rows = jnp.arange(B)[:, None]
         stored.value = stored.value.at[rows, slots].set(positions, mode="drop")
@@ -131,11 +139,9 @@ class LanguageModel(nn.Module):
         # A token's position is its place among the tokens that are still in the cache; it is the one it came with until
         # something is evicted.
         order = jnp.argsort(jnp.where(taken, stored.value, jnp.iinfo(jnp.int32).max), axis=1, stable=True)
-        keys = jnp.argsort(order, axis=1) + self.config.prefix_length
+        keys = jnp.argsort(order, axis=1) + first
         queries = jnp.take_along_axis(keys, slots, axis=1, mode="clip")
-        # Sequences end in the same column, so an edit's position is that many columns further right.
-        shift = T - 1 - positions[:, -1]
-        return _Places(queries, jnp.where(taken, keys, 0), taken, slots, shift)
+        return _Places(queries, jnp.where(taken, keys, 0), positions, stored.value, slots)
 
     def _surroundings(self, places: _Places, with_slots: bool = True) -> LayerKinds:
         """What attention sees in a layer, and in a windowed one where only some are (None where all are alike)."""
@@ -154,10 +160,11 @@ class LanguageModel(nn.Module):
             tables = key_tables = slot_tables = None
             if cfg.position == "rope":
                 length = S + before.size
-                tables = key_tables = rope_tables(rope, cfg.head_dim, places.queries, length)
+                lengths = None if places.own_keys is None else places.num_keys + before.size
+                tables = key_tables = rope_tables(rope, cfg.head_dim, places.queries, length, lengths)
                 if places.slots is not None:
-                    key_tables = rope_tables(rope, cfg.head_dim, places.keys, length)
-                slot_tables = rope_tables(rope, cfg.head_dim, before, length)
+                    key_tables = rope_tables(rope, cfg.head_dim, places.keys, length, lengths)
+                slot_tables = rope_tables(rope, cfg.head_dim, before, length, lengths)
             slot_places = None
             if n and with_slots:
                 slot_places = SlotPlaces()
@@ -169,7 +176,7 @@ class LanguageModel(nn.Module):
 
         local_rope = cfg.local_rope or cfg.rope
         if cfg.window_layers is None:
-            mask = None if places.slots is None else places.mask(cfg.window)
+            mask = None if places.own_keys is None else places.mask(cfg.window)
             return around(cfg.rope if cfg.window is None else local_rope, mask, cfg.window), None
         return around(cfg.rope, places.mask(None), None), around(local_rope, places.mask(cfg.window), cfg.window)
 
@@ -180,7 +187,7 @@ class LanguageModel(nn.Module):
             return None, None
         shape = (cfg.num_slots, cfg.hidden_size)
         sink = self.param("sink_token", nn.initializers.normal(0.02), shape, jnp.float32).astype(cfg.jnp_dtype)[None]
-        places = _Places(jnp.arange(cfg.num_slots)[None], jnp.arange(cfg.num_slots)[None], None, None, 0)
+        places = _Places(jnp.arange(cfg.num_slots)[None], jnp.arange(cfg.num_slots)[None])
         return sink, self._surroundings(places, with_slots=False)
 
     def _head(self, embedding: jax.Array) -> Head:
@@ -199,26 +206,49 @@ class _Places:
     """Where tokens stand in their sequences.
 
     Attributes:
-      queries: int [B, T], positions of the tokens of this call.
+      queries: int [B, T], positions of the tokens of this call for the model: counted from the end of a prefix, and
+        among the tokens that are still there; any for padding.
       keys: int [B, S], of the tokens that are attended to: those of the cache, or of this call.
-      taken: bool [B, S], which places of the cache hold a token; None without one.
+      own_queries: int [B, T], positions of this call's tokens in their own sequences, -1 for padding; None without
+        padding or a cache.
+      own_keys: int [B, S], of those that are attended to, -1 also for a place in the cache that is empty; likewise.
       slots: int [B, T], see `LanguageModel.__call__`; None without a cache.
-      shift: what to add to a position to get its column in this call.
     """
 
     queries: jax.Array
     keys: jax.Array
-    taken: jax.Array | None
-    slots: jax.Array | None
-    shift: jax.Array | int
+    own_queries: jax.Array | None = None
+    own_keys: jax.Array | None = None
+    slots: jax.Array | None = None
+
+    @property
+    def num_keys(self) -> jax.Array:
+        """How many tokens of each sequence are attended to: int [B]."""
+        assert self.own_keys is not None
+        return jnp.sum(self.own_keys >= 0, axis=1)
+
+    def coordinates(self, num_slots: int) -> Coordinates:
+        """For the tap: the slots of an attention bias come after a sequence's own tokens."""
+        if self.own_queries is None or self.own_keys is None:
+            return UNPADDED
+        behind = jnp.max(self.own_keys, axis=1, keepdims=True) + 1 + jnp.arange(num_slots)
+        return Coordinates({"T": self.own_queries, "S": jnp.concatenate([self.own_keys, behind], axis=1)})
 
     def mask(self, window: int | None) -> jax.Array:
         """Bool [B or 1, T, S]: which query sees which key."""
-        if self.taken is None:
+        if self.own_keys is None:
             return causal_mask(self.queries.shape[1], window)[None]
         distance = self.queries[:, :, None] - self.keys[:, None, :]
-        seen = (distance >= 0) & self.taken[:, None, :]
+        seen = (distance >= 0) & (self.own_keys >= 0)[:, None, :]
         return seen if window is None else seen & (distance < window)
+
+
+def last_of(x: jax.Array, positions: jax.Array | None) -> jax.Array:
+    """The row of each sequence's last token, by int positions [B, T] (-1 for padding): [B, T, …] -> [B, 1, …]."""
+    if positions is None:
+        return x[:, -1:]
+    last = jnp.argmax(positions, axis=1)
+    return jnp.take_along_axis(x, last.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)
 
 
 def empty_cache(config: TransformerConfig, batch: int, size: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +25,7 @@ def rope_frequencies(rope: RopeConfig, rotary_dim: int, seq_len: int) -> tuple[n
       float32 [rotary_dim / 2] in radians a token, and the attention factor (1 but for yarn).
     """
     exponent = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
-    theta = rope.theta
-    if rope.kind == "dynamic":
-        original = rope.original_max_position or 1
-        stretch = rope.factor * max(seq_len, original) / original - (rope.factor - 1)
-        theta *= stretch ** (rotary_dim / (rotary_dim - 2))
+    theta = _dynamic_theta(rope, rotary_dim, seq_len) if rope.kind == "dynamic" else rope.theta
     frequencies = (1.0 / np.power(np.float32(theta), exponent, dtype=np.float32)).astype(np.float32)
     if rope.kind == "linear":
         return frequencies / np.float32(rope.factor), 1.0
@@ -41,19 +38,29 @@ def rope_frequencies(rope: RopeConfig, rotary_dim: int, seq_len: int) -> tuple[n
     return frequencies, 1.0
 
 
-def rope_tables(rope: RopeConfig, head_dim: int, positions: jax.Array, seq_len: int) -> tuple[jax.Array, jax.Array]:
+def rope_tables(
+    rope: RopeConfig, head_dim: int, positions: jax.Array, seq_len: int, lengths: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Cos and sin of every position and pair of dims.
 
     Args:
       rope: settings.
       head_dim: N.
       positions: int [B, T].
-      seq_len: for dynamic scaling.
+      seq_len: for dynamic scaling, the number of positions of a sequence, or the most there may be.
+      lengths: how many each sequence has, int32 [B], where they differ; None for `seq_len`.
 
     Returns:
       Two float32 [B, T, rotary_dim / 2].
     """
-    frequencies, attention_factor = rope_frequencies(rope, rope.rotary_dim or head_dim, seq_len)
+    rotary_dim = rope.rotary_dim or head_dim
+    frequencies: Any
+    frequencies, attention_factor = rope_frequencies(rope, rotary_dim, seq_len)
+    if rope.kind == "dynamic" and lengths is not None:
+        # By length, from the longest that is not scaled on: worked out here, to be what a sequence has by itself.
+        shortest = min(rope.original_max_position or 1, seq_len)
+        table = np.stack([rope_frequencies(rope, rotary_dim, n)[0] for n in range(shortest, seq_len + 1)])
+        frequencies = jnp.asarray(table)[jnp.clip(lengths - shortest, 0, len(table) - 1)][:, None]
     angles = positions.astype(jnp.float32)[..., None] * frequencies
     return jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
 
@@ -141,6 +148,13 @@ def alibi_bias(alibi: AlibiConfig, num_heads: int, positions: jax.Array) -> jax.
     positions = positions - (jnp.max(positions, axis=1, keepdims=True) if alibi.from_last else 0)
     slopes = jnp.asarray(alibi_slopes(alibi, num_heads))
     return rounded(rounded(slopes)[:, None, None] * rounded(positions.astype(jnp.float32))[:, None, None, :])
+
+
+def _dynamic_theta(rope: RopeConfig, rotary_dim: int, seq_len: int) -> float:
+    """The base of dynamic NTK scaling for a sequence of `seq_len` positions, as Hugging Face has it."""
+    original = rope.original_max_position or 1
+    stretch = rope.factor * max(seq_len, original) / original - (rope.factor - 1)
+    return rope.theta * stretch ** (rotary_dim / (rotary_dim - 2))
 
 
 def _llama3(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:

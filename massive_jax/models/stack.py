@@ -16,7 +16,17 @@ import jax.numpy as jnp
 from massive_jax.models.attention import Surroundings
 from massive_jax.models.block import Block
 from massive_jax.models.config import BlockConfig
-from massive_jax.probe import ALL_SITES, Capture, CapturePlan, Tap, compile_captures, empty_results, present
+from massive_jax.probe import (
+    ALL_SITES,
+    UNPADDED,
+    Capture,
+    CapturePlan,
+    Coordinates,
+    Tap,
+    compile_captures,
+    empty_results,
+    present,
+)
 
 # What attention sees in a layer, and in a windowed one where only some layers are; None where all are alike.
 LayerKinds: TypeAlias = tuple[Surroundings, Surroundings | None]
@@ -36,14 +46,16 @@ _FIRST_SLOT = {"key": 0, "value": 0}
 DEFAULT_CAPTURE = Capture("block_out", top_k=3, median=True)
 
 
-def outer_tap(module: nn.Module, config: BlockConfig, plan: CapturePlan | None, shift: jax.Array | int = 0) -> Tap:
+def outer_tap(
+    module: nn.Module, config: BlockConfig, plan: CapturePlan | None, coordinates: Coordinates = UNPADDED
+) -> Tap:
     """The tap for the sites around the blocks, with the module's collection `edits`.
 
     Args:
       module: the model, in its `__call__`.
       config: of the model.
       plan: what to sow; nothing unless `intermediates` is mutable, and `DEFAULT_CAPTURE` for None.
-      shift: see `Tap`.
+      coordinates: see `Tap`.
     """
     if not module.is_mutable_collection("intermediates") or module.is_initializing():
         plan = CapturePlan()
@@ -52,7 +64,7 @@ def outer_tap(module: nn.Module, config: BlockConfig, plan: CapturePlan | None, 
     edits: dict[str, Any] = {
         site: module.get_variable("edits", site) for site in ALL_SITES if module.has_variable("edits", site)
     }
-    return Tap(edits, plan, shift=shift)
+    return Tap(edits, plan, coordinates=coordinates)
 
 
 def run_blocks(
@@ -84,7 +96,7 @@ def run_blocks(
     Returns:
       The output of block L [B, T, D], and what was captured in the blocks, for `sow`.
     """
-    edits, plan, shift = tap.all_edits, tap.plan, tap.shift
+    edits, plan, coordinates = tap.all_edits, tap.plan, tap.coordinates
     flags = jnp.asarray(tuple(windowed or (False,) * config.num_layers))
     layers = (jnp.arange(1, config.num_layers + 1), flags, dict(plan.slots))
     nothing_kept = empty_results(_KEYS_AND_VALUES, config.sizes(1, config.num_slots), config.jnp_dtype)
@@ -99,7 +111,7 @@ def run_blocks(
             sink = block(sink, _of_layer(config, alone, number, windowed), kept)
             tokens = (kept.results["key"].tensor[0], kept.results["value"].tensor[0])
             around = dataclasses.replace(around, slot_places=dataclasses.replace(around.slot_places, tokens=tokens))
-        tap = Tap(edits, plan, number, slots, results, shift=shift)
+        tap = Tap(edits, plan, number, slots, results, coordinates)
         x = block(x, around, tap)
         return (x, sink, tap.results), None
 

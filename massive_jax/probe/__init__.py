@@ -2,7 +2,9 @@
 
 from massive_jax.probe.capture import Capture, CapturePlan, compile_captures
 from massive_jax.probe.compiled import check_edits, check_plan
-from massive_jax.probe.edit import OPS, RULES, Edit, EditCollection, EditRows, as_edits, compile_edits, stack_edits
+from massive_jax.probe.coordinates import UNPADDED, Coordinates
+from massive_jax.probe.edit import RULES, Edit, EditCollection, EditRows, as_edits, compile_edits, stack_edits
+from massive_jax.probe.operations import OPERATIONS, OPS
 from massive_jax.probe.reduce import Stats
 from massive_jax.probe.sites import ALL_SITES, ATTENTION_SITES, EXPERT_SITES, SITES, VISION_SITES, Site
 from massive_jax.probe.tap import Tap, empty_results, present
@@ -11,12 +13,15 @@ __all__ = [
     "ALL_SITES",
     "ATTENTION_SITES",
     "EXPERT_SITES",
+    "OPERATIONS",
     "OPS",
     "RULES",
     "SITES",
+    "UNPADDED",
     "VISION_SITES",
     "Capture",
     "CapturePlan",
+    "Coordinates",
     "Edit",
     "EditCollection",
     "EditRows",

@@ -15,19 +15,23 @@ import numpy as np
 
 from massive_jax.arguments import shown
 from massive_jax.probe.capture import CapturePlan, SiteSpec
-from massive_jax.probe.edit import ALL_LAYERS, NO_LAYER, OPS, EditCollection, EditRows
+from massive_jax.probe.edit import ALL_LAYERS, NO_LAYER, EditCollection, EditRows
+from massive_jax.probe.operations import OPS
 from massive_jax.probe.sites import Site, find_site
 
 _AGAIN = "compile the edits again, for this model and these inputs"
 
 
-def check_edits(edits: EditCollection, sizes: Mapping[str, int], absent: Collection[str] = ()) -> EditCollection:
+def check_edits(
+    edits: EditCollection, sizes: Mapping[str, int], absent: Collection[str] = (), mask: np.ndarray | None = None
+) -> EditCollection:
     """Gives compiled edits back where they fit.
 
     Args:
       edits: site -> rows, as `compile_edits` gives.
       sizes: as for `compile_edits`.
       absent: sites that the model does not have.
+      mask: bool [B, T], False for padding; None for none.
 
     Raises:
       ValueError: a site that the model does not have; something else than rows; rows of other shapes, or with a layer
@@ -42,7 +46,7 @@ def check_edits(edits: EditCollection, sizes: Mapping[str, int], absent: Collect
         if name in absent or 0 in site.shape(sizes):
             problems.append(f"this model has no site {name}")
             continue
-        problems += [f"{name}: {problem}" for row in rows for problem in _problems(site, row, sizes)]
+        problems += [f"{name}: {problem}" for row in rows for problem in _problems(site, row, sizes, mask)]
     if problems:
         raise ValueError("\n".join(f"compiled edits: {problem}; {_AGAIN}." for problem in problems))
     return edits
@@ -65,9 +69,9 @@ def check_plan(plan: CapturePlan, num_layers: int, absent: Collection[str] = ())
     return plan
 
 
-def _problems(site: Site, rows: EditRows, sizes: Mapping[str, int]) -> Iterator[str]:
+def _problems(site: Site, rows: EditRows, sizes: Mapping[str, int], mask: np.ndarray | None) -> Iterator[str]:
     """What is wrong with the rows of a site, in words."""
-    last, time = site.axes[-1], site.axis_of("position")
+    last, by_sequence = site.axes[-1], {site.axis_of("position"), site.axis_of("key")}
     K = np.shape(rows.layer)[:1]
     unknown = [axis for axis in rows.index if axis not in site.axes[1:]]
     if unknown:
@@ -78,7 +82,7 @@ def _problems(site: Site, rows: EditRows, sizes: Mapping[str, int]) -> Iterator[
         "op": (rows.op, K),
         "seed": (rows.seed, K),
         "value": (rows.value, K if last in rows.index else (*K, sizes[last])),
-        **{f"index {axis}": (i, (*K, sizes["B"]) if axis == time else K) for axis, i in rows.index.items()},
+        **{f"index {axis}": (i, (*K, sizes["B"]) if axis in by_sequence else K) for axis, i in rows.index.items()},
     }
     wrong = [name for name, (array, shape) in expected.items() if not K or np.shape(array) != shape]
     if wrong:
@@ -89,7 +93,11 @@ def _problems(site: Site, rows: EditRows, sizes: Mapping[str, int]) -> Iterator[
     yield from _outside("layer", rows.layer, live, layers)
     yield from _outside("op", rows.op, live, range(len(OPS)))
     for axis, index in rows.index.items():
-        yield from _outside(f"index {axis}", index, live, range(-1 if axis == time else 0, sizes[axis]))
+        yield from _outside(f"index {axis}", index, live, range(-1 if axis in by_sequence else 0, sizes[axis]))
+        if axis in by_sequence and mask is not None and live is not None and not (_traced(index) or _traced(mask)):
+            padding = sizes["T"] - np.asarray(mask).sum(axis=1)
+            if (np.asarray(index)[live] >= sizes[axis] - padding).any():
+                yield f"index {axis} is beyond the end of a sequence"
 
 
 def _outside(name: str, array: Any, live: np.ndarray | None, allowed: Collection[int]) -> Iterator[str]:

@@ -9,7 +9,9 @@ Axis letters: see `massive_jax.probe.sites`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -20,15 +22,19 @@ from jax import lax
 
 from massive_jax.arguments import is_index, seed_number, several, shown
 from massive_jax.dtypes import wide
+from massive_jax.probe.coordinates import UNPADDED, Coordinates
+from massive_jax.probe.operations import OPERATIONS, OPS, Selection
 from massive_jax.probe.sites import ALL_SITES, AXIS_NAMES, WIDE_SITES, Site, check_layers, find_site
 
-OPS = ("set", "scale", "add", "noise", "shuffle", "quantize", "move")
 NO_LAYER = -1  # the layer of a padding row: matches none
 ALL_LAYERS = -2  # matches every layer
 _MIN_ROWS = 4
 
 PositionRule: TypeAlias = Callable[[np.ndarray], np.ndarray]
-"""Works out a position for every sequence: int tokens [B, T] -> int [B], -1 for none."""
+"""Works out a position for every sequence: int tokens [B, T] -> int [B], -1 for none.
+
+Where a batch is padded, it is asked for one sequence at a time, [1, T] of its own tokens.
+"""
 
 RULES: Mapping[str, PositionRule] = {
     "first": lambda tokens: np.zeros(len(tokens), np.int32),
@@ -43,18 +49,21 @@ class Edit:
     Attributes:
       site: where (see `massive_jax.probe.sites.ALL_SITES`).
       layer: 1-based, or "all"; None (or 0) for the sites that are not in a block: embed, final_norm, logits.
-      position: token position(s) to edit: None for all, an int, an int array [B] (one a sequence, -1 for none), a
-        rule's name ("first", "last"; language models also know "first_delimiter") or a function tokens [B, T] -> [B].
+      position: token position(s) to edit, in a sequence's own tokens: None for all, an int (negative from the end), an
+        int array [B] (one a sequence, -1 for none), a rule's name ("first", "last"; language models also know
+        "first_delimiter") or a function tokens [B, T] -> [B].
       dim: index along the last axis (width, head width, MLP width or vocabulary); None for all.
-      op: "set" (x ← value), "scale" (x ← value·x), "add" (x ← x + value), "noise" (x ← x + value·N(0, 1)), "shuffle"
-        (x ← the same dims at another position, by a random cyclic permutation of the positions), "quantize" (x ← the
-        nearest of 2^value - 1 evenly spaced numbers from -max|x| to max|x|, with one max for what is edited of a
-        sequence: absmax quantisation with a scale per tensor) or "move" (position `value` takes the largest of the
-        other positions' x, which become 0; for one dim, without a position).
+      op: "set" (x ← value), "scale" (x ← value·x), "add" (x ← x + value), "noise" (x ← x + value·N(0, 1), the same
+        numbers at the same position of every sequence), "shuffle" (x ← the same dims at another position, by a random
+        cyclic permutation of the positions), "quantize" (x ← the nearest of 2^value - 1 evenly spaced numbers from
+        -max|x| to max|x|, with one max for what is edited of a sequence: absmax quantisation with a scale per tensor)
+        or "move" (position `value` takes the largest of the other positions' x, which become 0; for one dim, without a
+        position).
       value: a number, or with dim=None an array with one value a dim. Noise: the standard deviation. Quantize: the
-        number of bits, from 2 to 16. Move: the position that it moves to. Unused by shuffle.
+        number of bits, from 2 to 16. Move: the position that it moves to (negative from the end). Unused by shuffle.
       head: head index for the sites that have heads; None for all.
-      key: key position for attn_logits and attn_probs; None for all.
+      key: key position for attn_logits and attn_probs (negative from the end); None for all. After a sequence's tokens
+        come the slots of an attention bias.
       seed: seed of noise and shuffle.
     """
 
@@ -76,7 +85,7 @@ class EditRows:
 
     Attributes:
       layer: int32 [K], 1-based, 0 for a site outside the blocks, -2 for all layers.
-      index: axis letter -> int32 indices: [K, B] for the position (-1 for none), [K] for the others. An axis that
+      index: axis letter -> int32 indices: [K, B] for position and key (-1 for none), [K] for the others. An axis that
         is absent is edited whole.
       op: int32 [K], an index into `OPS`.
       value: float32 [K], or [K, size of the last axis] where that axis is edited whole.
@@ -100,6 +109,8 @@ def compile_edits(
     rules: Mapping[str, PositionRule] = RULES,
     absent: Collection[str] = (),
     dtype: Any = np.float32,
+    mask: np.ndarray | None = None,
+    new_tokens: int = 0,
 ) -> dict[str, tuple[EditRows, ...]]:
     """Checks `edits` and packs them into the `edits` collection.
 
@@ -110,18 +121,22 @@ def compile_edits(
       rules: named position rules.
       absent: sites that the model does not have.
       dtype: of the model's activations, which a value that is set has to fit.
+      mask: bool [B, T], False for padding; None for none.
+      new_tokens: how many of the T positions in `sizes` are generated after those of `tokens`, one at a time.
 
     Raises:
       ValueError: something else than an `Edit` among them; unknown or absent site, unknown op or rule; layer, position,
         head, key or dim out of range; an index the site has no axis for; a value of the wrong shape, or too large; a
-        seed out of range. Everything wrong with every edit is in the one message.
+        seed out of range; while generating, an operation that needs the whole sequence. Everything wrong with every
+        edit is in the one message.
     """
+    sequences = _Sequences(tokens, mask, new_tokens)
     problems, packed = [], []
     for number, edit in enumerate(as_edits(edits)):
         try:
             if find_site(edit.site).name in absent:
                 raise ValueError(f"this model has no site {edit.site}")
-            packed.append(_pack(edit, sizes, tokens, rules, dtype))
+            packed.append(_pack(edit, sizes, sequences, rules, dtype))
         except ValueError as error:
             problems.append(f"edit {number} ({_describe(edit)}): {error}")
     if problems:
@@ -161,69 +176,45 @@ def stack_edits(collections: Sequence[EditCollection]) -> EditCollection:
 
 
 def apply_edits(
-    x: jax.Array, rows: EditRows, site: Site, layer: jax.Array | int, shift: jax.Array | int = 0
+    x: jax.Array,
+    rows: EditRows,
+    site: Site,
+    layer: jax.Array | int,
+    coordinates: Coordinates = UNPADDED,
 ) -> jax.Array:
     """Applies to `x`, the tensor of `site` at `layer`, those of the K edits in `rows` that are meant for it.
 
     A row is a gather of the elements it names and a scatter back, so its cost does not grow with the tensor. Rows of
-    other layers, padding and out-of-range positions are dropped by the scatter. `shift`, an int or [B], is added to
-    positions (see `Tap`).
+    other layers, positions that are not there and padding rows are dropped by the scatter. What an edit of all
+    positions writes to padding is for the caller to hide.
     """
-    B, time = x.shape[0], site.axis_of("position")
+    B = x.shape[0]
 
     def one(x: jax.Array, numbered: tuple[jax.Array, EditRows]) -> tuple[jax.Array, None]:
         number, row = numbered
         index: list[Any] = [jnp.arange(B)]
         active = jnp.broadcast_to((row.layer == layer) | (row.layer == ALL_LAYERS), (B,))
+        positions, whole = {}, site.axes[0]
         for axis, size in zip(site.axes[1:], x.shape[1:], strict=True):
-            if axis in row.index:
-                i = jnp.broadcast_to(row.index[axis], (B,))
-                if axis == time:
-                    i = jnp.where(i >= 0, i + shift, -1)
-                active &= (i >= 0) & (i < size)  # a negative index would wrap round
-                index.append(i)
-            else:
+            if axis not in row.index:
                 index.append(slice(None))
+                whole += axis
+                continue
+            i = jnp.broadcast_to(row.index[axis], (B,))
+            if AXIS_NAMES[axis] in ("position", "key"):
+                positions[axis] = i
+            i, inside = coordinates.columns(axis, size, i)
+            active &= inside
+            index.append(i)
         index[0] = jnp.where(active, index[0], B)  # one past the end: dropped
         at = x.at[tuple(index)]
         old = at.get(mode="fill", fill_value=0).astype(wide(x.dtype))
         value = jnp.broadcast_to(row.value, old.shape).astype(old.dtype)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(row.seed), layer), number)
-
-        def shuffled() -> jax.Array:
-            t = site.axes.index(time or "")
-            # One random cycle through all positions: a permutation that leaves no token its own values.
-            order = jax.random.permutation(key, x.shape[t])
-            source = jnp.zeros_like(order).at[order].set(jnp.roll(order, -1))
-            moved, other = list(index), x
-            if time in row.index:
-                moved[t] = source.at[index[t]].get(mode="clip")
-            else:
-                other = jnp.take(x, source, axis=t)
-            return other.at[tuple(moved)].get(mode="fill", fill_value=0).astype(old.dtype)
-
-        def quantized() -> jax.Array:
-            largest = jnp.max(jnp.abs(old), axis=tuple(range(1, old.ndim)), keepdims=True)
-            step = jnp.maximum(largest / (2.0 ** (value - 1) - 1), jnp.finfo(jnp.float32).tiny)
-            return jnp.round(old / step) * step
-
-        def moved_to_one() -> jax.Array:
-            # Only for rows whose positions are the last axis here: `_pack` sees to it.
-            target = jnp.arange(old.shape[-1]) == value
-            largest = jnp.max(jnp.where(target, -jnp.inf, old), axis=-1, keepdims=True)
-            return jnp.where(target, largest, 0.0)
-
+        found = Selection(x, tuple(index), positions, whole, old, value, key, site, coordinates)
         new = lax.switch(
             jnp.where(jnp.any(active), row.op, 0),
-            (
-                lambda: value,
-                lambda: value * old,
-                lambda: old + value,
-                lambda: old + value * jax.random.normal(key, old.shape, old.dtype),
-                shuffled,
-                quantized,
-                moved_to_one,
-            ),
+            [functools.partial(operation.apply, found) for operation in OPERATIONS.values()],
         )
         return at.set(new.astype(x.dtype), mode="drop"), None
 
@@ -231,8 +222,40 @@ def apply_edits(
     return lax.scan(one, x, (numbers, rows))[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Sequences:
+    """What is known of the sequences on the host: see `compile_edits`."""
+
+    tokens: np.ndarray | None
+    mask: np.ndarray | None
+    new_tokens: int
+
+    @property
+    def known(self) -> bool:
+        """Whether their lengths are: not under a jax transform of the mask."""
+        return not isinstance(self.mask, jax.core.Tracer)
+
+    def lengths(self, B: int, T: int) -> np.ndarray:
+        """Tokens of each sequence, those to be generated too: int [B], for T positions of a batch without padding."""
+        if self.mask is None or not self.known:
+            return np.full(B, T)
+        return np.asarray(self.mask).sum(axis=1) + self.new_tokens
+
+    def ask(self, rule: PositionRule, name: object) -> np.ndarray:
+        """A rule's positions, int [B], each of a sequence's own tokens."""
+        if self.tokens is None:
+            raise ValueError(f"position rule {name!r} needs the tokens; it cannot be worked out under a jax transform.")
+        tokens = np.asarray(self.tokens)
+        if self.mask is None or np.all(self.mask):
+            return np.asarray(rule(tokens))
+        found = [np.asarray(rule(row[own][None])) for row, own in zip(tokens, self.mask, strict=True)]
+        if any(f.shape != (1,) for f in found):
+            raise ValueError(f"position rule {name!r} gives {found[0].shape} for one sequence; expected int [1].")
+        return np.concatenate(found)
+
+
 def _pack(
-    edit: Edit, sizes: Mapping[str, int], tokens: np.ndarray | None, rules: Mapping[str, PositionRule], dtype: Any
+    edit: Edit, sizes: Mapping[str, int], sequences: _Sequences, rules: Mapping[str, PositionRule], dtype: Any
 ) -> tuple[Site, EditRows]:
     """One checked edit as a row without the K axis."""
     site = find_site(edit.site)
@@ -261,7 +284,12 @@ def _pack(
         if axis is None:
             raise ValueError(f"{site.name} has axes {site.axes} and no {name}: leave it out (given {shown(given)}).")
         if name == "position":
-            index[axis] = _positions(given, sizes["B"], sizes[axis], tokens, rules)
+            index[axis] = _positions(given, sizes["B"], sequences.lengths(sizes["B"], sizes[axis]), sequences, rules)
+        elif name == "key":
+            slots = sizes[axis] - sizes["T"]
+            index[axis] = _from_the_end(
+                given, sequences, sequences.lengths(sizes["B"], sizes["T"]) + slots, "key", f"{site.name} has key"
+            )
         elif not is_index(given) or not 0 <= given < sizes[axis]:
             raise ValueError(f"{name} {shown(given)} is out of range; {site.name} has {name} 0 to {sizes[axis] - 1}.")
         else:
@@ -286,8 +314,15 @@ def _pack(
         positions = site.axis_of("position")
         if positions is None or {*index, positions} != set(site.axes[1:]) or positions in index:
             raise ValueError(f"move takes one dim (and head) of all positions of {site.name}, which has {site.axes}.")
-        if not is_index(edit.value) or not 0 <= value < sizes[positions] or sizes[positions] < 2:
-            raise ValueError(f"move to position {shown(edit.value)}: there are positions 0 to {sizes[positions] - 1}.")
+        lengths = sequences.lengths(sizes["B"], sizes[positions])
+        if lengths.min() < 2:
+            raise ValueError(f"move in a sequence of {lengths.min()} token: there is no other position.")
+        _from_the_end(edit.value, sequences, lengths, "move to position")
+    if sequences.new_tokens and OPERATIONS[edit.op].whole_sequence:
+        raise ValueError(
+            f"{edit.op} looks at all tokens of a sequence, which are not there while generating; edit with it in "
+            "model(…), or take set, scale, add or noise."
+        )
     op = np.int32(OPS.index(edit.op))
     return site, EditRows(np.int32(layer), index, op, value, np.uint32(seed_number(edit.seed)))
 
@@ -308,29 +343,47 @@ def _value(edit: Edit, dtype: Any) -> np.ndarray:
     return value
 
 
-def _positions(given: Any, B: int, T: int, tokens: np.ndarray | None, rules: Mapping[str, PositionRule]) -> np.ndarray:
+def _positions(
+    given: Any, B: int, lengths: np.ndarray, sequences: _Sequences, rules: Mapping[str, PositionRule]
+) -> np.ndarray:
     """Positions for every sequence, int32 [B], from any of the forms `Edit.position` takes."""
     if isinstance(given, str) and given not in rules:
         raise ValueError(f"unknown position rule {given!r}; the rules are {', '.join(rules)}.")
-    lowest = -1
+    if is_index(given):
+        return _from_the_end(given, sequences, lengths, "position")
     if isinstance(given, str) or callable(given):
-        if tokens is None:
-            raise ValueError(
-                f"position rule {given!r} needs the tokens; it cannot be worked out under a jax transform."
-            )
-        given = (rules[given] if isinstance(given, str) else given)(np.asarray(tokens))
-    elif is_index(given):
-        given, lowest = np.full(B, given), 0
+        given = sequences.ask(rules[given] if isinstance(given, str) else given, given)
     array = np.asarray(given)
     if array.shape != (B,) or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
             f"position is {array.dtype}{list(array.shape)}; give an int, or int[{B}] with one position a sequence."
         )
-    bad = array[(array < lowest) | (array >= T)]
-    if bad.size:
-        none = "" if lowest == 0 else " (-1 for none)"
-        raise ValueError(f"position {bad[0]} is out of range; there are positions 0 to {T - 1}{none}.")
+    _check_range(array, np.full(B, -1), lengths, "position", "there are positions", " (-1 for none)")
     return array.astype(np.int32)
+
+
+def _from_the_end(
+    given: Any, sequences: _Sequences, lengths: np.ndarray, what: str, there: str = "there are positions"
+) -> np.ndarray:
+    """One index for all sequences, negative ones from the end of each: int32 [B]."""
+    if not is_index(given):
+        raise ValueError(f"{what} {given!r} is not an integer.")
+    if given < 0 and not sequences.known:
+        raise ValueError(f"{what} {given} is from the end of sequences whose lengths a jax transform does not show.")
+    array = np.full(len(lengths), operator.index(given))
+    _check_range(array, -lengths, lengths, what, there)
+    return np.where(array < 0, array + lengths, array).astype(np.int32)
+
+
+def _check_range(
+    array: np.ndarray, lowest: np.ndarray, lengths: np.ndarray, what: str, there: str, note: str = ""
+) -> None:
+    """Nothing where `lowest` <= array < `lengths`; ValueError that names the first sequence where not."""
+    bad = np.flatnonzero((array < lowest) | (array >= lengths))
+    if bad.size:
+        row = bad[0]
+        of = f" in sequence {row}" if (lengths != lengths[0]).any() else ""
+        raise ValueError(f"{what} {array[row]} is out of range; {there} 0 to {lengths[row] - 1}{of}{note}.")
 
 
 def _stack_rows(rows: Sequence[EditRows], B: int) -> EditRows:

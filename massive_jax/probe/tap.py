@@ -12,6 +12,7 @@ from jax import lax
 
 from massive_jax.dtypes import wide
 from massive_jax.probe.capture import CapturePlan, SiteSpec
+from massive_jax.probe.coordinates import UNPADDED, Coordinates
 from massive_jax.probe.edit import EditCollection, apply_edits
 from massive_jax.probe.reduce import Stats
 from massive_jax.probe.sites import ALL_SITES, WIDE_SITES, Site
@@ -31,17 +32,17 @@ class Tap:
         layer: jax.Array | int = 0,
         slots: Mapping[str, Any] | None = None,
         results: Mapping[str, Any] | None = None,
-        shift: jax.Array | int = 0,
+        coordinates: Coordinates = UNPADDED,
     ):
         """Taps layer `layer` (1-based; 0 around the blocks).
 
-        `slots` are that layer's slots in `results`. `shift` (an int, or [B]) turns a position of a sequence into a
-        column of this call, where the two differ: while generating, and with padding.
+        `slots` are that layer's slots in `results`. `coordinates` say which columns are padding, and which position of
+        its sequence each of the others is.
         """
         self.all_edits = edits
         self.plan = plan
         self._layer = layer
-        self.shift = shift
+        self.coordinates = coordinates
         self._slots = slots or {}
         self.results: dict[str, Any] = dict(results or {})
 
@@ -54,15 +55,19 @@ class Tap:
         return site in self.all_edits
 
     def __call__(self, name: str, x: jax.Array) -> jax.Array:
-        """Edits `x`, the tensor of site `name`, records it if it is asked for, and returns it."""
+        """Edits `x`, the tensor of site `name`, records it if it is asked for, and returns it.
+
+        Padding holds zeros at every site, before edits and after: it never grows, and reaches no token.
+        """
         site = ALL_SITES[name]
+        x = self.coordinates.hide(site.axes, x)
         for rows in self.all_edits.get(name, ()):
-            x = apply_edits(x, rows, site, self._layer, self.shift)
+            x = self.coordinates.hide(site.axes, apply_edits(x, rows, site, self._layer, self.coordinates))
         spec = self.plan.spec(name)
         if spec is None:
             return x
         if not site.per_layer:
-            self.results[name] = _record(spec, site, x)
+            self.results[name] = _record(spec, site, x, self.coordinates)
             return x
         slot = self._slots[name]
         kept = self.results[name]
@@ -71,7 +76,9 @@ class Tap:
         if spec.reductions and spec.num_slots is not None:
             # A real branch: layers that were not asked for cost no reduction.
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), _without_tensor(kept))
-            stats = lax.cond(slot < spec.num_slots, lambda x: spec.reductions(site, x), lambda x: zeros, x)
+            stats = lax.cond(
+                slot < spec.num_slots, lambda x: spec.reductions(site, x, self.coordinates), lambda x: zeros, x
+            )
             written = jax.tree.map(lambda a, s: a.at[slot].set(s, mode="drop"), _without_tensor(kept), stats)
             kept = dataclasses.replace(written, tensor=kept.tensor)
         self.results[name] = kept
@@ -84,7 +91,7 @@ def empty_results(plan: CapturePlan, sizes: Mapping[str, int], dtype: Any) -> di
     def empty(name: str, spec: SiteSpec) -> Stats:
         site = ALL_SITES[name]
         x = jax.ShapeDtypeStruct(site.shape(sizes), wide(dtype) if name in WIDE_SITES else dtype)
-        shapes = jax.eval_shape(lambda x: _record(spec, site, x), x)
+        shapes = jax.eval_shape(lambda x: _record(spec, site, x, UNPADDED), x)
         return jax.tree.map(lambda a: jnp.zeros((spec.num_slots, *a.shape), a.dtype), shapes)
 
     return {name: empty(name, spec) for name, spec in plan.specs if ALL_SITES[name].per_layer}
@@ -95,8 +102,8 @@ def present(plan: CapturePlan, results: Mapping[str, Stats]) -> dict[str, Any]:
     return {name: results[name] if spec.reductions else results[name].tensor for name, spec in plan.specs}
 
 
-def _record(spec: SiteSpec, site: Site, x: jax.Array) -> Stats:
-    stats = spec.reductions(site, x)
+def _record(spec: SiteSpec, site: Site, x: jax.Array, coordinates: Coordinates) -> Stats:
+    stats = spec.reductions(site, x, coordinates)
     return dataclasses.replace(stats, tensor=x) if spec.tensor else stats
 
 

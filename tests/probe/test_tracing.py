@@ -92,7 +92,7 @@ def test_under_a_callers_jit(tiny_model, tiny_tokens):
 def bytes_of(model, tokens, capture):
     """Temporaries and outputs of the compiled program."""
     plan = model.compile_captures(capture)
-    compiled = _forward.lower(model.module, model.params, {}, plan, tokens, logits=False).compile()
+    compiled = _forward.lower(model.module, model.params, {}, plan, tokens, None, logits=False).compile()
     found = compiled.memory_analysis()
     return found.temp_size_in_bytes + found.output_size_in_bytes
 

@@ -1,0 +1,62 @@
+"""Where the columns of a tensor stand in their sequences: padding, and tokens that come one at a time.
+
+Positions, wherever a person reads or writes them, count a sequence's own tokens from 0. A tensor's columns are those
+positions unless a batch is padded or a cache holds what came before; `Coordinates` tells the one from the other.
+Axis letters: see `massive_jax.probe.sites`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Coordinates:
+    """Positions of the columns of the axes that may have padding.
+
+    Attributes:
+      positions: axis letter ("T", "S") -> int32 [B, size]: the position of each column, ascending; -1 for padding. An
+        axis that is absent has no padding, and its columns are the positions.
+    """
+
+    positions: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+    def along(self, axis: str, size: int) -> jax.Array:
+        """The position of every column: int32 [B, size], or [1, size] where all sequences have the same."""
+        given = self.positions.get(axis)
+        return jnp.arange(size, dtype=jnp.int32)[None] if given is None else given
+
+    def count(self, axis: str, size: int) -> jax.Array:
+        """How many columns are no padding: int32 [B] or [1]."""
+        return jnp.sum(self.along(axis, size) >= 0, axis=1, dtype=jnp.int32)
+
+    def columns(self, axis: str, size: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The column that holds a position of each sequence, int32 [B], and whether there is one, bool [B]."""
+        given = self.positions.get(axis)
+        if given is None:
+            return positions, (positions >= 0) & (positions < size)
+        here = (given == positions[:, None]) & (given >= 0)
+        return jnp.argmax(here, axis=1).astype(jnp.int32), jnp.any(here, axis=1)
+
+    def valid(self, axes: str) -> jax.Array | None:
+        """Which elements of a tensor with these axes are no padding: a bool that broadcasts to it; None for all."""
+        found = None
+        for i, axis in enumerate(axes):
+            if (given := self.positions.get(axis)) is not None:
+                shape = [len(given), *(given.shape[1] if i == j else 1 for j in range(1, len(axes)))]
+                own = (given >= 0).reshape(shape)
+                found = own if found is None else found & own
+        return found
+
+    def hide(self, axes: str, x: jax.Array) -> jax.Array:
+        """`x` with zeros at padding."""
+        valid = self.valid(axes)
+        return x if valid is None else jnp.where(valid, x, jnp.zeros((), x.dtype))
+
+
+UNPADDED = Coordinates()

@@ -1,0 +1,285 @@
+"""A sequence in a padded batch gives what it gives by itself: logits, every statistic, every site, every edit."""
+
+import dataclasses
+
+import chex
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import BOS
+
+import massive_jax as mj
+from massive_jax.model import _forward, left_pad, own_positions
+from massive_jax.models import AlibiConfig, AttentionBias, ExpertsConfig, NormConfig, RopeConfig
+from massive_jax.probe import ALL_SITES
+
+# Sequences have few lengths, so that each is compiled once by itself; where the padding is, is what varies.
+LENGTHS, T, L = (2, 5, 9), 11, 2
+FAMILIES = {
+    "llama": {},
+    "windows, softcap, slots": {
+        "window": 3,
+        "window_layers": (True, False),
+        "local_rope": RopeConfig(theta=7.0),
+        "attention_softcap": 5.0,
+        "qk_norm": "head",
+        "norm_placement": "pre_and_output",
+        "attention_bias": AttentionBias("kv", slots=2, prefix=True),
+    },
+    "dynamic rope": {"rope": RopeConfig(kind="dynamic", factor=3.0, original_max_position=4), "window": 4},
+    "alibi": {"position": "alibi", "alibi": AlibiConfig(from_last=True), "norm": NormConfig("layer"), "mlp": "plain"},
+    "learned": {
+        "position": "learned",
+        "position_offset": 2,
+        "residual": "parallel",
+        "qkv_bias": True,
+        "out_bias": True,
+    },
+    "experts": {"mlp": "experts", "experts": ExpertsConfig(4, 2), "attention_bias": AttentionBias("sink")},
+    "sink token": {"attention_bias": AttentionBias("sink_token")},
+    "sigmoid": {"attention_bias": AttentionBias("sigmoid")},
+    "gate": {"attention_bias": AttentionBias("gate_head")},
+}
+QUICK = ("llama", "windows, softcap, slots", "dynamic rope")
+STATISTICS = ("median", "max", "mean", "variance", "kurtosis")
+
+
+def captures(config):
+    sites = [site for site in ALL_SITES if site not in config.absent_sites]
+    kept = dict.fromkeys(STATISTICS, True) | {"top_k": 4, "tensor": True}
+    return [mj.Capture(site, mass=site == "attn_probs", **kept) for site in sites]
+
+
+def batch_of(rows, places):
+    """Tokens and mask with the tokens of each row in the columns `places`; the rest is ids that are none."""
+    tokens, mask = np.full((len(rows), T), 10**6, np.int32), np.zeros((len(rows), T), bool)
+    for b, (row, columns) in enumerate(zip(rows, places, strict=True)):
+        tokens[b, columns], mask[b, columns] = row, True
+    return tokens, mask
+
+
+def assert_near(got, expected, name):
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    assert got.shape == expected.shape, name
+    scale = np.abs(expected).max(initial=1e-6)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+
+
+def assert_same_sequence(out, b, alone, mask, num_slots):
+    """Sequence `b` of a padded batch, and the same by itself."""
+    columns = np.flatnonzero(mask[b])
+    keys = np.concatenate([columns, T + np.arange(num_slots)])
+    assert_near(np.asarray(out.logits)[b, columns], np.asarray(alone.logits)[0], "logits")
+    assert_near(np.asarray(out.last_hidden)[b, columns], np.asarray(alone.last_hidden)[0], "last_hidden")
+    for name, stats in out.intermediates.items():
+        site, single = ALL_SITES[name], alone.intermediates[name]
+        rows = (slice(None),) * site.per_layer
+        whole, expected = np.asarray(stats.tensor)[*rows, b], np.asarray(single.tensor)[*rows, 0]
+        own, kept = whole, np.zeros(whole.shape, bool)
+        index = np.ix_(*[
+            {"T": columns, "S": keys}.get(axis, np.arange(size))
+            for axis, size in zip(("L",) * site.per_layer + tuple(site.axes[1:]), whole.shape, strict=True)
+        ])  # fmt: skip
+        own, kept[index] = whole[index], True
+        assert_near(own, expected, name)
+        assert not whole[~kept].any(), f"{name}: zeros at padding"
+        for statistic in STATISTICS:
+            assert_near(
+                np.asarray(getattr(stats, statistic))[*rows, b], np.asarray(getattr(single, statistic))[*rows, 0],
+                f"{name} {statistic}",
+            )  # fmt: skip
+        if stats.mass is not None:
+            assert_near(np.asarray(stats.mass)[:, b][..., keys], np.asarray(single.mass)[:, 0], f"{name} mass")
+        count = single.top_values.shape[-1]
+        assert_near(stats.top_values[*rows, b][..., :count], single.top_values[*rows, 0], f"{name} top_values")
+        for axis, indices in stats.top_indices.items():
+            got, expected = np.asarray(indices)[*rows, b], np.asarray(single.top_indices[axis])[*rows, 0]
+            np.testing.assert_array_equal(got[..., :count], expected, err_msg=f"{name} {axis}")
+            assert (got[..., count:] == -1).all()
+
+
+def drawn_edits(draw, shortest):
+    """The same sites and axes every time, so that nothing is compiled again; all the rest is drawn."""
+    layer = lambda: draw(st.sampled_from([1, 2, "all"]))  # noqa: E731
+    number = st.floats(-3, 3, width=32)
+    position = draw(
+        st.one_of(
+            st.integers(-shortest, shortest - 1),
+            st.sampled_from(["first", "last", lambda tokens: tokens.argmax(axis=1), (0, -1, 1), (-1, 1, 0)]),
+        )
+    )
+    op, any_op = st.sampled_from(["set", "scale", "add", "noise"]), draw(st.sampled_from(mj.probe.OPS))
+    value = {"quantize": draw(st.integers(2, 8)), "move": draw(st.integers(-shortest, shortest - 1))}
+    head = draw(st.integers(0, 1))
+    key = draw(st.integers(-shortest, shortest - 1))
+    seed = draw(st.integers(0, 99))
+    return [
+        mj.Edit("block_out", layer=layer(), position=position, op=draw(op), value=draw(number), seed=seed),
+        mj.Edit("value", layer=layer(), head=head, dim=3, op=any_op, value=value.get(any_op, draw(number)), seed=seed),
+        mj.Edit("attn_logits", layer=layer(), key=key, op=draw(op), value=draw(number), seed=seed),
+        mj.Edit("mid", layer=layer(), op=draw(st.sampled_from(["noise", "shuffle", "quantize"])), value=5, seed=seed),
+        mj.Edit("logits", position=-1, dim=7, op=draw(op), value=draw(number)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
+def test_a_sequence_in_a_batch_gives_what_it_gives_alone(make_model, family):
+    model = make_model(num_layers=L, **FAMILIES[family])
+    capture = captures(model.config)
+
+    @given(st.data())
+    @settings(max_examples=8 if family in QUICK else 30, deadline=None, derandomize=True, database=None)
+    def check(data):
+        draw = data.draw
+        lengths = draw(st.permutations(LENGTHS))
+        rows = [draw(st.lists(st.integers(0, 255), min_size=n, max_size=n)) for n in lengths]
+        side = draw(st.sampled_from(["left", "right", "anywhere"]))
+        places = {
+            "left": lambda n: np.arange(T - n, T),
+            "right": lambda n: np.arange(n),
+            "anywhere": lambda n: np.sort(draw(st.permutations(range(T)))[:n]),
+        }[side]
+        tokens, mask = batch_of(rows, [places(n) for n in lengths])
+        edits = drawn_edits(draw, min(LENGTHS))
+        out = model(tokens, mask=mask, capture=capture, edits=edits)
+        for b, row in enumerate(rows):
+            its = [
+                dataclasses.replace(e, position=e.position[b : b + 1]) if isinstance(e.position, tuple) else e
+                for e in edits
+            ]
+            alone = model(np.asarray([row], np.int32), capture=capture, edits=its)
+            assert_same_sequence(out, b, alone, mask, model.config.num_slots)
+
+    check()
+
+
+def test_without_a_mask_the_program_is_the_one_without_padding(tiny_model, tiny_tokens):
+    plan = tiny_model.compile_captures(mj.Capture("block_out", top_k=2))
+
+    def program(*positions):
+        return _forward.lower(tiny_model.module, tiny_model.params, {}, plan, tiny_tokens, *positions, True).as_text()
+
+    assert program(None) != program(own_positions(np.ones(tiny_tokens.shape, bool)))
+    everything = tiny_model(tiny_tokens, mask=np.ones(tiny_tokens.shape, bool))
+    np.testing.assert_allclose(everything.logits, tiny_model(tiny_tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_under_jit_and_in_16_bits(make_model):
+    model = make_model(dtype="bfloat16")
+    tokens, mask = left_pad([[1, 2, 3], [4, 5, 6, 7, 8]])
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def last(tokens, mask):
+        return model(tokens, mask=mask, edits=mj.Edit("block_out", layer=2, position=1, dim=3, value=9.0)).logits[:, -1]
+
+    got = last(tokens, mask)
+    plain = model(tokens, mask=mask, edits=mj.Edit("block_out", layer=2, position=1, dim=3, value=9.0)).logits[:, -1]
+    np.testing.assert_allclose(got, plain, rtol=2e-2, atol=2e-2)
+    right = np.array([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]]), np.array([[True] * 3 + [False] * 2, [True] * 5])
+    np.testing.assert_allclose(
+        model(right[0], mask=right[1], edits=mj.Edit("block_out", layer=2, position=1, dim=3, value=9.0)).logits[0, 2],
+        plain[0],
+        rtol=2e-2,
+        atol=2e-2,
+    )
+    with pytest.raises(ValueError, match="a jax transform does not show"):
+        jax.jit(lambda m: model(tokens, mask=m, edits=mj.Edit("block_out", layer=1, position=-1)).logits)(mask)
+
+
+def test_padding_that_overflows_reaches_nothing(make_model):
+    """Float16, where a token that nothing looks at would be infinite."""
+    model = make_model(dtype="float16")
+    params = jax.tree.map(lambda a: a, model.params)
+    params["embedding"] = params["embedding"].at[0].set(6e4)
+    model = dataclasses.replace(model, params=params)
+    tokens, mask = left_pad([[1, 2, 3], [4, 5, 6, 7, 8]], pad=0)
+    out = model(tokens, mask=mask, capture=mj.Capture("block_out", max=True))
+    assert np.isfinite(out.logits).all()
+    assert np.isfinite(out.intermediates["block_out"].max).all()
+
+
+# tokenize_batch -------------------------------------------------------------------------------------------------------
+
+
+def test_tokenize_batch(tiny_model):
+    texts = ["Rain. It", "A man who had walked all day sat.", "a" * 70]
+    tokens, mask = tiny_model.tokenize_batch(texts)
+    assert tokens.dtype == np.int32
+    assert mask.dtype == bool
+    assert tokens.shape == mask.shape == (3, 96)  # the context, which is nearer than the next multiple of 64
+    for row, own, text in zip(tokens, mask, texts, strict=True):
+        np.testing.assert_array_equal(row[own], tiny_model.tokenize(text)[0])
+        assert own[-len(tiny_model.tokenize(text)[0]) :].all()
+    tokens, mask = tiny_model.tokenize_batch(texts[:2], bos=True)
+    assert tokens.shape == (2, 64)
+    assert (tokens[np.arange(2), mask.argmax(axis=1)] == BOS).all()
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "no texts"),
+        (["a", ""], "text 1"),
+        (["a", "b" * 97], "text 1 has 97 tokens, more than the model's context of 96"),
+        (["a", None], "text 1"),
+        (None, "None"),
+    ],
+)
+def test_tokenize_batch_refuses(tiny_model, texts, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model.tokenize_batch(texts)
+
+
+def test_prompts_of_many_lengths_share_their_programs(tiny_model):
+    before = _forward._cache_size()
+    for n in (3, 7, 12, 20, 33, 41, 60, 64):
+        tokens, mask = tiny_model.tokenize_batch(["x" * n])
+        tiny_model(tokens, mask=mask)
+    assert _forward._cache_size() <= before + 1
+
+
+# Bad masks ------------------------------------------------------------------------------------------------------------
+
+BAD = {
+    "another shape": (np.ones((2, 3), bool), r"mask is bool\[2, 3\]; give bool\[2, 9\]"),
+    "numbers": (np.ones((2, 9)), r"mask is float64\[2, 9\]; give bool"),
+    "an empty sequence": (np.arange(2)[:, None] < np.ones((2, 9)), "mask is False in all of sequence 1"),
+    "a word": ("left", "mask"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_masks(tiny_model, tiny_tokens, case):
+    mask, message = BAD[case]
+    for run in (tiny_model, lambda *a, **o: tiny_model.generate(*a, max_new_tokens=2, **o)):
+        with pytest.raises(ValueError, match=message):
+            run(tiny_tokens, mask=mask)
+
+
+def test_images_have_no_mask(tiny_vision):
+    with pytest.raises(ValueError, match="a mask is for tokens"):
+        tiny_vision(np.zeros((1, 28, 28, 3), np.float32), mask=np.ones((1, 19), bool))
+
+
+def test_an_edit_beyond_a_short_sequence_is_refused(tiny_model):
+    tokens, mask = left_pad([[1, 2, 3], [4, 5, 6, 7, 8]])
+    with pytest.raises(ValueError, match="position 3 is out of range; there are positions 0 to 2 in sequence 0"):
+        tiny_model(tokens, mask=mask, edits=mj.Edit("block_out", layer=1, position=3))
+    with pytest.raises(ValueError, match="attn_probs has key 0 to 2 in sequence 0"):
+        tiny_model(tokens, mask=mask, edits=mj.Edit("attn_probs", layer=1, key=-4))
+    tiny_model(tokens, mask=mask, edits=mj.Edit("block_out", layer=1, position=[-1, 3]))
+
+
+def test_a_longer_batch_than_the_context_may_be_padding(make_model):
+    model = make_model(max_position=8, position="learned")
+    tokens, mask = left_pad([[1, 2, 3], [4, 5, 6, 7, 8]], length=12)
+    np.testing.assert_allclose(
+        model(tokens, mask=mask).logits[0, -3:], model(np.array([[1, 2, 3]])).logits[0], rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="9 tokens are more than the model's context of 8"):
+        model(np.ones((1, 12), int), mask=np.arange(12)[None] < 9)
