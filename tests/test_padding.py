@@ -60,10 +60,12 @@ def batch_of(rows, places):
     return tokens, mask
 
 
-def assert_near(got, expected, name):
+def assert_near(got, expected, name, scale=None):
+    """To 1e-5 of the largest number, or of `scale`; infinities (slots out of sight) are the same."""
     got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
     assert got.shape == expected.shape, name
-    scale = np.abs(expected).max(initial=1e-6)
+    finite = np.abs(expected[np.isfinite(expected)])
+    scale = finite.max(initial=1e-6) if scale is None else scale
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * scale, err_msg=name)
 
 
@@ -85,11 +87,11 @@ def assert_same_sequence(out, b, alone, mask, num_slots):
         own, kept[index] = whole[index], True
         assert_near(own, expected, name)
         assert not whole[~kept].any(), f"{name}: zeros at padding"
+        largest = np.abs(expected, dtype=np.float64).max()
         for statistic in STATISTICS:
-            assert_near(
-                np.asarray(getattr(stats, statistic))[*rows, b], np.asarray(getattr(single, statistic))[*rows, 0],
-                f"{name} {statistic}",
-            )  # fmt: skip
+            its, own = (np.asarray(getattr(s, statistic)) for s in (stats, single))
+            # A mean of signed numbers may be all rounding: its error is that of the numbers.
+            assert_near(its[*rows, b], own[*rows, 0], f"{name} {statistic}", largest if statistic == "mean" else None)
         if stats.mass is not None:
             assert_near(np.asarray(stats.mass)[:, b][..., keys], np.asarray(single.mass)[:, 0], f"{name} mass")
         count = single.top_values.shape[-1]
@@ -136,7 +138,8 @@ def test_a_sequence_in_a_batch_gives_what_it_gives_alone(make_model, family):
     def check(data):
         draw = data.draw
         lengths = draw(st.permutations(LENGTHS))
-        rows = [draw(st.lists(st.integers(0, 255), min_size=n, max_size=n)) for n in lengths]
+        # Different tokens: those of the same have values that are equal but for rounding, so places that are a toss.
+        rows = [draw(st.lists(st.integers(0, 255), min_size=n, max_size=n, unique=True)) for n in lengths]
         side = draw(st.sampled_from(["left", "right", "anywhere"]))
         places = {
             "left": lambda n: np.arange(T - n, T),
