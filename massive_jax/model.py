@@ -86,7 +86,7 @@ def _forward(
     positions: jax.Array | None,
     logits: bool,
 ) -> Output:
-    padded = {} if positions is None else {"positions": positions}
+    padded: dict[str, Any] = {} if positions is None else {"positions": positions}
     (out, hidden, *pooled), sown = module.apply(
         {"params": params, "edits": edits}, inputs, capture=plan, logits=logits, mutable=["intermediates"], **padded
     )

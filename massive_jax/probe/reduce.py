@@ -76,7 +76,7 @@ def median_magnitude(x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
     """
     flat = jnp.abs(x.astype(jnp.float32)).reshape(x.shape[0], -1)
     bits = lax.bitcast_convert_type(flat, jnp.uint32)
-    rank = (flat.shape[1] - 1) // 2
+    rank: Any = (flat.shape[1] - 1) // 2
     if valid is not None:
         counted = jnp.broadcast_to(valid, x.shape).reshape(flat.shape)
         bits = jnp.where(counted, bits, _ABOVE_ALL)
