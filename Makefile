@@ -9,7 +9,7 @@ WORKERS ?= 2
 .PHONY: demo demo-vision test test-all lint bench clean
 
 # What the demo needs; and with the tools and references of the tests. Stamps, so that a second run installs nothing.
-$(VENV)/.installed: setup.py
+$(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "massive_jax needs Python 3.11 or newer; set PYTHON=…")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

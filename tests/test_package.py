@@ -2,8 +2,11 @@
 
 import ast
 import pathlib
+import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
 
 import pytest
 
@@ -61,3 +64,46 @@ def test_rooms_are_reached_without_an_import():
         "smollm2_135m",
         "100.0",
     ]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A clone in a folder called massive_jax, and the directory that `pip install --editable` of it fills."""
+    top = tmp_path_factory.mktemp("editable")
+    clone, site = top / "massive_jax", top / "site"
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "massive_jax/__init__.py"):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT.parent / name, clone / name)
+    build = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(top)], cwd=clone, capture_output=True, check=True)
+    (wheel,) = top.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    return clone, site
+
+
+@pytest.mark.parametrize("where", ["beside the clone", "/", "in the clone", "in the package"])
+def test_an_editable_install_is_found_from_everywhere(installed, where):
+    """Beside the clone its folder looks like a namespace package; only a regular one on the path comes before that."""
+    clone, site = installed
+    directory = {"/": pathlib.Path("/"), "in the clone": clone, "in the package": clone / "massive_jax"}.get(
+        where, clone.parent
+    )
+    code = f"import site; site.addsitedir({str(site)!r}); import massive_jax as mj; print(mj.__file__, mj.__version__)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=directory, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(clone / "massive_jax" / "__init__.py"), mj.__version__]
+
+
+def test_the_version_is_in_one_place():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" not in project["project"]
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "massive_jax.__version__"}
+    citation = (ROOT.parent / "CITATION.cff").read_text(encoding="utf-8")
+    assert not [line for line in citation.splitlines() if line.startswith("version")]
+
+
+def test_type_checkers_of_a_users_code_read_the_types():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["massive_jax"]
+    assert (ROOT / "py.typed").is_file()
