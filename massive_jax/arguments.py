@@ -13,7 +13,7 @@ SEEDS = 1 << 32  # a random key takes 32 bits: a larger seed would be another on
 
 
 def is_index(value: object) -> bool:
-    """Whether `value` is a plain, numpy or jax integer: not a bool, and not an array with axes."""
+    """Tells whether `value` is a plain, numpy or jax integer: not a bool, and not an array with axes."""
     if isinstance(value, bool):
         return False
     try:

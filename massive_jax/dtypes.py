@@ -28,10 +28,10 @@ def check_dtype(dtype: str) -> None:
 
 
 def wide(dtype: Any) -> Any:
-    """What norms, softmax, logits and their sums are worked in: float32, or float64 with activations of it."""
+    """Gives the dtype that norms, softmax, logits and their sums are worked in: float32; float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def product_precision(dtype: Any) -> Any:
-    """A context in which float32 means float32: GPUs and TPUs would otherwise multiply in TF32 or bfloat16."""
+    """Gives a context in which float32 means float32: GPUs and TPUs would otherwise multiply in TF32 or bfloat16."""
     return jax.default_matmul_precision("default" if jnp.dtype(dtype).itemsize < 4 else "highest")

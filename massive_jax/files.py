@@ -142,7 +142,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def read_json_object(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in a file; ValueError where it is absent, not JSON, or not an object."""
+    """Reads the JSON object in a file; ValueError where it is absent, not JSON, or not an object."""
     if path.exists() and not path.is_file():  # reading a pipe could wait for ever
         raise ValueError(f"{path} is no file; expected a JSON object. Copy it again from the model's page.")
     try:
@@ -169,7 +169,7 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def listed(items: Iterable[object], limit: int = 20) -> str:
-    """Offenders for an error message, `printable`: all of them up to `limit`, then how many more."""
+    """Lists offenders for an error message, `printable`: all of them up to `limit`, then how many more."""
     names = [printable(item) for item in items]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
@@ -193,7 +193,7 @@ def printable(text: object, keep: str = "") -> str:
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """A value from a file for an error message: as Python writes it, on one line, at most `limit` letters of it."""
+    """Writes a value from a file for an error message as Python does, on one line, at most `limit` letters of it."""
     text = printable(repr(value))
     return text if len(text) <= limit else f"{text[:limit]}…"
 
@@ -208,7 +208,7 @@ def one_line(message: object, limit: int = 300) -> str:
 
 
 def user_path(path: str | os.PathLike[str]) -> pathlib.Path:
-    """`path` with "~" and "~user" spelled out; ValueError where there is no such user."""
+    """Spells out "~" and "~user" in `path`; ValueError where there is no such user."""
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError:
@@ -216,7 +216,7 @@ def user_path(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def existing_path(path: object, what: str) -> pathlib.Path:
-    """`path` as a `pathlib.Path`, or a ValueError where it is not a path or nothing is there."""
+    """Gives `path` as a `pathlib.Path`; ValueError where it is not a path or nothing is there."""
     try:
         found = pathlib.Path(cast("str", path)).expanduser()
         found.stat()
@@ -230,7 +230,7 @@ def existing_path(path: object, what: str) -> pathlib.Path:
 
 
 def existing_file(path: object, what: str) -> pathlib.Path:
-    """`path` as a `pathlib.Path`, or a ValueError where no file is there: a pipe could be waited for without end."""
+    """Gives `path` as a `pathlib.Path`; ValueError where no file is there: a pipe could be waited for for ever."""
     found = existing_path(path, what)
     if not found.is_file():
         raise ValueError(f"{what} {str(path)!r} is a directory, a pipe or a device; give a file.")

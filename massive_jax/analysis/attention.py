@@ -13,7 +13,7 @@ from massive_jax.arguments import whole_number
 
 
 def attention_shares(mass: np.ndarray, keys: Sequence[int]) -> np.ndarray:
-    """Share of attention that lands on the key positions `keys`, per layer.
+    """Gives the share of attention that lands on the key positions `keys`, per layer.
 
     Args:
       mass: [L', B, H, S], from `Capture("attn_probs", mass=True)`: the probability of each key, averaged over queries.
@@ -32,7 +32,9 @@ def attention_shares(mass: np.ndarray, keys: Sequence[int]) -> np.ndarray:
 
 
 def sink_shares(mass: np.ndarray, length: int, *, causal: bool) -> np.ndarray:
-    """Share of attention on its sink, per layer: position 0 of a causal sequence, else each one's most attended token.
+    """Gives the share of attention on its sink, per layer.
+
+    The sink is position 0 of a causal sequence, and else each one's most attended token.
 
     Args:
       mass: as for `attention_shares`.

@@ -17,7 +17,7 @@ FIRST_DELIMITER = "first_delimiter"
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """The definition's two criteria.
+    """Holds the definition's two criteria.
 
     Attributes:
       magnitude: an activation is massive above this magnitude …
@@ -39,7 +39,7 @@ DEFINITION = Thresholds()
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-    """A place in the hidden states of several sequences that holds a large activation.
+    """Describes a place in the hidden states of several sequences that holds a large activation.
 
     Attributes:
       position: token position, or "first_delimiter" where it differs between sequences but is always that token.
@@ -63,7 +63,7 @@ class Location:
 
     @property
     def massive(self) -> bool:
-        """Both criteria."""
+        """Tells whether both criteria are met."""
         return self.meets_magnitude and self.meets_ratio
 
 
@@ -118,7 +118,7 @@ def rank_locations(
 def find_massive(
     locations: Sequence[Location], *, share: float = 0.5, either: bool = False, limit: int | None = None
 ) -> list[Location]:
-    """The locations that meet both criteria (or `either`), in at least `share` of the sequences.
+    """Gives the locations that meet both criteria (or `either`), in at least `share` of the sequences.
 
     Raises:
       ValueError: a share that is not from 0 to 1, or a negative limit.
@@ -136,7 +136,7 @@ def find_massive(
 
 
 def full_size_layer(largest: np.ndarray, fraction: float = 0.5) -> int:
-    """The first layer (1-based) whose largest magnitude is at least `fraction` of that of any layer. float [L] -> l.
+    """Gives the first layer (1-based) whose largest magnitude is at least `fraction` of any layer's. float [L] -> l.
 
     Raises:
       ValueError: no layers; a magnitude that is not finite, of which none is the largest; a fraction not from 0 to 1.
@@ -151,7 +151,7 @@ def full_size_layer(largest: np.ndarray, fraction: float = 0.5) -> int:
 def median_sites(
     hidden: np.ndarray, count: int, *, exclude: Sequence[tuple[int, int]] = (), seed: int = 0
 ) -> list[tuple[int, int]]:
-    """Random (position, dim) places whose magnitude is close to the median: controls for an intervention.
+    """Draws random (position, dim) places whose magnitude is close to the median: controls for an intervention.
 
     Args:
       hidden: float [T, D], one hidden state.

@@ -20,7 +20,7 @@ _KEPT = 16  # values looked at in a block
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RegisterMeans:
-    """Register features at the input of every block, averaged over images: what the paper's Fix-Reg-Mean sets.
+    """Holds register features at the input of every block, averaged over images: what Fix-Reg-Mean sets.
 
     Attributes:
       values: float32 [L, R, D]; `values[l]` is of layer l as everywhere else: the embedding for 0, else the output of
@@ -31,7 +31,7 @@ class RegisterMeans:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], shape: tuple[int, int, int]) -> RegisterMeans:
-        """The array of `shape` [L, R, D] in an .npz file of register means, one or several models' (as released).
+        """Reads the array of `shape` [L, R, D] in an .npz file of register means, one or several models' (as released).
 
         Raises:
           ValueError: not an .npz file, no array of that shape (another model's means) or several, values that are not
@@ -51,7 +51,7 @@ class RegisterMeans:
         return cls(values.astype(np.float32))
 
     def edits(self, first: int) -> list[Edit]:
-        """Fix-Reg-Mean: sets every register to its mean at the input of every block.
+        """Makes the edits of Fix-Reg-Mean: every register is set to its mean at the input of every block.
 
         Args:
           first: position of the first register: after the class token.
@@ -63,7 +63,7 @@ class RegisterMeans:
         ]
 
     def locations(self, layer: int, thresholds: Thresholds = DEFINITION) -> list[Location]:
-        """The largest activations at `layer` (0 to L - 1), largest first; positions are registers, counted from 1.
+        """Finds the largest activations at `layer` (0 to L - 1), largest first; registers are counted from 1.
 
         The ratio is to the median magnitude of this layer's registers.
         """

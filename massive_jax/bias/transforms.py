@@ -30,7 +30,7 @@ _SEQUENCES = 16  # run together by `absorb_mean`
 def absorb_prefix(
     config: TransformerConfig, params: Params, prefix: Sequence[int] | np.ndarray
 ) -> tuple[TransformerConfig, Params]:
-    """A model that computes without a fixed prefix what the given one computes behind it, exactly.
+    """Makes a model that computes without a fixed prefix what the given one computes behind it, exactly.
 
     The prefix's keys and values at every layer and head become slots; the sequence's positions begin after it. Give the
     new model the text without the prefix: its outputs are those of the given model at the text's positions. (Under
@@ -59,7 +59,7 @@ def absorb_prefix(
 def absorb_mean(
     config: TransformerConfig, params: Params, tokens: np.ndarray, position: int | np.ndarray = 0
 ) -> tuple[TransformerConfig, Params]:
-    """The paper's "set to the mean" (section 3.1) as weights, for models whose sink is not a fixed prefix.
+    """Puts the paper's "set to the mean" (section 3.1) into weights, for models whose sink is not a fixed prefix.
 
     The keys and values of the sink, the token at `position` of every sequence, averaged over the sequences, become one
     slot in front of the text: it has position 0, the text begins at 1.
@@ -95,7 +95,7 @@ def absorb_mean(
 
 
 def absorb_sink_token(config: TransformerConfig, params: Params) -> tuple[TransformerConfig, Params]:
-    """The learned sink tokens of a model (kind "sink_token") as slots of kind "kv", exactly.
+    """Turns the learned sink tokens of a model (kind "sink_token") into slots of kind "kv", exactly.
 
     Raises:
       ValueError: the model has no sink token.
@@ -118,7 +118,7 @@ def absorb_sink_token(config: TransformerConfig, params: Params) -> tuple[Transf
 def add_bias(
     config: TransformerConfig, params: Params, bias: AttentionBias, *, logit: float = -20.0, seed: int = 0
 ) -> tuple[TransformerConfig, Params]:
-    """A model with an attention bias to be trained, which so far changes nothing.
+    """Gives a model an attention bias to be trained, which so far changes nothing.
 
     Slots get a learned offset of their logit that starts so low (`logit`) that their share of the attention is below
     float32's resolution; raise it to let them in from the start. Keys and values start at N(0, 0.02²). Gates start at
@@ -162,7 +162,7 @@ def add_bias(
 
 
 def remove_bias(config: TransformerConfig, params: Params) -> tuple[TransformerConfig, Params]:
-    """The model without its attention bias: the inverse of the others.
+    """Removes a model's attention bias: the inverse of the others.
 
     What `absorb_prefix` made computes again what it did, given the prefix; slots that were trained are lost.
 
@@ -186,7 +186,7 @@ def remove_bias(config: TransformerConfig, params: Params) -> tuple[TransformerC
 
 
 def rebuild(model: Model, config: TransformerConfig, params: Params) -> Model:
-    """`model` with another config and parameters; tokenizer and name are kept."""
+    """Gives `model` another config and other parameters; its tokenizer and name are kept."""
     return dataclasses.replace(model, module=LanguageModel(config), params=params, config=config)
 
 

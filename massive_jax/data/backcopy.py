@@ -16,7 +16,7 @@ TRIGGERS = 3
 
 
 def backcopy_text(length: int, *, seed: int = 0, concentration: float = 0.1) -> str:
-    """A text of the language.
+    """Makes a text of the language.
 
     Args:
       length: characters.

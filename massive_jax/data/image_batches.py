@@ -20,7 +20,7 @@ def image_batches(
     *,
     size: int | None = None,
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """The images at `paths`, in order: (which of them, float32 [B, H, W, 3]).
+    """Reads the images at `paths`, in order: (which of them, float32 [B, H, W, 3]).
 
     Every batch has `batch_size` images except a smaller last one, so a model is compiled for two shapes at most.
 

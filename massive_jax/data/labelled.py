@@ -38,7 +38,7 @@ _IDX = "{part}-{what}-idx{axes}-ubyte"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images of one size and their classes; `images[indices]` is uint8 [B, H, W, 3].
+    """Holds images of one size and their classes; `images[indices]` is uint8 [B, H, W, 3].
 
     Attributes:
       labels: int32 [n], indices into `classes`.
@@ -62,7 +62,7 @@ class LabelledImages:
 
 
 def load_labelled(name: str | os.PathLike[str], side: int | None = None) -> tuple[LabelledImages, LabelledImages]:
-    """Training and held-out images.
+    """Loads training and held-out images.
 
     Args:
       name: "fashion_mnist" (from Debian's package dataset-fashion-mnist where it is installed, else from the hub); a

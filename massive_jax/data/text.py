@@ -22,7 +22,7 @@ _MOST_BYTES = 1 << 33  # of a file: it is read whole, and its tokens take four b
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A text dataset on the hub.
+    """Names a text dataset on the hub.
 
     Attributes:
       hub_id: repository.
@@ -53,7 +53,7 @@ DATASETS: Mapping[str, Dataset] = {
 
 
 def load_text(name: str | os.PathLike[str] = BUILT_IN) -> str:
-    """The text called `name`.
+    """Loads the text called `name`.
 
     Args:
       name: "python" (ships with CPython), "backcopy" (a million characters of a made-up language), a dataset

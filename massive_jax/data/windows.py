@@ -12,7 +12,7 @@ from massive_jax.model import Model
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Consecutive, non-overlapping runs of tokens.
+    """Holds consecutive, non-overlapping runs of tokens.
 
     Attributes:
       tokens: int32 [W, T]; with `bos`, T = context + 1.
@@ -26,12 +26,12 @@ class Windows:
 
     @property
     def inputs(self) -> np.ndarray:
-        """The tokens: what a model takes."""
+        """Gives the tokens: what a model takes."""
         return self.tokens
 
     @property
     def num_predicted(self) -> int:
-        """Number of tokens predicted: all but the first of each window (with BOS, all tokens of the text)."""
+        """Counts the tokens predicted: all but the first of each window (with BOS, all tokens of the text)."""
         return self.tokens.shape[0] * (self.tokens.shape[1] - 1)
 
 

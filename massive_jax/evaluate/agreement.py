@@ -19,7 +19,7 @@ Measure = Callable[[Sequence[Edit], Progress | None], float]
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Preprocessed images.
+    """Holds preprocessed images.
 
     Attributes:
       inputs: float32 [B, height, width, 3].
@@ -31,7 +31,7 @@ class Images:
 
 
 def measure_of(model: Model, data: Windows | Images, progress: Progress | None = None) -> tuple[str, Measure]:
-    """What interventions are judged by, and its name.
+    """Gives what interventions are judged by, and its name.
 
     Of a text "perplexity". Of images a comparison with the unedited model, from -1 or 0 to 1: with a head
     "top1_agreement", the share of images whose most likely class stays, otherwise "cosine_similarity" of the pooled
@@ -52,7 +52,7 @@ def measure_of(model: Model, data: Windows | Images, progress: Progress | None =
 def features(
     model: Model, images: np.ndarray, edits: Sequence[Edit] | None = None, progress: Progress | None = None
 ) -> np.ndarray:
-    """float32 logits [B, V] of images [B, height, width, 3]; where there is no head their pooled features [B, W]."""
+    """Computes float32 logits [B, V] of images [B, height, width, 3]; without a head, pooled features [B, W]."""
     found = []
     for rows, batch in batches(images, progress, input_length(model, images)):
         out = model(batch, edits=edits_for(edits, rows))
@@ -61,7 +61,7 @@ def features(
 
 
 def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of the rows of two arrays: [B, W], [B, W] -> [B]; NaN where a row is all zeros, which has no direction."""
+    """Compares the rows of two arrays: [B, W], [B, W] -> [B]; NaN where a row is all zeros, without direction."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return np.sum(a * b, axis=-1) / np.where(norms > 0, norms, np.nan)

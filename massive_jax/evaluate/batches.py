@@ -19,7 +19,7 @@ Progress = Callable[[int], Any]
 
 
 def input_length(model: Model, inputs: np.ndarray) -> int:
-    """T: the tokens of one of `inputs`, tokens [W, T] or images [W, height, width, 3]."""
+    """Gives T, the number of tokens of each of `inputs`: tokens [W, T] or images [W, height, width, 3]."""
     return model.config.input_sizes(inputs.shape)["T"]
 
 
@@ -60,7 +60,7 @@ def check_edits_of(edits: Any, count: int) -> tuple[Edit, ...]:
 
 
 def edits_for(edits: Edit | Sequence[Edit] | None, rows: slice) -> list[Edit]:
-    """`edits` for some of the windows: positions given one a window are cut to those."""
+    """Gives `edits` for some of the windows: positions given one a window are cut to those."""
     return [
         dataclasses.replace(edit, position=edit.position[rows])  # type: ignore[index]
         if _one_an_input(edit)

@@ -24,7 +24,7 @@ ImageBatches = Iterable[tuple[slice, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageOutputs:
-    """What a model says of each of several images.
+    """Holds what a model says of each of several images.
 
     Attributes:
       features: float32 [B, W], its one feature of each.
@@ -35,20 +35,20 @@ class ImageOutputs:
     logits: np.ndarray | None
 
     def top1(self, labels: np.ndarray) -> float:
-        """Fraction of the images whose largest logit is that of their label, int [B]."""
+        """Gives the fraction of the images whose largest logit is that of their label, int [B]."""
         if self.logits is None:
             raise ValueError("top-1 accuracy needs a model with a head.")
         return float(np.mean(self.logits.argmax(axis=-1) == labels))
 
     def cosine(self, other: ImageOutputs) -> float:
-        """Mean over the images of the cosine similarity of their features to `other`'s."""
+        """Averages over the images the cosine similarity of their features to `other`'s."""
         return float(cosine_similarity(self.features, other.features).mean())
 
 
 def run_images(
     model: Model, batches: ImageBatches, edits: Edit | Sequence[Edit] | None = None, progress: Progress | None = None
 ) -> ImageOutputs:
-    """Features and logits of all images under `edits`; `progress` gets the number of images of every batch."""
+    """Computes features and logits of all images under `edits`; `progress` gets every batch's number of images."""
     model.require_vision()
     features, logits = [], []
     for rows, images in batches:
@@ -62,7 +62,7 @@ def run_images(
 
 
 def check_classes(model: Model, images: ImageList) -> None:
-    """Nothing where the images have as many classes as the model's head; ValueError otherwise."""
+    """Raises a ValueError unless the images have as many classes as the model's head."""
     classes = model.require_vision().num_classes
     if classes != len(images.classes):
         raise ValueError(
@@ -72,7 +72,7 @@ def check_classes(model: Model, images: ImageList) -> None:
 
 
 def attach_head(model: Model, head: LinearHead) -> Model:
-    """`model` with a linear classifier on its one feature.
+    """Gives `model` a linear classifier on its one feature.
 
     A head of width 2·D reads the class token and the mean of the patches after the final norm (DINOv2's); one of width
     D the feature that the model has already.

@@ -18,7 +18,7 @@ _KEPT = 16  # values kept of each sequence and layer
 
 @dataclasses.dataclass(frozen=True)
 class LayerSummary:
-    """One layer over all sequences.
+    """Describes one layer over all sequences.
 
     Attributes:
       layer: 1-based; None for the final norm.
@@ -35,14 +35,14 @@ class LayerSummary:
 
 @dataclasses.dataclass(frozen=True)
 class LayerTable:
-    """Every layer, and the output of the final norm."""
+    """Holds every layer, and the output of the final norm."""
 
     layers: list[LayerSummary]
     final_norm: LayerSummary
 
     @property
     def full_size_layer(self) -> int:
-        """The layer at which the largest activations first appear at full size."""
+        """Gives the layer at which the largest activations first appear at full size."""
         return full_size_layer(np.asarray([summary.largest for summary in self.layers]))
 
 

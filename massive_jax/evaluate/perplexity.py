@@ -27,7 +27,7 @@ def perplexity(
     progress: Progress | None = None,
     skip: int = 0,
 ) -> float:
-    """exp(total negative log-likelihood / predicted tokens) over `windows`, under `edits`.
+    """Computes exp(total negative log-likelihood / predicted tokens) over `windows`, under `edits`.
 
     Args:
       model: the model.
@@ -55,13 +55,13 @@ def perplexity(
 
 
 def check_windows(windows: Windows) -> None:
-    """ValueError where `windows` are none, or empty."""
+    """Raises a ValueError where `windows` are none, or empty."""
     if not isinstance(windows, Windows) or np.ndim(windows.tokens) != 2 or not len(windows.tokens):
         raise ValueError(f"windows is {shown(windows)}; give Windows of one window at least, as `cut_windows` makes.")
 
 
 def token_nll(model: Model, tokens: Any, edits: Edit | Sequence[Edit] | None = None) -> np.ndarray:
-    """Negative log-likelihood of every token after the first, in nats: int [B, T] -> float32 [B, T - 1].
+    """Computes every token's negative log-likelihood after the first, in nats: int [B, T] -> float32 [B, T - 1].
 
     Raises:
       ValueError: a single token; an edit of the logits, which are never whole here; see also `Model.__call__`.

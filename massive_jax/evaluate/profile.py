@@ -24,7 +24,7 @@ from massive_jax.probe import Capture
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """A model on windows of a text, or on images.
+    """Describes a model on windows of a text, or on images.
 
     Attributes:
       metric: what it is judged by: "perplexity"; "top1", the share of images whose class is the most likely one; or
@@ -47,7 +47,7 @@ class Profile:
     slot_rate: np.ndarray
 
     def layers(self) -> list[dict[str, Any]]:
-        """A record a layer: "layer", 1-based, and its numbers."""
+        """Gives a record a layer: "layer", 1-based, and its numbers."""
         names = ("largest", "median", "sink_rate", "slot_rate")
         return [
             {"layer": i + 1, **{name: float(getattr(self, name)[i]) for name in names}}

@@ -10,7 +10,7 @@ LINEAR_INPUTS = ("attn_norm", "head_out", "mlp_norm", "mlp_hidden", "final_norm"
 
 
 def quantized_inputs(config: TransformerConfig | VisionConfig, bits: int = 8) -> list[Edit]:
-    """Edits that round the input of every linear map to `bits` bits, with one scale for a sequence's whole tensor.
+    """Makes edits that round every linear map's input to `bits` bits, one scale for a sequence's whole tensor.
 
     One massive activation sets the scale, and everything else is rounded away: why quantisation methods treat it apart.
     """

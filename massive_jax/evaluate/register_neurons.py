@@ -30,7 +30,7 @@ OUTLIER = 3.0  # a patch is an outlier above this many times the median norm of 
 
 @dataclasses.dataclass(frozen=True)
 class RegisterNeuron:
-    """A neuron: index `dim` of `mlp_hidden` in a 1-based `layer`, with its mean activation on the outlier patches."""
+    """Names a neuron: `dim` of `mlp_hidden` in a 1-based `layer`, with its mean activation on outlier patches."""
 
     layer: int
     dim: int
@@ -39,7 +39,7 @@ class RegisterNeuron:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PatchNorms:
-    """Norms of patches after every block, for each of several images, and what the model says of those.
+    """Holds norms of patches after every block, for each of several images, and what the model says of those.
 
     Attributes:
       largest: float32 [L, B], of the patch with the largest norm.
@@ -64,7 +64,7 @@ def find_register_neurons(
     outlier: float = OUTLIER,
     progress: Progress | None = None,
 ) -> list[RegisterNeuron]:
-    """The neurons most active on outlier patches, averaged over each image's outliers and then over the images.
+    """Finds the neurons most active on outlier patches, averaged over an image's outliers, then over the images.
 
     Args:
       model: a vision model.
@@ -129,7 +129,7 @@ def _on_outliers(
 
 
 def add_register(model: Model) -> Model:
-    """`model` with one more token of zeros, after its class token and registers and before the patches."""
+    """Gives `model` one more token of zeros, after its class token and registers and before the patches."""
     config = model.require_vision()
     config = dataclasses.replace(config, registers=config.registers + 1)
     new = jnp.zeros((1, config.hidden_size), config.jnp_dtype)
@@ -139,7 +139,7 @@ def add_register(model: Model) -> Model:
 
 
 def move_neurons(model: Model, neurons: Sequence[RegisterNeuron]) -> list[Edit]:
-    """Edits that move the activations of `neurons` to the last register of `model`, as `add_register` gives it.
+    """Makes edits that move the activations of `neurons` to the last register of `model` (see `add_register`).
 
     The register takes the largest activation of the other tokens, which become 0.
     """
@@ -150,7 +150,7 @@ def move_neurons(model: Model, neurons: Sequence[RegisterNeuron]) -> list[Edit]:
 def patch_norms(
     model: Model, batches: ImageBatches, edits: Sequence[Edit] = (), progress: Progress | None = None
 ) -> PatchNorms:
-    """Norms of patches and of the other tokens after every block, and the model's outputs, under `edits`."""
+    """Measures norms of patches and of the other tokens after every block, and the model's outputs, under `edits`."""
     model.require_vision()
     plan = model.compile_captures(Capture("block_out"))
     found = []
@@ -180,7 +180,7 @@ def _summary(module: Any, params: Any, edits: Any, plan: Any, images: jax.Array)
 def patch_maps(
     model: Model, image: np.ndarray, layer: int, edits: Sequence[Edit] = ()
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Two maps over the patches of an image, for a picture.
+    """Draws up two maps over the patches of an image, for a picture.
 
     Args:
       model: a vision model.

@@ -20,7 +20,7 @@ from massive_jax.probe import Capture
 
 
 def register_shape(model: Model) -> tuple[int, int, int]:
-    """[L, R, D] of the model's register means; ValueError where it has no registers."""
+    """Gives [L, R, D] of the model's register means; ValueError where it has no registers."""
     config = model.require_vision()
     if not config.registers:
         raise ValueError(f"{model.name} has no register tokens; DINOv2 with registers has, say.")
@@ -28,7 +28,7 @@ def register_shape(model: Model) -> tuple[int, int, int]:
 
 
 def mean_registers(model: Model, batches: ImageBatches, progress: Progress | None = None) -> RegisterMeans:
-    """The register features at the input of every block, averaged over images.
+    """Averages over images the register features at the input of every block.
 
     Args:
       model: a vision model with registers.

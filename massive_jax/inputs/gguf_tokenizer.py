@@ -106,7 +106,7 @@ _RULE_OF_ARCHITECTURE = {
 
 
 def build(metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, int | None, int | None]:
-    """The tokenizer, and the ids of BOS and EOS.
+    """Builds the tokenizer, and gives the ids of BOS and EOS with it.
 
     Raises:
       ValueError: see `Tokenizer.from_gguf`.

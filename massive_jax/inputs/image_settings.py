@@ -46,12 +46,12 @@ def check(options: Mapping[str, Any]) -> None:
 
 
 def is_side(value: object) -> bool:
-    """Whether a value is the side of an image, in pixels."""
+    """Tells whether a value is the side of an image, in pixels."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIDE
 
 
 def kind_of(fields: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The type that a preprocessor config names, or else the one of its model type."""
+    """Gives the type that a preprocessor config names, or else the one of its model type."""
     if not isinstance(fields, Mapping):
         raise ValueError(f"image_processor is {shown(fields)}; expected a JSON object.")
     name = fields.get(TYPE) or fields.get("feature_extractor_type")
@@ -66,7 +66,7 @@ def kind_of(fields: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 
 def from_timm(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A `preprocessor_config.json` that says what timm's evaluation transform does.
+    """Gives a `preprocessor_config.json` that says what timm's evaluation transform does.
 
     Args:
       fields: the `pretrained_cfg` of a timm config.json.

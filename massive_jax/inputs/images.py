@@ -31,7 +31,7 @@ _OWN = ("DINOv3ViTImageProcessor", TIMM)  # in `transforms`; the others are tran
 
 @dataclasses.dataclass(frozen=True)
 class ImageProcessor:
-    """Preprocessing as a checkpoint describes it: resize, crop, rescale and normalise, with PIL and numpy.
+    """Preprocesses images as a checkpoint describes it: resize, crop, rescale and normalise, with PIL and numpy.
 
     Attributes:
       options: the fields of a `preprocessor_config.json`, `image_processor_type` among them.
@@ -48,7 +48,7 @@ class ImageProcessor:
 
     @classmethod
     def from_directory(cls, path: str | os.PathLike[str]) -> ImageProcessor | None:
-        """The image processor of a Hugging Face directory; None where it has none.
+        """Reads the image processor of a Hugging Face directory; None where it has none.
 
         From `preprocessor_config.json` (or the `image_processor` of `processor_config.json`), or the `pretrained_cfg`
         of a timm `config.json`. Code that a checkpoint brings along is never run.
@@ -73,12 +73,12 @@ class ImageProcessor:
         return None
 
     def to_json(self) -> str:
-        """The processor as text, for `from_json`."""
+        """Writes the processor as text, for `from_json`."""
         return json.dumps(dict(self.options))
 
     @classmethod
     def from_json(cls, text: str) -> ImageProcessor:
-        """The processor that `to_json` wrote; ValueError where `text` is not one."""
+        """Reads the processor that `to_json` wrote; ValueError where `text` is not one."""
         try:
             options = json.loads(text)
         except json.JSONDecodeError as error:
@@ -88,7 +88,7 @@ class ImageProcessor:
         return cls(options)
 
     def __call__(self, images: Any, size: int | None = None) -> np.ndarray:
-        """Images ready for a model.
+        """Makes images ready for a model.
 
         Args:
           images: one or several of: a path, a PIL image, an array uint8 [H, W], [H, W, 3] or [H, W, 4]; or one array
@@ -113,7 +113,7 @@ class ImageProcessor:
         return stack_images([np.moveaxis(x, 0, -1) for x in out])
 
     def pixels(self, images: np.ndarray) -> np.ndarray:
-        """What `__call__` gave as a picture again: float32 [B, H, W, 3] -> uint8 of the same shape."""
+        """Turns what `__call__` gave into a picture again: float32 [B, H, W, 3] -> uint8 of the same shape."""
         backend = self._backend
         x = images
         if backend.do_normalize:
@@ -171,7 +171,7 @@ class ImageProcessor:
 
 
 def stack_images(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Preprocessed images [H, W, 3] as one batch, float32 [B, H, W, 3]; ValueError where their sizes differ."""
+    """Stacks preprocessed images [H, W, 3] as one batch, float32 [B, H, W, 3]; ValueError where sizes differ."""
     shapes = sorted({x.shape[:2] for x in images})
     if len(shapes) > 1:
         raise ValueError(
@@ -183,7 +183,7 @@ def stack_images(images: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ImageList:
-    """Image files, in a fixed order.
+    """Lists image files, in a fixed order.
 
     Attributes:
       paths: of the images.
@@ -199,13 +199,13 @@ class ImageList:
         return len(self.paths)
 
     def first(self, count: int | None) -> ImageList:
-        """The first `count` of them; all for None. The classes stay."""
+        """Gives the first `count` of them; all for None. The classes stay."""
         labels = None if self.labels is None else self.labels[:count]
         return ImageList(self.paths[:count], labels, self.classes)
 
 
 def list_images(path: str | os.PathLike[str]) -> ImageList:
-    """The images at `path`: a file, a folder of images, a folder with a folder a class (as ImageNet's), or "photo".
+    """Lists the images at `path`: a file, a folder of images or of a folder a class (as ImageNet's), or "photo".
 
     Images of a folder are sorted by name, classes too; those of a class may lie in folders of their own. A file counts
     as an image by its suffix (`SUFFIXES`); hidden files and folders do not count.
@@ -243,7 +243,7 @@ def list_images(path: str | os.PathLike[str]) -> ImageList:
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """The image at `path` as RGB, 8 bits a channel, turned upright as its EXIF orientation says.
+    """Reads the image at `path` as RGB, 8 bits a channel, turned upright as its EXIF orientation says.
 
     Grey becomes three equal channels; transparency is laid on white, as transformers' processors do; 16-bit grey is
     scaled to 8 bits (÷ 257); of an animation the first frame counts.

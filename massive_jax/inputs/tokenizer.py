@@ -27,7 +27,7 @@ has_tokenizer = tokenizer_directory.has_tokenizer
 
 
 class Tokenizer:
-    """Text ↔ token ids.
+    """Turns text into token ids and back.
 
     Attributes:
       bos_id, eos_id: the tokens that begin and end a text; None where the model has none.
@@ -59,7 +59,7 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
-        """The tokenizer a GGUF file describes.
+        """Builds the tokenizer that a GGUF file describes.
 
         Args:
           metadata: the file's, with its "tokenizer.ggml.…" keys.
@@ -73,7 +73,7 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """The tokenizer of a Hugging Face directory: `tokenizer.json`, or the older files through transformers.
+        """Reads the tokenizer of a Hugging Face directory: tokenizer.json, or older files through transformers.
 
         What the files beside it say (added tokens, `add_prefix_space` …) counts as in transformers 5; see
         `massive_jax.inputs.tokenizer_directory`.
@@ -85,7 +85,7 @@ class Tokenizer:
 
     @classmethod
     def of_bytes(cls) -> Tokenizer:
-        """The tokenizer whose tokens are the 256 bytes: the id of each is its value. It has no special tokens."""
+        """Makes the tokenizer whose tokens are the 256 bytes: the id of each is its value. No special tokens."""
         import tokenizers
         from tokenizers import decoders, models, pre_tokenizers
 
@@ -95,7 +95,7 @@ class Tokenizer:
         return cls(backend)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, with no special tokens added.
+        """Turns a text into ids, with no special tokens added.
 
         Two things are as in Hugging Face. A special token written out in the text ("<|endoftext|>") becomes that
         token. Bytes that the vocabulary has no token for vanish (SmolLM's lacks 21 of the 256); that is logged.
@@ -119,7 +119,7 @@ class Tokenizer:
             ) from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of several texts, each as `encode` gives them, on all processors; for its errors see there.
+        """Turns several texts into ids as `encode` does, on all processors; for its errors see there.
 
         Bytes that vanish are not logged.
         """
@@ -129,7 +129,7 @@ class Tokenizer:
             return [self.encode(text) for text in texts]  # raises for the text that is wrong
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids, special tokens included.
+        """Turns ids into their text, special tokens included.
 
         Bytes that are not UTF-8 (half a character) come out as U+FFFD, as in Hugging Face. An added token comes out as
         its text, also where that has letters which stand for bytes in the ordinary vocabulary (Hugging Face takes the
@@ -153,7 +153,7 @@ class Tokenizer:
         return "".join(text)
 
     def token_text(self, token: int) -> str:
-        r"""The text of one token, for labels: " the", "\n"; a byte that is no character by itself as "<0xE2>".
+        r"""Gives the text of one token, for labels: " the", "\n"; a byte that is no character by itself as "<0xE2>".
 
         An added token's is its text as it was added. Where a label goes to a terminal, see `files.printable`.
 
@@ -178,18 +178,18 @@ class Tokenizer:
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """One more than the largest id. A model's embedding may have more rows than this, as padding."""
+        """Gives one more than the largest id. A model's embedding may have more rows than this, as padding."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def to_json(self) -> dict[str, Any]:
-        """Everything about it as plain JSON, for `from_json`."""
+        """Writes everything about it as plain JSON, for `from_json`."""
         stored = {"tokenizer": self._backend.to_str(), "bos_id": self.bos_id, "eos_id": self.eos_id}
         # The package's own text does not hold this.
         return stored | ({"split_special_tokens": True} if self._backend.encode_special_tokens else {})
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Tokenizer:
-        """The tokenizer that `to_json` wrote; built when it is first used, which takes a tenth of a second.
+        """Reads the tokenizer that `to_json` wrote; built when it is first used, which takes a tenth of a second.
 
         Raises:
           ValueError: `stored` is not what `to_json` writes. A damaged tokenizer inside it is one at the first use.

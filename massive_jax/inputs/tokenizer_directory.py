@@ -42,12 +42,12 @@ _USUAL = ("<|endoftext|>", "<s>", "</s>", "<unk>", "<bos>", "<eos>", "<pad>", "<
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether a Hugging Face directory holds the files of a tokenizer."""
+    """Tells whether a Hugging Face directory holds the files of a tokenizer."""
     return any(all((directory / name).is_file() for name in names) for names in ((_JSON,), *_SLOW))
 
 
 def read_directory(directory: Path) -> tuple[tokenizers.Tokenizer, int | None, int | None]:
-    """The tokenizer of a Hugging Face directory, and the ids of the tokens that begin and end a text.
+    """Gives the tokenizer of a Hugging Face directory, and the ids of the tokens that begin and end a text.
 
     Raises:
       ValueError: no tokenizer is there, or its files are damaged or contradict each other.

@@ -27,7 +27,7 @@ _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")  # of an a
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerSettings:
-    """What the files beside tokenizer.json say.
+    """Holds what the files beside tokenizer.json say.
 
     Attributes:
       directory: where they are.
@@ -71,21 +71,21 @@ class TokenizerSettings:
         return dataclasses.replace(found, declared=declared, declared_in=ADDED if older else CONFIG)
 
     def boolean(self, key: str) -> bool | None:
-        """A setting that is true, false, or null, which is the same as not there."""
+        """Gives a setting that is true, false, or null, which is the same as not there."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, bool):
             raise self.wrong(key, value, "true or false")
         return value
 
     def name(self, file: str, key: str) -> str:
-        """A setting of a file that is a name; "" where there is none."""
+        """Gives a setting of a file that is a name; "" where there is none."""
         value = (self.model if file == MODEL else self.values).get(key)
         if value is not None and not isinstance(value, str):
             raise _wrong(self.directory / file, key, value, "a name")
         return value or ""
 
     def named(self) -> dict[str, tokenizers.AddedToken]:
-        """The special tokens by the key that names them: "pad_token", and a model's own, such as "image_token"."""
+        """Gives the special tokens by the key that names them: "pad_token", and a model's own ("image_token")."""
         others = [
             key
             for key, value in self.values.items()
@@ -96,7 +96,7 @@ class TokenizerSettings:
         return {key: token for key, token in found.items() if token is not None}
 
     def special(self, defaults: Mapping[str, Any] | None = None) -> list[tokenizers.AddedToken]:
-        """All special tokens, in the order that transformers adds them.
+        """Lists all special tokens, in the order that transformers adds them.
 
         Args:
           defaults: texts of tokens that count where no file speaks of them, by key.
@@ -108,7 +108,7 @@ class TokenizerSettings:
         return [*first, *(token for key, token in found.items() if key not in NAMED), *self.extra()]
 
     def extra(self) -> list[tokenizers.AddedToken]:
-        """The special tokens without a name."""
+        """Gives the special tokens without a name."""
         values = self.values.get(_EXTRA)
         if values is not None and not isinstance(values, list):
             raise self.wrong(_EXTRA, values, "a list of tokens")
@@ -116,7 +116,7 @@ class TokenizerSettings:
         return [token for token in found if token is not None]
 
     def token(self, key: str, value: object) -> tokenizers.AddedToken | None:
-        """A special token, given as its text, as an object with its text and flags, or not at all."""
+        """Gives a special token, given as its text, as an object with its text and flags, or not at all."""
         import tokenizers
 
         if value is None:
@@ -130,7 +130,7 @@ class TokenizerSettings:
         return tokenizers.AddedToken(value["content"], **_flags(value | {"special": special}))
 
     def wrong(self, key: str, value: object, expected: str) -> ValueError:
-        """The error for a setting that is not what it should be."""
+        """Gives the error for a setting that is not what it should be."""
         return _wrong(self.directory / self.origin.get(key, CONFIG), key, value, expected)
 
     def _declared(self) -> dict[int, tokenizers.AddedToken]:

@@ -11,7 +11,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 class DINOv3ViTImageProcessorPil(ViTImageProcessorPil):
-    """DINOv3's: rescales to [0, 1] before it resizes, so that nothing is rounded to 8 bits in between."""
+    """Preprocesses for DINOv3: rescales to [0, 1] before it resizes, so that nothing is rounded to 8 bits."""
 
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
@@ -33,7 +33,7 @@ class DINOv3ViTImageProcessorPil(ViTImageProcessorPil):
 
 
 class TimmImageProcessorPil(BitImageProcessorPil):
-    """timm's evaluation transform, which is torchvision's: its crop rounds where transformers' rounds down."""
+    """Preprocesses as timm evaluates, with torchvision: its crop rounds where transformers' rounds down."""
 
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD

@@ -16,7 +16,7 @@ from massive_jax.models.vision_config import VisionConfig
 
 
 def build(config: TransformerConfig | VisionConfig) -> LanguageModel | VisionTransformer:
-    """The module of a config."""
+    """Builds the module of a config."""
     return VisionTransformer(config) if isinstance(config, VisionConfig) else LanguageModel(config)
 
 

@@ -36,7 +36,7 @@ _ROWS = 32
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Surroundings:
-    """What attention needs to know about positions.
+    """Holds what attention needs to know about positions.
 
     Attributes:
       rope: cos and sin of the queries, each float32 [B, T, P]; None without rotary embedding.
@@ -60,13 +60,13 @@ class Surroundings:
 
 
 class Attention(nn.Module):
-    """Self-attention: projections, rotary embedding, mixture of values, output projection."""
+    """Mixes tokens by self-attention: projections, rotary embedding, mixture of values, output projection."""
 
     config: BlockConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, around: Surroundings, tap: Tap) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
+        """Maps [B, T, D] to [B, T, D]."""
         cfg = self.config
         D, H, K, N = cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         query = Projection((D, H, N), "BTD,DHN->BTHN", cfg.qkv_bias, name="query")(x)
@@ -110,7 +110,7 @@ class Attention(nn.Module):
 
 
 def causal_mask(T: int, window: int | None = None) -> jax.Array:
-    """Bool [T, S]: whether query t sees key s: 0 <= t - s, and t - s < window."""
+    """Tells whether query t sees key s, bool [T, S]: 0 <= t - s, and t - s < window."""
     distance = jnp.arange(T)[:, None] - jnp.arange(T)[None, :]
     mask = distance >= 0
     return mask if window is None else mask & (distance < window)
@@ -124,7 +124,7 @@ def attend(
     around: Surroundings,
     slots: Slots | None = None,
 ) -> jax.Array:
-    """Mixture of values, no site tapped: query [B, T, H, N], key and value [B, S, K, N] -> [B, T, H, N]."""
+    """Mixes values, no site tapped: query [B, T, H, N], key and value [B, S, K, N] -> [B, T, H, N]."""
     if _fused(cfg, around):
         return _attend_fused(cfg, query, key, value, around, slots)
     visible = visible_keys(cfg, query, around)
@@ -204,7 +204,7 @@ def attend_with_probs(
     tap: Tap,
     slots: Slots | None = None,
 ) -> jax.Array:
-    """`attend` with logits and probabilities, float32 [B, H, T, S], tapped; the slots are the last of their keys."""
+    """Does what `attend` does with logits and probabilities, float32 [B, H, T, S], tapped; slots are the last keys."""
     logits, visible = token_logits(cfg, query, key, around.bias), visible_keys(cfg, query, around)
     S = key.shape[1]
     if slots is not None:
@@ -221,7 +221,7 @@ def attend_with_probs(
 
 
 def token_logits(cfg: BlockConfig, query: jax.Array, key: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """What enters the softmax for every token, before the mask: float32 [B, H, T, S]."""
+    """Computes what enters the softmax for every token, before the mask: float32 [B, H, T, S]."""
     B, T, H, N = query.shape
     S, K = key.shape[1:3]
     grouped = query.reshape(B, T, K, H // K, N)
@@ -233,7 +233,7 @@ def token_logits(cfg: BlockConfig, query: jax.Array, key: jax.Array, bias: jax.A
 
 
 def visible_keys(cfg: BlockConfig, query: jax.Array, around: Surroundings) -> jax.Array:
-    """Who sees whom: bool [B or 1, 1, T, S]."""
+    """Tells which query sees which key: bool [B or 1, 1, T, S]."""
     if around.mask is None and not cfg.causal:
         return jnp.ones((1, 1, 1, 1), bool)
     mask = causal_mask(query.shape[1], cfg.window)[None] if around.mask is None else around.mask
@@ -241,12 +241,12 @@ def visible_keys(cfg: BlockConfig, query: jax.Array, around: Surroundings) -> ja
 
 
 def attention_probs(cfg: BlockConfig, logits: jax.Array) -> jax.Array:
-    """Masked logits -> what the values are weighted by, float32."""
+    """Turns masked logits into what the values are weighted by, float32."""
     return jax.nn.sigmoid(logits) if cfg.sigmoid_attention else jax.nn.softmax(logits, axis=-1)
 
 
 def mix_values(probs: jax.Array, value: jax.Array) -> jax.Array:
-    """Probabilities [B, H, T, S] and values [B, S, K, N] -> [B, T, H, N]."""
+    """Mixes values [B, S, K, N] by probabilities [B, H, T, S] -> [B, T, H, N]."""
     B, H, T, S = probs.shape
     K, N = value.shape[2:]
     grouped = probs.reshape(B, K, H // K, T, S).astype(value.dtype)

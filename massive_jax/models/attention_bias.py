@@ -30,7 +30,7 @@ from massive_jax.models.positions import apply_rope
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SlotPlaces:
-    """What the slots of an attention bias need to know about a layer; all None for slots that stand nowhere.
+    """Holds what the slots of an attention bias need to know about a layer; all None for slots without a place.
 
     Attributes:
       rope: cos and sin of a prefix, each float32 [1, n, P], or [B, n, P] where they differ by the sequence.
@@ -47,7 +47,7 @@ class SlotPlaces:
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """What a query sees beside the tokens.
+    """Holds what a query sees beside the tokens.
 
     Attributes:
       logits: float32 [B, H, T, n]; the lowest finite number where a slot is out of sight.
@@ -61,13 +61,13 @@ class Slots:
 
 
 class AttentionSlots(nn.Module):
-    """The learned slots of one layer, seen by its queries. Parameters: key, value [K, n, N], logit [H]."""
+    """Holds the learned slots of one layer. Parameters: key, value [K, n, N], logit [H]."""
 
     config: BlockConfig
 
     @nn.compact
     def __call__(self, query: jax.Array, places: SlotPlaces) -> Slots:
-        """Queries [B, T, H, N], as they enter the attention -> slots."""
+        """Gives the slots that queries [B, T, H, N] see, as those enter the attention."""
         cfg, bias = self.config, self.config.attention_bias
         assert bias is not None
         B, T, H, N = query.shape
@@ -111,13 +111,13 @@ class AttentionSlots(nn.Module):
 
 
 class OutputGate(nn.Module):
-    """σ(x W) on the heads' outputs, one gate a head or one an element (arXiv 2505.06708, equation 5)."""
+    """Multiplies the heads' outputs by σ(x W), one gate a head or an element (arXiv 2505.06708, equation 5)."""
 
     config: BlockConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
-        """The block's normed input [B, T, D] and the heads' outputs [B, T, H, N] -> gated outputs."""
+        """Gates the heads' outputs [B, T, H, N] by the block's normed input [B, T, D]."""
         cfg = self.config
         D, H, N = cfg.hidden_size, cfg.num_heads, cfg.head_dim
         assert cfg.attention_bias is not None
@@ -128,7 +128,7 @@ class OutputGate(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class TokenMixture:
-    """What queries see of the tokens, before it is divided by the sum of its weights.
+    """Holds what queries see of the tokens, before it is divided by the sum of its weights.
 
     Attributes:
       mixed: Σ exp(logit − largest) · value, [B, T, H, N].
@@ -143,7 +143,7 @@ class TokenMixture:
 
     @staticmethod
     def concatenate(parts: Sequence[TokenMixture]) -> TokenMixture:
-        """Those of all queries from those of some."""
+        """Joins the mixtures of consecutive runs of queries into that of all of them, in order."""
 
         def joined(name: str, axis: int) -> Any:
             found = [getattr(part, name) for part in parts]
@@ -152,7 +152,7 @@ class TokenMixture:
         return TokenMixture(joined("mixed", 1), joined("largest", 2), joined("total", 2))
 
     def with_slots(self, slots: Slots | None) -> jax.Array:
-        """The heads' outputs [B, T, H, N], the slots, if any, in the same softmax.
+        """Gives the heads' outputs [B, T, H, N], with the slots, if any, in the same softmax.
 
         Weights are relative to one largest logit: a difference of log-sum-exps would carry their rounding, which is
         that of numbers ten times as large.
@@ -177,7 +177,7 @@ def _by_query(x: jax.Array, dtype: Any) -> jax.Array:
 
 
 def mix_slots(probs: jax.Array, values: jax.Array) -> jax.Array:
-    """What the slots add to the heads' outputs: probabilities [B, H, T, n] and values [K, n, N] -> [B, T, H, N]."""
+    """Gives what the slots add to the heads' outputs: probabilities [B, H, T, n], values [K, n, N] -> [B, T, H, N]."""
     B, H, T, n = probs.shape
     K, N = values.shape[0], values.shape[-1]
     grouped = probs.reshape(B, K, H // K, T, n).astype(values.dtype)
@@ -187,7 +187,7 @@ def mix_slots(probs: jax.Array, values: jax.Array) -> jax.Array:
 def fused_attention(
     options: tuple[tuple[str, Any], ...], bias: jax.Array | None = None, mask: jax.Array | None = None
 ) -> Callable[..., Any]:
-    """A kernel as a function of query, key, value and `return_residual`.
+    """Gives a kernel as a function of query, key, value and `return_residual`.
 
     Args:
       options: static, as (name, value) pairs: "implementation", which is "splash" or as `jax.nn.dot_product_attention`
@@ -209,7 +209,7 @@ def fused_attention(
 def attend_behind(
     slots: Slots, options: tuple[tuple[str, Any], ...], query: jax.Array, key: jax.Array, value: jax.Array
 ) -> jax.Array:
-    """The heads' outputs [B, T, H, N] of a causal kernel, every query seeing the slots, which have keys.
+    """Gives the heads' outputs [B, T, H, N] of a causal kernel in which every query sees the slots, which have keys.
 
     They are tokens in front of the others; what they see themselves is dropped. See `attend_with_lse` for the rest.
     """
@@ -234,7 +234,7 @@ def attend_with_lse(
     bias: jax.Array | None,
     mask: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """A kernel's mixture and its log-sum-exp, float32 [B, H, T], both differentiable.
+    """Gives a kernel's mixture and its log-sum-exp, float32 [B, H, T], both differentiable.
 
     The kernels' own has no gradient. With p the probabilities, ∂lse/∂q = Σ_j p_j k_j · scale, which is the same
     attention with the keys for values, and ∂lse/∂k_j = p_j q · scale, the gradient of those values: so the kernel

@@ -14,13 +14,13 @@ from massive_jax.probe import Tap
 
 
 class Block(nn.Module):
-    """Attention and MLP around a residual stream; where the norms are and what the MLP reads, the config says."""
+    """Runs attention and MLP around a residual stream; the config says where the norms are and what the MLP reads."""
 
     config: BlockConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, around: Surroundings, tap: Tap) -> jax.Array:
-        """[B, T, D] -> [B, T, D]; every site of the block goes through `tap`."""
+        """Maps [B, T, D] to [B, T, D]; every site of the block goes through `tap`."""
         cfg = self.config
         norm_before = cfg.norm_placement in ("pre", "pre_and_output")
         norm_output = cfg.norm_placement in ("output", "pre_and_output")

@@ -27,7 +27,7 @@ ATTENTION_BIASES = (*SLOT_KINDS, "gate_head", "gate_element", "sigmoid")
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding (arXiv 2104.09864) and its context extensions.
+    """Configures the rotary position embedding (arXiv 2104.09864) and its context extensions.
 
     Attributes:
       theta: base of the geometric series of wavelengths.
@@ -78,7 +78,7 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AlibiConfig:
-    """A bias of the attention logits that grows linearly with the key's position (ALiBi, arXiv 2108.12409).
+    """Configures a bias of the attention logits that grows linearly with the key's position (arXiv 2108.12409).
 
     Attributes:
       max_exponent: the steepest head's slope is 2^-(max_exponent / heads), the shallowest's 2^-max_exponent.
@@ -98,7 +98,7 @@ class AlibiConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NormConfig:
-    """A norm over the last axis.
+    """Configures a norm over the last axis.
 
     Attributes:
       kind: "rms" (arXiv 1910.07467) or "layer" (arXiv 1607.06450).
@@ -123,7 +123,7 @@ class NormConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExpertsConfig:
-    """A mixture of experts in place of the MLP.
+    """Configures a mixture of experts in place of the MLP.
 
     Attributes:
       num_experts: E.
@@ -147,7 +147,7 @@ class ExpertsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionBias:
-    """An explicit attention bias: what attention can rest on other than a token (paper, section 5).
+    """Configures what attention can rest on other than a token: an explicit attention bias (paper, section 5).
 
     Most kinds are slots: n more entries of the softmax, each with a logit s and a value v′, which every query sees:
 
@@ -193,13 +193,13 @@ class AttentionBias:
 
     @property
     def num_slots(self) -> int:
-        """n; 0 for the kinds that have no slots."""
+        """Gives the number of slots, n; 0 for the kinds that have no slots."""
         return self.slots if self.kind in SLOT_KINDS else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """Shape and options of the blocks: what a language model and a vision model have in common.
+    """Configures the blocks: shape and options that a language model and a vision model have in common.
 
     Attributes:
       hidden_size: D, the width of the residual stream.
@@ -344,7 +344,7 @@ class BlockConfig:
 
     @property
     def jnp_dtype(self) -> Any:
-        """The activations' dtype as jax has it.
+        """Gives the activations' dtype as jax has it.
 
         Raises:
           ValueError: float64 where jax has not been told of it.
@@ -354,26 +354,26 @@ class BlockConfig:
 
     @property
     def num_slots(self) -> int:
-        """How many keys the attention bias adds."""
+        """Says how many keys the attention bias adds."""
         return 0 if self.attention_bias is None else self.attention_bias.num_slots
 
     @property
     def gated_attention(self) -> bool:
-        """Whether the heads' outputs have gates."""
+        """Tells whether the heads' outputs have gates."""
         return self.attention_bias is not None and self.attention_bias.kind in ("gate_head", "gate_element")
 
     @property
     def sigmoid_attention(self) -> bool:
-        """Whether there is a sigmoid in place of the softmax."""
+        """Tells whether there is a sigmoid in place of the softmax."""
         return self.attention_bias is not None and self.attention_bias.kind == "sigmoid"
 
     @property
     def scale(self) -> float:
-        """What q·k is multiplied by."""
+        """Says what q·k is multiplied by."""
         return 1 / math.sqrt(self.head_dim) if self.attention_scale is None else self.attention_scale
 
     def sizes(self, B: int, T: int, S: int | None = None) -> dict[str, int]:
-        """A size for every axis letter of `massive_jax.probe.sites`, for B × T tokens and S keys (None: T).
+        """Gives a size for every axis letter of `massive_jax.probe.sites`, for B × T tokens and S keys (None: T).
 
         The slots of the attention bias are keys too: "S" counts them.
         """
@@ -393,7 +393,7 @@ class BlockConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig(BlockConfig):
-    """Shape and options of a decoder-only language model: those of `BlockConfig`, and what is around the blocks.
+    """Configures a decoder-only language model: the options of `BlockConfig`, and what is around the blocks.
 
     Attributes:
       vocab_size: V.
@@ -449,19 +449,19 @@ class TransformerConfig(BlockConfig):
 
     @property
     def context_length(self) -> int:
-        """Longest sequence accepted, in tokens: dynamic rope scaling stretches `max_position` by its factor."""
+        """Gives the longest sequence accepted, in tokens: dynamic rope scaling stretches `max_position`."""
         return int(self.max_position * (self.rope.factor if self.rope.kind == "dynamic" else 1)) - self.prefix_length
 
     @property
     def prefix_length(self) -> int:
-        """The position of the first token: that many places before it are the attention bias's."""
+        """Gives the position of the first token: that many places before it are the attention bias's."""
         bias = self.attention_bias
         # Sink tokens have no place in a table of learned positions (paper's released code).
         placed = bias is not None and (bias.prefix or (bias.kind == "sink_token" and self.position != "learned"))
         return self.num_slots if placed else 0
 
     def scaled_at(self, length: int) -> bool:
-        """Whether the rotary embedding of a sequence of `length` tokens is another one than of a shorter one."""
+        """Tells whether the rotary embedding of a sequence of `length` tokens is another one than of a shorter one."""
         return any(
             rope.kind == "dynamic" and length + self.prefix_length > (rope.original_max_position or 1)
             for rope in (self._ropes() if self.position == "rope" else ())
@@ -469,18 +469,18 @@ class TransformerConfig(BlockConfig):
 
     @property
     def absent_sites(self) -> frozenset[str]:
-        """Sites that a model of this config does not have."""
+        """Names the sites that a model of this config does not have."""
         return frozenset({"mlp_hidden"} if self.experts else EXPERT_SITES) | frozenset(VISION_SITES)
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:
-        """The shape and dtype of an input, for shape inference."""
+        """Gives the shape and dtype of an input, for shape inference."""
         return jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
     def input_sizes(self, shape: Sequence[int]) -> dict[str, int]:
-        """A size for every axis letter, for tokens of `shape` [B, T]."""
+        """Gives a size for every axis letter, for tokens of `shape` [B, T]."""
         return self.sizes(*shape)
 
     def sizes(self, B: int, T: int, S: int | None = None) -> dict[str, int]:
-        """A size for every axis letter of `massive_jax.probe.sites`, for tokens [B, T] and S keys (None: T)."""
+        """Gives a size for every axis letter of `massive_jax.probe.sites`, for tokens [B, T] and S keys (None: T)."""
         return super().sizes(B, T, S) | {"V": self.vocab_size, "W": self.embedding_size or self.hidden_size}

@@ -18,7 +18,7 @@ _SMALLEST_TILE, _LARGEST_TILE = 8, 128
 
 
 class Experts(nn.Module):
-    """Every token goes to a few of E gated MLPs, and takes the sum of their outputs by the router's weights.
+    """Sends every token to a few of E gated MLPs, and sums their outputs by the router's weights.
 
     The work is that of the chosen experts only (see `apply_experts`). An edit of `router_probs` changes which experts
     are chosen, and their weights; an edit of `expert_weights` changes the sum and may name any expert: where that site
@@ -29,7 +29,7 @@ class Experts(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
+        """Maps [B, T, D] to [B, T, D]."""
         cfg, experts = self.config, self.config.experts
         assert experts is not None
         B, T, D = x.shape
@@ -74,7 +74,7 @@ class Experts(nn.Module):
 def apply_experts(
     one_expert: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, chosen: jax.Array, num_experts: int
 ) -> jax.Array:
-    """Every token's output of each of its experts.
+    """Gives every token's output of each of its experts.
 
     The rows (token, chosen expert) are sorted by expert into tiles of C rows that belong to one expert each, the last
     of an expert's being filled up, and an expert is applied to one tile at a time: no more than M / C + E tiles, and

@@ -20,7 +20,7 @@ _TERMS = 128
 
 
 class Projection(nn.Module):
-    """A linear map given by its einsum, with an optional bias shaped like the axes it adds.
+    """Applies a linear map given by its einsum, with an optional bias shaped like the axes it adds.
 
     Attributes:
       shape: of the kernel.

@@ -21,7 +21,7 @@ _FEWEST = 16  # positions of a chunk: a batch that is split over devices is as w
 
 
 def chunked_nll(config: TransformerConfig, hidden: jax.Array, head: Head, targets: jax.Array) -> jax.Array:
-    """-log p(target) from the final norm's output, some positions at a time.
+    """Computes -log p(target) from the final norm's output, some positions at a time.
 
     Args:
       config: the model's; float32 multiplies in full precision on every device.
@@ -43,7 +43,7 @@ def chunked_nll(config: TransformerConfig, hidden: jax.Array, head: Head, target
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def mean_nll(config: TransformerConfig, hidden: jax.Array, head: Head, targets: jax.Array) -> jax.Array:
-    """The mean of `chunked_nll`, float32 []; to be differentiated.
+    """Gives the mean of `chunked_nll`, float32 []; to be differentiated.
 
     Its gradient is worked out while the logits of a chunk exist, so that they are neither kept nor computed twice.
     """

@@ -21,13 +21,13 @@ ACTIVATION_FUNCTIONS = {
 
 
 class MLP(nn.Module):
-    """down(act(gate(x)) · up(x)), with silu SwiGLU (arXiv 2002.05202); or, plain, down(act(up(x)))."""
+    """Applies down(act(gate(x)) · up(x)), with silu SwiGLU (arXiv 2002.05202); or, plain, down(act(up(x)))."""
 
     config: BlockConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
+        """Maps [B, T, D] to [B, T, D]."""
         cfg = self.config
         D, F = cfg.hidden_size, cfg.intermediate_size
         activation = ACTIVATION_FUNCTIONS[cfg.activation]

@@ -11,7 +11,7 @@ from massive_jax.models.config import NormConfig
 
 
 class Norm(nn.Module):
-    """A norm over the last axis (or axes), as its config says. [..., D] -> [..., D], dtype kept.
+    """Normalises over the last axis (or axes), as its config says. [..., D] -> [..., D], dtype kept.
 
     Attributes:
       config: which norm.

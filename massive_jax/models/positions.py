@@ -14,7 +14,7 @@ from massive_jax.models.config import AlibiConfig, RopeConfig
 
 
 def rope_frequencies(rope: RopeConfig, rotary_dim: int, seq_len: int) -> tuple[np.ndarray, float]:
-    """Angular frequencies of the dim pairs, and the factor on cos and sin.
+    """Gives the angular frequencies of the dim pairs, and the factor on cos and sin.
 
     Args:
       rope: which scaling, and its settings.
@@ -41,7 +41,7 @@ def rope_frequencies(rope: RopeConfig, rotary_dim: int, seq_len: int) -> tuple[n
 def rope_tables(
     rope: RopeConfig, head_dim: int, positions: jax.Array, seq_len: int, lengths: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Cos and sin of every position and pair of dims.
+    """Gives cos and sin of every position and pair of dims.
 
     Args:
       rope: settings.
@@ -68,7 +68,7 @@ def rope_tables(
 def axial_rope_tables(
     rope: RopeConfig, head_dim: int, grid: tuple[int, int], prefix: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Cos and sin over a grid of patches, as DINOv3 has it (arXiv 2508.10104): rows in the first half, then columns.
+    """Gives cos and sin over a grid of patches (DINOv3, arXiv 2508.10104): rows in the first half, then columns.
 
     Args:
       rope: its theta.
@@ -88,7 +88,7 @@ def axial_rope_tables(
 
 
 def resize_table(table: jax.Array, native: tuple[int, int], grid: tuple[int, int], *, antialias: bool) -> jax.Array:
-    """A position table [rows · columns, D] for another grid, by torch's bicubic interpolation; float32."""
+    """Resizes a position table [rows · columns, D] to another grid, by torch's bicubic interpolation; float32."""
     by_place = table.astype(jnp.float32).reshape(*native, -1)
     rows, columns = (jnp.asarray(_bicubic(old, new, antialias)) for old, new in zip(native, grid, strict=True))
     return jnp.einsum("rR,cC,RCD->rcD", rows, columns, by_place).reshape(-1, table.shape[-1])
@@ -118,7 +118,7 @@ def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array, *, interleaved: boo
 
 
 def alibi_slopes(alibi: AlibiConfig, num_heads: int) -> np.ndarray:
-    """Slope of every head's bias: float32 [H]."""
+    """Gives the slope of every head's bias: float32 [H]."""
 
     def powers(count: int) -> np.ndarray:
         return 2.0 ** (-np.arange(1, count + 1) * alibi.max_exponent / count)
@@ -136,7 +136,7 @@ def alibi_slopes(alibi: AlibiConfig, num_heads: int) -> np.ndarray:
 
 
 def alibi_bias(alibi: AlibiConfig, num_heads: int, positions: jax.Array) -> jax.Array:
-    """The bias of the logits by the keys' positions, int [B, S] -> float32 [B, H, 1, S].
+    """Gives the bias of the logits by the keys' positions, int [B, S] -> float32 [B, H, 1, S].
 
     It is the same for every query, for the softmax takes up the difference.
     """

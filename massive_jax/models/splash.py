@@ -32,7 +32,7 @@ def splash_attention(
     softcap: float | None = None,
     return_residual: bool = False,
 ) -> Any:
-    """Attention by the splash kernel, with the names of `jax.nn.dot_product_attention`.
+    """Computes attention by the splash kernel, with the names of `jax.nn.dot_product_attention`.
 
     Float32 is multiplied at the highest precision, forward and backward. With bfloat16, logits, softmax and sums are
     float32, and scaled queries are rounded once more: the kernel has no scale of its own. Lengths are padded to

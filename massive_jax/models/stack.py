@@ -49,7 +49,7 @@ DEFAULT_CAPTURE = Capture("block_out", top_k=3, median=True)
 def outer_tap(
     module: nn.Module, config: BlockConfig, plan: CapturePlan | None, coordinates: Coordinates = UNPADDED
 ) -> Tap:
-    """The tap for the sites around the blocks, with the module's collection `edits`.
+    """Gives the tap for the sites around the blocks, with the module's collection `edits`.
 
     Args:
       module: the model, in its `__call__`.

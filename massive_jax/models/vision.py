@@ -24,7 +24,7 @@ from massive_jax.probe import CapturePlan, Tap
 
 
 class VisionTransformer(nn.Module):
-    """Patch embedding, L blocks under `nn.scan`, final norm, pooling, linear head.
+    """Runs patch embedding, L blocks under `nn.scan`, final norm, pooling, linear head.
 
     `module.apply({"params": P, "edits": E}, images, capture=plan, mutable=["intermediates"])`, as `LanguageModel`.
 
@@ -131,13 +131,13 @@ class VisionTransformer(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """A learned query attends to all tokens, then norm, MLP and residual (the "MAP head" of arXiv 2205.01580)."""
+    """Attends with a learned query to all tokens, then norm, MLP, residual ("MAP head", arXiv 2205.01580)."""
 
     config: VisionConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, D]."""
+        """Maps [B, T, D] to [B, D]."""
         cfg = self.config
         D, H, N = cfg.hidden_size, cfg.num_heads, cfg.head_dim
         probe = self.param("probe", nn.initializers.normal(0.02), (D,), jnp.float32).astype(x.dtype)

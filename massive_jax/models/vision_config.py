@@ -19,7 +19,7 @@ CHANNELS = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig(BlockConfig):
-    """Shape and options of a vision transformer: those of `BlockConfig`, and what is around the blocks.
+    """Configures a vision transformer: the options of `BlockConfig`, and what is around the blocks.
 
     The tokens are the class token, the registers, then the patches row by row. With position "rope" the two halves of a
     head's pairs turn by the patch's row and column, of centres that run from -1 to 1 over the image (DINOv3).
@@ -84,30 +84,30 @@ class VisionConfig(BlockConfig):
 
     @property
     def prefix(self) -> int:
-        """How many tokens are before the patches."""
+        """Says how many tokens are before the patches."""
         return self.class_token + self.registers
 
     @property
     def table_prefix(self) -> int:
-        """How many rows of the position table are not a patch's."""
+        """Says how many rows of the position table are not a patch's."""
         return int(self.class_token and self.class_position)
 
     @property
     def native_grid(self) -> tuple[int, int]:
-        """Rows and columns of patches that the position table is for."""
+        """Gives the rows and columns of patches that the position table is for."""
         return self.grid(*self.image_size)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches of an image; pixels over at the right and the bottom are left out."""
+        """Gives the rows and columns of patches of an image; pixels over at the right and the bottom are left out."""
         return height // self.patch_size, width // self.patch_size
 
     def num_tokens(self, height: int, width: int) -> int:
-        """T of an image."""
+        """Counts the tokens of an image, T."""
         rows, columns = self.grid(height, width)
         return self.prefix + rows * columns
 
     def token_names(self, height: int, width: int) -> list[str]:
-        """Names of the T tokens of an image: CLS, reg1, …, (row,column) of each patch, from 0."""
+        """Names the T tokens of an image: CLS, reg1, …, (row,column) of each patch, from 0."""
         rows, columns = self.grid(height, width)
         return [
             *["CLS"] * self.class_token,
@@ -117,21 +117,21 @@ class VisionConfig(BlockConfig):
 
     @property
     def absent_sites(self) -> frozenset[str]:
-        """Sites that a model of this config does not have: the head reads one feature, so no token has logits."""
+        """Names the sites a model of this config lacks: the head reads one feature, so no token has logits."""
         return frozenset({"mlp_hidden"} if self.experts else EXPERT_SITES) | {"logits"}
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:
-        """The shape and dtype of an input, for shape inference."""
+        """Gives the shape and dtype of an input, for shape inference."""
         return jax.ShapeDtypeStruct((1, *self.image_size, CHANNELS), jnp.float32)
 
     def input_sizes(self, shape: Sequence[int]) -> dict[str, int]:
-        """A size for every axis letter, for images of `shape` [B, H, W, 3]."""
+        """Gives a size for every axis letter, for images of `shape` [B, H, W, 3]."""
         B, height, width, _ = shape
         return self.sizes(B, self.num_tokens(height, width))
 
     def sizes(self, B: int, T: int, S: int | None = None) -> dict[str, int]:
-        """A size for every axis letter of `massive_jax.probe.sites`, for B images of T tokens.
+        """Gives a size for every axis letter of `massive_jax.probe.sites`, for B images of T tokens.
 
         And for those of `massive_jax.weights.table`: C, I, J, M, W, Z.
         """

@@ -26,12 +26,12 @@ _T = TypeVar("_T")
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which writes files and talks; it is where there is only one."""
+    """Tells whether this is process 0, which writes files and talks; it is where there is only one."""
     return jax.process_index() == 0
 
 
 def process_part(mesh: Mesh | None) -> tuple[int, int]:
-    """(number, count): the part of a batch, split over "data", that this process feeds, and how many parts there are.
+    """Gives (number, count): the part of a batch, split over "data", that this process feeds, of how many.
 
     Processes whose devices lie along "model" only hold, and feed, the same part.
 
@@ -58,12 +58,12 @@ def process_part(mesh: Mesh | None) -> tuple[int, int]:
 
 
 def on_mesh(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """An array that every process has whole, placed on devices of all of them."""
+    """Places an array that every process has whole on devices of all of them."""
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def whole(tree: Any) -> Any:
-    """The tree with what is split over processes as numpy arrays, whole in each; the rest as it is. Called by all."""
+    """Gathers a tree: what is split over processes as numpy arrays, whole in each; the rest as it is. Called by all."""
     if jax.process_count() == 1:
         return tree
 
@@ -75,7 +75,7 @@ def whole(tree: Any) -> Any:
 
 
 def in_any(mine: bool, mesh: Mesh) -> jax.Array:
-    """Whether `mine` is true in any process: bool [], the same in all. Called by all; does not wait for the answer."""
+    """Tells whether `mine` is true in any process: bool [], the same in all. Called by all; waits for none."""
     everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     return _any(jax.make_array_from_callback((mesh.size,), everywhere, lambda _: np.full(1, mine)))
 
@@ -84,7 +84,7 @@ _any = jax.jit(jnp.any)
 
 
 def from_first(value: int) -> int:
-    """The `value` of process 0. Called by all."""
+    """Gives the `value` of process 0. Called by all."""
     if jax.process_count() == 1:
         return value
     _wait()
@@ -120,7 +120,7 @@ def once(work: Callable[[], _T], what: str) -> _T | None:
 
 
 def check_shared(directory: pathlib.Path) -> None:
-    """Nothing where every process sees the same `directory`, which is made. ValueError otherwise. Called by all."""
+    """Makes `directory`; ValueError unless every process sees the same one. Called by all."""
     if jax.process_count() == 1:
         return
     probe = directory / f".shared-{from_first(secrets.randbits(31)):08x}"

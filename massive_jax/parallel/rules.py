@@ -35,7 +35,7 @@ RULES: Sequence[tuple[str, tuple[str | None, ...]]] = (
 
 
 def make_mesh(data: int = 1, model: int = 1) -> Mesh:
-    """A mesh of data × model devices, for `load(…, mesh=…)`.
+    """Makes a mesh of data × model devices, for `load(…, mesh=…)`.
 
     Raises:
       ValueError: there are not that many devices.
@@ -50,7 +50,7 @@ def make_mesh(data: int = 1, model: int = 1) -> Mesh:
 
 
 def mesh_of_params(params: Any, *others: Any) -> Mesh | None:
-    """The mesh that parameters are split over; None for one device, and in a program of which `others` are inputs."""
+    """Finds the mesh that parameters are split over; None for one device, and in a program that takes `others`."""
     leaves = jax.tree.leaves((params, others))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return None
@@ -59,12 +59,12 @@ def mesh_of_params(params: Any, *others: Any) -> Mesh | None:
 
 
 def mesh_set(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """What is compiled inside knows the mesh: a kernel that the compiler does not split splits itself."""
+    """Tells what is compiled inside the mesh: a kernel that the compiler does not split splits itself."""
     return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """The rule for the parameter at `path` ("layers/attn/query/kernel"); an axis that does not divide is not split."""
+    """Gives the rule for the parameter at `path` ("layers/attn/query/kernel"); axes that do not divide stay whole."""
     axes = next(axes for pattern, axes in RULES if re.search(pattern + "$", path))
     padded = (None,) * (len(shape) - len(axes)) + axes
     fitting = (
@@ -75,5 +75,5 @@ def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
 
 
 def param_sharding(path: str, shape: Sequence[int], mesh: Mesh | None) -> NamedSharding | None:
-    """Where the parameter at `path` is kept on `mesh`; None without one."""
+    """Says where the parameter at `path` is kept on `mesh`; None without one."""
     return None if mesh is None else NamedSharding(mesh, spec_of(path, shape, mesh))

@@ -50,7 +50,7 @@ class Capture:
 
 @dataclasses.dataclass(frozen=True)
 class SiteSpec:
-    """The compiled half of a capture of one site: the reductions, the tensor or not, the number of layer slots."""
+    """Holds the compiled half of one site's capture: the reductions, the tensor or not, the number of layer slots."""
 
     reductions: Reductions
     tensor: bool
@@ -60,7 +60,7 @@ class SiteSpec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CapturePlan:
-    """Compiled captures.
+    """Holds compiled captures.
 
     Attributes:
       specs: (site name, SiteSpec) pairs; static.
@@ -71,7 +71,7 @@ class CapturePlan:
     slots: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def spec(self, site: str) -> SiteSpec | None:
-        """The spec of `site`, or None when nothing of it is kept."""
+        """Gives the spec of `site`, or None when nothing of it is kept."""
         return dict(self.specs).get(site)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Coordinates:
-    """Positions of the columns of the axes that may have padding.
+    """Holds the positions of the columns of the axes that may have padding.
 
     Attributes:
       positions: axis letter ("T", "S") -> int32 [B, size]: the position of each column, ascending; -1 for padding. An
@@ -27,16 +27,16 @@ class Coordinates:
     positions: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
 
     def along(self, axis: str, size: int) -> jax.Array:
-        """The position of every column: int32 [B, size], or [1, size] where all sequences have the same."""
+        """Gives the position of every column: int32 [B, size], or [1, size] where all sequences have the same."""
         given = self.positions.get(axis)
         return jnp.arange(size, dtype=jnp.int32)[None] if given is None else given
 
     def count(self, axis: str, size: int) -> jax.Array:
-        """How many columns are no padding: int32 [B] or [1]."""
+        """Says how many columns are no padding: int32 [B] or [1]."""
         return jnp.sum(self.along(axis, size) >= 0, axis=1, dtype=jnp.int32)
 
     def columns(self, axis: str, size: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The column that holds a position of each sequence, int32 [B], and whether there is one, bool [B]."""
+        """Gives the column that holds a position of each sequence, int32 [B], and whether there is one, bool [B]."""
         given = self.positions.get(axis)
         if given is None:
             return positions, (positions >= 0) & (positions < size)
@@ -44,7 +44,7 @@ class Coordinates:
         return jnp.argmax(here, axis=1).astype(jnp.int32), jnp.any(here, axis=1)
 
     def valid(self, axes: str) -> jax.Array | None:
-        """Which elements of a tensor with these axes are no padding: a bool that broadcasts to it; None for all."""
+        """Says which elements of a tensor with these axes are no padding: a bool that broadcasts; None for all."""
         found = None
         for i, axis in enumerate(axes):
             if (given := self.positions.get(axis)) is not None:
@@ -54,7 +54,7 @@ class Coordinates:
         return found
 
     def hide(self, axes: str, x: jax.Array) -> jax.Array:
-        """`x` with zeros at padding."""
+        """Gives `x` with zeros at padding."""
         valid = self.valid(axes)
         return x if valid is None else jnp.where(valid, x, jnp.zeros((), x.dtype))
 

@@ -44,7 +44,9 @@ RULES: Mapping[str, PositionRule] = {
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """One intervention. Edits apply in the order given; what a site captures is what is left after its edits.
+    """Describes one intervention, as data.
+
+    Edits apply in the order given; what a site captures is what is left after its edits.
 
     Attributes:
       site: where (see `massive_jax.probe.sites.ALL_SITES`).
@@ -81,7 +83,7 @@ class Edit:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EditRows:
-    """K edits of one site that index the same axes, as arrays; padding rows have layer -1.
+    """Holds K edits of one site that index the same axes, as arrays; padding rows have layer -1.
 
     Attributes:
       layer: int32 [K], 1-based, 0 for a site outside the blocks, -2 for all layers.

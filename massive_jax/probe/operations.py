@@ -20,7 +20,7 @@ from massive_jax.probe.sites import Site
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What an operation finds.
+    """Holds what an operation finds.
 
     Attributes:
       x: the whole tensor of the site.
@@ -46,13 +46,13 @@ class Selection:
     coordinates: Coordinates
 
     def size(self, axis: str) -> int:
-        """Columns of `x` along an axis."""
+        """Counts the columns of `x` along an axis."""
         return self.x.shape[self.site.axes.index(axis)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation.
+    """Describes one operation.
 
     Attributes:
       apply: gives the new elements, shaped as `Selection.old`.

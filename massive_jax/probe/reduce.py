@@ -24,7 +24,9 @@ _ABOVE_ALL = np.uint32(0xFFFFFFFF)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stats:
-    """Reductions of a site. Leading axes: [L', B] for a per-layer site, [B] otherwise; None where not asked for.
+    """Holds reductions of a site.
+
+    Leading axes: [L', B] for a per-layer site, [B] otherwise; None where not asked for.
 
     Padding counts in none of them.
 
@@ -53,17 +55,17 @@ class Stats:
 
     @property
     def top_positions(self) -> Any:
-        """Token positions of `top_values`."""
+        """Gives the token positions of `top_values`."""
         return None if self.top_indices is None else self.top_indices["position"]
 
     @property
     def top_dims(self) -> Any:
-        """Dims of `top_values`."""
+        """Gives the dims of `top_values`."""
         return None if self.top_indices is None else self.top_indices["dim"]
 
 
 def median_magnitude(x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """Exact median of |x| over all axes but the first. [B, ...] -> [B] float32.
+    """Finds the exact median of |x| over all axes but the first. [B, ...] -> [B] float32.
 
     Non-negative floats sort like their bit patterns, so the order statistic is found bit by bit: count the patterns
     below a threshold, from the highest bit down. No sort and no copy, and each count fuses with its read: on a CPU
@@ -96,7 +98,7 @@ def median_magnitude(x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
 
 
 def top_k_magnitude(x: jax.Array, k: int, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """The k values of largest magnitude over all axes but the first, exactly, in two stages.
+    """Finds the k values of largest magnitude over all axes but the first, exactly, in two stages.
 
     Args:
       x: [B, ..., C].
@@ -125,7 +127,7 @@ def top_k_magnitude(x: jax.Array, k: int, valid: jax.Array | None = None) -> tup
 
 
 def moments(x: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean, population variance and kurtosis over all axes but the first, each [B] float32.
+    """Computes mean, population variance and kurtosis over all axes but the first, each [B] float32.
 
     Args:
       x: [B, ...].
@@ -142,7 +144,7 @@ def moments(x: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, ja
 
 @dataclasses.dataclass(frozen=True)
 class Reductions:
-    """Which reductions of a site to compute (see `Stats`). Static: part of what is compiled."""
+    """Says which reductions of a site to compute (see `Stats`). Static: part of what is compiled."""
 
     top_k: int = 0
     median: bool = False

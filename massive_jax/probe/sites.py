@@ -29,7 +29,7 @@ AXIS_NAMES: Mapping[str, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """One tappable tensor: its name, its axes, and whether every layer has one."""
+    """Describes one tappable tensor: its name, its axes, and whether every layer has one."""
 
     name: str
     axes: str
@@ -37,11 +37,11 @@ class Site:
     meaning: str
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Shape of the tensor, from a size for every axis letter."""
+        """Gives the shape of the tensor, from a size for every axis letter."""
         return tuple(sizes[axis] for axis in self.axes)
 
     def axis_of(self, name: str) -> str | None:
-        """The axis letter that `name` (position, key, head, dim) indexes at this site, or None."""
+        """Gives the axis letter that `name` (position, key, head, dim) indexes at this site, or None."""
         return next((axis for axis in self.axes[1:] if AXIS_NAMES[axis] == name), None)
 
 
@@ -89,14 +89,14 @@ WIDE_SITES = frozenset({*ATTENTION_SITES, *EXPERT_SITES, "logits"})
 
 
 def find_site(name: str) -> Site:
-    """The site called `name`; ValueError with the whole list when there is none."""
+    """Finds the site called `name`; ValueError with the whole list where there is none."""
     if not isinstance(name, str) or name not in ALL_SITES:
         raise ValueError(f"unknown site {shown(name)}; the sites are {', '.join(ALL_SITES)}.")
     return ALL_SITES[name]
 
 
 def check_layers(layers: Iterable[int], num_layers: int, what: str) -> tuple[int, ...]:
-    """`layers` as a tuple, each checked to be a 1-based layer of a model with `num_layers` blocks."""
+    """Gives `layers` as a tuple, each checked to be a 1-based layer of a model with `num_layers` blocks."""
     layers = tuple(layers)
     bad = [layer for layer in layers if not is_index(layer) or not 1 <= layer <= num_layers]
     if bad:

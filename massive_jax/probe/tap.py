@@ -47,11 +47,11 @@ class Tap:
         self.results: dict[str, Any] = dict(results or {})
 
     def wants(self, *sites: str) -> bool:
-        """Whether any of `sites` is read or edited, and so has to be built."""
+        """Tells whether any of `sites` is read or edited, and so has to be built."""
         return any(self.edits(site) or self.plan.spec(site) for site in sites)
 
     def edits(self, site: str) -> bool:
-        """Whether `site` is edited, in this layer or another."""
+        """Tells whether `site` is edited, in this layer or another."""
         return site in self.all_edits
 
     def __call__(self, name: str, x: jax.Array) -> jax.Array:
@@ -86,7 +86,7 @@ class Tap:
 
 
 def empty_results(plan: CapturePlan, sizes: Mapping[str, int], dtype: Any) -> dict[str, Stats]:
-    """Zeros for every per-layer site of `plan`, to be filled slot by slot."""
+    """Makes zeros for every per-layer site of `plan`, to be filled slot by slot."""
 
     def empty(name: str, spec: SiteSpec) -> Stats:
         site = ALL_SITES[name]
@@ -98,7 +98,7 @@ def empty_results(plan: CapturePlan, sizes: Mapping[str, int], dtype: Any) -> di
 
 
 def present(plan: CapturePlan, results: Mapping[str, Stats]) -> dict[str, Any]:
-    """`results` as a person reads them: the bare tensor of a site where no reduction was asked for."""
+    """Gives `results` as a person reads them: the bare tensor of a site where no reduction was asked for."""
     return {name: results[name] if spec.reductions else results[name].tensor for name, spec in plan.specs}
 
 

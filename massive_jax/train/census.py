@@ -20,7 +20,7 @@ TOP_K = 3
 
 
 def take_census(module: LanguageModel | VisionTransformer, params: Any, inputs: np.ndarray) -> list[dict[str, Any]]:
-    """Every layer's state on tokens [W, T] or images [W, height, width, 3], reduced in the blocks: one record a layer.
+    """Measures every layer on tokens [W, T] or images [W, height, width, 3], reduced in the blocks: a record a layer.
 
     Returns:
       Of each layer: "layer" (1-based); "top": the largest of all windows, largest first, each with "value" (signed),

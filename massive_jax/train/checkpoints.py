@@ -19,7 +19,7 @@ _KEY = "massive_jax_training"
 
 
 class Checkpoints:
-    """The checkpoints of one training, the newest `keep` of them."""
+    """Keeps the checkpoints of one training, the newest `keep` of them."""
 
     def __init__(self, directory: pathlib.Path, keep: int):
         """Opens, or makes, the checkpoints in `directory`; what a killed run left half-written there is removed."""
@@ -34,7 +34,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Steps done in the newest whole checkpoint; None where there is none."""
+        """Gives the steps done in the newest whole checkpoint; None where there is none."""
         found = self._checkpointer.latest
         return None if found is None else int(found.step)
 
@@ -61,14 +61,14 @@ class Checkpoints:
             self._checkpointer.wait()
 
     def describe(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Data state and config of the checkpoint of `step`; ValueError where it is none of a training."""
+        """Reads data state and config of the checkpoint of `step`; ValueError where it is none of a training."""
         stored: Any = (self._checkpointer.metadata(step).custom_metadata or {}).get(_KEY)
         if stored is None:
             raise ValueError(f"{self._directory} holds checkpoints of something else; name another --workdir.")
         return stored["data"], stored["config"]
 
     def load(self, step: int, abstract: TrainState) -> TrainState:
-        """The state of the checkpoint of `step`, placed as `abstract` says."""
+        """Reads the state of the checkpoint of `step`, placed as `abstract` says."""
         tree = self._checkpointer.load(step, _tree(abstract))
         leaves = [tree[name] for name in _tree(abstract)]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves)

@@ -54,7 +54,7 @@ def shuffled_batches(
     shift: int = 0,
     shard: tuple[int, int] = (0, 1),
 ) -> Any:
-    """Endless batches of augmented images, as an iterator of grain (see `massive_jax.train.batches_of`).
+    """Makes endless batches of augmented images, an iterator of grain (see `massive_jax.train.batches_of`).
 
     Every epoch has each image once, in an order of its own; a batch may begin in one and end in the next. The seed and
     the batch's number fix the images and what is done to them.

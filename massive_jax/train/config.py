@@ -22,7 +22,7 @@ MOST = (1 << 31) - 1  # of a step's number and whatever else is counted: int32 o
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every training has.
+    """Configures what every training has.
 
     Attributes:
       optimizer: the recipe.
@@ -90,14 +90,14 @@ class RunConfig:
                 yield f"{name} is {shown(value)}, expected at most {most:,}"
 
     def described(self) -> dict[str, Any]:
-        """The fields as plain JSON."""
+        """Gives the fields as plain JSON."""
         described: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return described
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):
-    """A training of a language model on tokens.
+    """Configures a training of a language model on tokens.
 
     Attributes:
       model: the model.
@@ -128,7 +128,7 @@ class TrainConfig(RunConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTrainConfig(RunConfig):
-    """A training of a vision model on labelled images.
+    """Configures a training of a vision model on labelled images.
 
     Attributes:
       model: the model, with a head.
@@ -157,7 +157,7 @@ class ImageTrainConfig(RunConfig):
 
 
 def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], workdir: pathlib.Path) -> None:
-    """Nothing where a training may go on as `asked`; ValueError that names every field that differs otherwise."""
+    """Raises a ValueError that names every field that differs where a training may not go on as `asked`."""
 
     def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -25,7 +25,7 @@ _PIECE = 1 << 24  # tokens that are checked at one time
 
 @dataclasses.dataclass(frozen=True)
 class TokenFile:
-    """A file of tokens, as its sidecar describes it.
+    """Describes a file of tokens, as its sidecar does.
 
     Attributes:
       path: of the tokens.
@@ -51,7 +51,7 @@ class TokenFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> TokenFile:
-        """The token file at `path`.
+        """Opens the token file at `path`.
 
         Args:
           path: of the tokens; the sidecar is beside it.
@@ -87,11 +87,11 @@ class TokenFile:
 
     @functools.cached_property
     def tokens(self) -> np.ndarray:
-        """The tokens as a read-only memory map [count]."""
+        """Gives the tokens as a read-only memory map [count]."""
         return np.memmap(self.path, DTYPES[self.dtype], mode="r")
 
     def split(self, validation: float, context: int) -> tuple[range, range]:
-        """Where training and validation tokens are: the last `validation` of the file are held out.
+        """Says where training and validation tokens are: the last `validation` of the file are held out.
 
         Raises:
           ValueError: either part is too short for one window of `context` tokens and the token after it.
@@ -99,7 +99,7 @@ class TokenFile:
         return split_tokens(self.count, validation, context, self.path)
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Nothing where a model with `vocab_size` tokens can take every token of the file; ValueError otherwise."""
+        """Raises a ValueError unless a model with `vocab_size` tokens can take every token of the file."""
         if self.vocab_size > vocab_size:
             raise ValueError(
                 f"{self.path} has tokens of a vocabulary of {self.vocab_size} ({self.tokenizer_name}), more than the "
@@ -107,7 +107,7 @@ class TokenFile:
             )
 
     def unigram_entropy(self, part: range) -> float:
-        """Entropy of the token frequencies of `part`, in nats: the loss of a model that knows nothing else."""
+        """Computes the entropy of the token frequencies of `part`, in nats: a loss that knows nothing else."""
         counts = np.zeros(self.vocab_size, np.int64)
         for start in range(part.start, part.stop, _PIECE):
             piece = self.tokens[start : min(start + _PIECE, part.stop)]
@@ -117,7 +117,7 @@ class TokenFile:
 
 
 def split_tokens(count: int, validation: float, context: int, name: object) -> tuple[range, range]:
-    """Where training and validation tokens are among `count`, those of `name`; see `TokenFile.split`."""
+    """Says where training and validation tokens are among `count`, those of `name`; see `TokenFile.split`."""
     cut = round(count * (1 - validation))
     parts = range(0, cut), range(cut, count)
     for part, what in zip(parts, ("training", "validation"), strict=True):
@@ -130,7 +130,7 @@ def split_tokens(count: int, validation: float, context: int, name: object) -> t
 
 
 def sidecar(path: pathlib.Path) -> pathlib.Path:
-    """Where the description of the token file `path` is."""
+    """Says where the description of the token file `path` is."""
     return path.with_name(path.name + ".json")
 
 
@@ -187,7 +187,7 @@ def batches_of(
     shard: tuple[int, int] = (0, 1),
     bos: int | None = None,
 ) -> Any:
-    """Endless batches of random windows, int32 [B, T + 1], as an iterator of grain.
+    """Makes endless batches of random windows, int32 [B, T + 1], as an iterator of grain.
 
     Its `get_state` and `set_state` (plain JSON) put it back exactly where it was: batch n holds the windows n·B to
     n·B + B - 1, whatever was read before.
@@ -209,7 +209,7 @@ def batches_of(
 
 
 def even_windows(file: TokenFile, part: range, *, context: int, count: int, bos: int | None = None) -> np.ndarray:
-    """`count` windows spread evenly over `part`, always the same: int32 [count, T + 1]; overlapping in a short part.
+    """Cuts `count` windows spread evenly over `part`, always the same: int32 [count, T + 1]; they may overlap.
 
     With `bos` each begins with that token, before T of the file's.
     """

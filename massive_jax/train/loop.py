@@ -23,7 +23,7 @@ from massive_jax.train.step import Trainer, TrainState
 
 
 class Preempted(Exception):  # noqa: N818 (it is no error: everything is saved)
-    """SIGTERM came; the checkpoint of `step` is written."""
+    """Says that SIGTERM came, and that the checkpoint of `step` is written."""
 
     def __init__(self, step: int, directory: pathlib.Path):
         """Says so of the training in `directory`."""
@@ -33,7 +33,7 @@ class Preempted(Exception):  # noqa: N818 (it is no error: everything is saved)
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What came of a training.
+    """Holds what came of a training.
 
     Attributes:
       params: float32, on their devices: the moving average where one is kept.
@@ -49,12 +49,12 @@ class Trained:
 
     @property
     def validation_loss(self) -> float:
-        """On held-out data, in nats."""
+        """Gives the loss on held-out data, in nats."""
         return self.validation["validation_loss"]
 
 
 class Task(abc.ABC):
-    """What the loop asks of what is trained.
+    """Describes what the loop asks of what is trained.
 
     Attributes:
       config: the training.
@@ -72,7 +72,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def batches(self) -> Any:
-        """The batches of this process, an iterator of grain: its state is plain JSON and says where it is."""
+        """Gives the batches of this process, an iterator of grain: its state is plain JSON and says where it is."""
 
     @abc.abstractmethod
     def validate(self, params: Any) -> dict[str, float]:
@@ -80,7 +80,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def census(self, params: Any) -> list[dict[str, Any]]:
-        """`massive_jax.train.take_census` on held-out data."""
+        """Takes `massive_jax.train.take_census` on held-out data."""
 
     @abc.abstractmethod
     def save(self, directory: pathlib.Path, params: Any) -> None:
@@ -88,7 +88,7 @@ class Task(abc.ABC):
 
 
 def mesh_of(config: RunConfig) -> Any:
-    """The mesh of a training; None for one device.
+    """Makes the mesh of a training; None for one device.
 
     Raises:
       ValueError: there are not that many devices; of several processes it does not take all.
@@ -103,7 +103,7 @@ def mesh_of(config: RunConfig) -> Any:
 
 
 def run(task: Task, workdir: pathlib.Path, *, say: Callable[[str], Any] = lambda line: None) -> Trained:
-    """Trains, or goes on with the training whose checkpoints are in `workdir`.
+    """Runs a training, or goes on with the one whose checkpoints are in `workdir`.
 
     Writes metrics.jsonl (a line a step, and one for each validation), census.jsonl, tensorboard/, checkpoints/ and, at
     the end, model/, which `massive_jax.load` takes. On SIGTERM it saves and stops; resumed, on as many devices as

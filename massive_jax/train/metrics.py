@@ -28,7 +28,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(dtype: str) -> float | None:
-    """FLOP/s of one device of this machine; None where it is not known, or for float32."""
+    """Gives the FLOP/s of one device of this machine; None where it is not known, or for float32."""
     kind = jax.devices()[0].device_kind
     if dtype == "float32":
         return None
@@ -36,7 +36,7 @@ def peak_flops(dtype: str) -> float | None:
 
 
 def flops_per_token(config: TransformerConfig | VisionConfig, context: int) -> float:
-    """FLOPs of one token's forward and backward pass, as PaLM counts them (arXiv 2204.02311, appendix B).
+    """Counts FLOPs of one token's forward and backward pass, as PaLM does (arXiv 2204.02311, appendix B).
 
     Six for each weight that multiplies (tables that are looked up do not; a tied head does; an image's head is for no
     token), and those of attention over the whole context.
@@ -58,7 +58,7 @@ def flops_per_token(config: TransformerConfig | VisionConfig, context: int) -> f
 
 
 class JsonLines:
-    """A file with one JSON object a line, each with its "step", written as they come."""
+    """Writes a file with one JSON object a line, each with its "step", as they come."""
 
     def __init__(self, path: pathlib.Path, done: int):
         """Opens `path` to go on after step `done`: what a run that was killed wrote of later steps is removed."""
@@ -81,7 +81,7 @@ class JsonLines:
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a `JsonLines` file; a last line that was not written whole is left out."""
+    """Reads the records of a `JsonLines` file; a last line that was not written whole is left out."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -89,7 +89,7 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class Metrics:
-    """Where a training writes: metrics.jsonl, census.jsonl, tensorboard/, and `say`, a line at a time."""
+    """Writes what a training says: metrics.jsonl, census.jsonl, tensorboard/, and `say`, a line at a time."""
 
     def __init__(self, workdir: pathlib.Path, done: int, say: Callable[[str], Any]):
         """Opens the files in `workdir` to go on after step `done`."""
@@ -127,7 +127,7 @@ class Metrics:
 
 
 class NoMetrics(Metrics):
-    """Those of a process that writes and says nothing: another one does."""
+    """Writes and says nothing: for a process beside the one that does."""
 
     def __init__(self) -> None:
         self.say = lambda line: None

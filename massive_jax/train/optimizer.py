@@ -17,7 +17,7 @@ _NEVER_DECAYED = ("scale", "bias")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (arXiv 1711.05101) under a linear warm-up and a cosine decay.
+    """Configures AdamW (arXiv 1711.05101) under a linear warm-up and a cosine decay.
 
     Attributes:
       learning_rate: at the end of the warm-up.
@@ -59,7 +59,7 @@ class OptimizerConfig:
             raise ValueError(f"clip is {self.clip}; give a positive norm.")
 
     def schedule(self, step: jax.Array | int) -> jax.Array:
-        """The learning rate of step `step`, from 0: float32."""
+        """Gives the learning rate of step `step`, from 0: float32."""
         step = jnp.asarray(step, jnp.float32)
         warm = self.learning_rate * (step + 1) / (self.warmup_steps + 1)
         done = jnp.clip((step - self.warmup_steps) / (self.decay_steps - self.warmup_steps), 0.0, 1.0)
@@ -69,7 +69,7 @@ class OptimizerConfig:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The optimiser that `config` describes."""
+    """Makes the optimiser that `config` describes."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
@@ -79,7 +79,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def decayed(params: Any) -> Any:
-    """Which parameters decay: those with two axes or more in one layer, as in nanoGPT; no norm and no bias.
+    """Tells which parameters decay: those with two axes or more in one layer (nanoGPT's rule); no norm, no bias.
 
     The layers' stacked parameters have one axis more than those of one layer, and a projection's bias is shaped by
     heads here: both are one-dimensional vectors in nanoGPT, which goes by the number of axes alone. Extra keys and

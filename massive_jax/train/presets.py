@@ -14,7 +14,7 @@ from massive_jax.zoo.fields import Fields
 
 @dataclasses.dataclass(frozen=True)
 class TrainPreset:
-    """A training without its data.
+    """Describes a training without its data.
 
     Attributes:
       shape: of the model, in nanoGPT's names.
@@ -31,7 +31,7 @@ class TrainPreset:
     text: str | None = None
 
     def model(self, *, attention_bias: AttentionBias | None, dtype: str, kernel: str) -> TransformerConfig:
-        """The model, with an attention bias, in a dtype, on an attention kernel."""
+        """Gives the model, with an attention bias, in a dtype, on an attention kernel."""
         config = nanogpt.config(Fields(dict(self.shape), "preset"))
         return dataclasses.replace(config, attention_bias=attention_bias, dtype=dtype, attention_kernel=kernel)
 
@@ -114,7 +114,7 @@ PRESETS: Mapping[str, TrainPreset] = {
 
 @dataclasses.dataclass(frozen=True)
 class ImageTrainPreset:
-    """A training of a vision transformer, without its images.
+    """Describes a training of a vision transformer, without its images.
 
     Attributes:
       shape: of the model, in the names of Hugging Face's `ViTConfig`.
@@ -129,7 +129,7 @@ class ImageTrainPreset:
     options: Mapping[str, Any]
 
     def model(self, *, image_size: tuple[int, int], num_classes: int, registers: int, **changes: Any) -> VisionConfig:
-        """The model for images of that size and those classes, with `changes` of other fields."""
+        """Gives the model for images of that size and those classes, with `changes` of other fields."""
         fields = Fields({**self.shape, "image_size": image_size}, "preset")
         config = vit.encoder(fields, model_type="vit", num_classes=num_classes, registers=registers)
         return dataclasses.replace(config, **changes)

@@ -24,7 +24,7 @@ _NANOGPT_STD = 0.02
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step takes and gives. Nothing in a step is random, so there is no key.
+    """Holds what a step takes and gives. Nothing in a step is random, so there is no key.
 
     Attributes:
       params: float32, whatever dtype the model computes in.
@@ -40,13 +40,13 @@ class TrainState:
 
     @property
     def evaluated(self) -> Any:
-        """The parameters that are evaluated and saved: the average where there is one."""
+        """Gives the parameters that are evaluated and saved: the average where there is one."""
         return self.params if self.average is None else self.average
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """The functions of one training; those of equal trainers are compiled once.
+    """Holds the functions of one training; those of equal trainers are compiled once.
 
     Attributes:
       module: the model; its config's dtype is that of the activations, its `remat` what is computed twice.
@@ -67,13 +67,13 @@ class Trainer:
     ema: float = 0.0
 
     def init(self, seed: int) -> TrainState:
-        """The state to start from: kernels normal, those that add to the stream divided by √(2L), as nanoGPT's."""
+        """Makes the state to start from: kernels normal, those that add to the stream over √(2L), as nanoGPT's."""
         state = _init(self, jax.random.key(seed))
         # Bound to the device, as a state from a checkpoint is: jax compiles a step for each kind.
         return state if self.mesh is not None else jax.device_put(state, jax.devices()[0])
 
     def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One step of the optimiser. The state given is used up.
+        """Takes one step of the optimiser. The state given is used up.
 
         Args:
           state: the state.
@@ -92,13 +92,13 @@ class Trainer:
             return _step(self, state, micro)
 
     def loss(self, params: Any, batch: Any) -> jax.Array:
-        """The objective's loss on a batch, float32 []; every process gives the whole batch."""
+        """Gives the objective's loss on a batch, float32 []; every process gives the whole batch."""
         batch = self.on_devices(batch, PartitionSpec("data"))
         with mesh_set(self.mesh):
             return _loss(self, params, batch)
 
     def abstract(self) -> TrainState:
-        """The state's shapes, dtypes and shardings."""
+        """Gives the state's shapes, dtypes and shardings."""
         shapes = jax.eval_shape(functools.partial(_initial, self), jax.random.key(0))
         alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -110,7 +110,7 @@ class Trainer:
         return jax.tree_util.tree_map_with_path(placed, shapes)
 
     def on_devices(self, batch: Any, spec: PartitionSpec) -> Any:
-        """Arrays that every process has whole, split over the mesh by `spec`; as they are without one."""
+        """Splits arrays that every process has whole over the mesh by `spec`; leaves them without one."""
         if self.mesh is None:
             return batch
         sharding = NamedSharding(self.mesh, spec)

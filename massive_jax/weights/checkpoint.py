@@ -54,7 +54,7 @@ _AGAIN = "Copy it again, or convert the model again."
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint's metadata says.
+    """Holds what a checkpoint's metadata says.
 
     Attributes:
       config: of the model.
@@ -72,7 +72,7 @@ class Checkpoint:
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a finished checkpoint is at `path`; ValueError where it is in a bucket that cannot be reached."""
+    """Tells whether a finished checkpoint is at `path`; ValueError where it is in a bucket that cannot be reached."""
     where = _epath(path)
     if _UNFINISHED in where.name:
         return False
@@ -82,12 +82,12 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
 
 
 def is_or_was_checkpoint(path: pathlib.Path) -> bool:
-    """Whether a finished checkpoint is in a directory, or what is left of one: arrays without the metadata."""
+    """Tells whether a finished checkpoint is in a directory, or what is left of one: arrays without the metadata."""
     return is_checkpoint(path) or (path / _FINISHED).exists() or any(path.glob("*/manifest.ocdbt"))
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
-    """Nothing where a checkpoint can be written at `path`; ValueError where something is there."""
+    """Raises a ValueError where something is at `path`, so that no checkpoint can be written there."""
     with _reaching(path):
         target = _epath(path)
         if target.exists():
@@ -278,7 +278,7 @@ def _trim_memory() -> None:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> Checkpoint:
-    """The metadata of the checkpoint at `path`.
+    """Reads the metadata of the checkpoint at `path`.
 
     Raises:
       ValueError: no finished checkpoint is there, it is not one of this project, of another version, or it is damaged.

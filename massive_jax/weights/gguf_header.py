@@ -59,7 +59,7 @@ _INTEGERS = ("I8", "I16", "I32", "I64")
 
 
 class Record(NamedTuple):
-    """Where a tensor lies.
+    """Says where a tensor lies.
 
     Attributes:
       shape: row-major, as numpy has it.
@@ -75,7 +75,7 @@ class Record(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What stands before the tensor data.
+    """Holds what stands before the tensor data.
 
     Attributes:
       metadata: keys as in the file, arrays as lists.
@@ -89,7 +89,7 @@ class Header(NamedTuple):
 
 
 def bad(location: str, reason: str) -> ValueError:
-    """The error for a damaged file; `reason` may quote it."""
+    """Gives the error for a damaged file; `reason` may quote it."""
     reason = files.printable(reason)
     shown = reason if len(reason) <= _SHOWN else reason[: _SHOWN // 2] + " … " + reason[-_SHOWN // 2 :]
     return ValueError(f"{location} is not a usable GGUF file: {shown}. Fetch or convert it again.")

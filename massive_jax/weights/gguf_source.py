@@ -74,7 +74,7 @@ class _Shard:
 
 
 class GGUFSource(source.Source):
-    """A GGUF file, version 2 or 3, or all the files of a split model; see `Source`.
+    """Reads a GGUF file, version 2 or 3, or all the files of a split model; see `Source`.
 
     `config` is the raw metadata, keys as in the file ("llama.block_count"), arrays as lists; of a split model the first
     file's.
@@ -113,7 +113,7 @@ class GGUFSource(source.Source):
         self.files = [shard.path for shard in self._shards]
 
     def read(self, name: str, memory: Memory | None = None) -> np.ndarray:
-        """One tensor; a quantised one as float32. See `Source.read`."""
+        """Reads one tensor; a quantised one as float32. See `Source.read`."""
         if name not in self._where:
             raise source.no_such_tensor(name, self)
         del memory  # the file is mapped
@@ -127,7 +127,7 @@ class GGUFSource(source.Source):
         return values.reshape(record.shape).astype(np.float32, copy=False)
 
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer in the metadata; None where the file has no vocabulary."""
+        """Gives the tokenizer in the metadata; None where the file has no vocabulary."""
         if self.config.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
             return None
         from massive_jax.inputs.tokenizer import Tokenizer

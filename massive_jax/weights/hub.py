@@ -26,7 +26,7 @@ _LOCAL = "or download it elsewhere and load the directory by its path"
 
 
 def snapshot(repo_id: str, revision: str | None = None) -> Path:
-    """The directory of a hub model's files, downloaded unless they are already there.
+    """Downloads a hub model's files unless they are already there, and gives their directory.
 
     Without a network, the last downloaded snapshot is used.
 

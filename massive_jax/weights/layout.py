@@ -49,7 +49,7 @@ def _copy_blocks(view: np.ndarray, target: np.ndarray, buffer: np.ndarray) -> No
 
 
 class Memory:
-    """A piece of memory that arrays are laid out in, again and again.
+    """Holds a piece of memory that arrays are laid out in, again and again.
 
     New memory costs as much as copying: the system clears every page of it.
     """
@@ -58,7 +58,7 @@ class Memory:
         self._bytes = np.empty(0, np.uint8)
 
     def arrays(self, shapes: Mapping[str, tuple[int, ...]], dtype: Any) -> dict[str, np.ndarray]:
-        """An array of each shape, not initialised, where those of the call before were."""
+        """Gives an array of each shape, not initialised, where those of the call before were."""
         sizes = {name: math.prod(shape) * jnp.dtype(dtype).itemsize for name, shape in shapes.items()}
         padded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values()]
         if sum(padded) > self._bytes.size:
@@ -71,7 +71,7 @@ class Memory:
         }
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """One array, not initialised, at an address where jax takes it over without a copy."""
+        """Gives one array, not initialised, at an address where jax takes it over without a copy."""
         return self.arrays({"": shape}, dtype)[""]
 
 

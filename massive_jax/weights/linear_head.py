@@ -15,7 +15,7 @@ from massive_jax.weights.torch_zip import read_torch_zip
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearHead:
-    """A classifier: logits = weight · feature + bias.
+    """Holds a classifier: logits = weight · feature + bias.
 
     Attributes:
       weight: float32 [V, W]. DINOv2's reads the class token and the mean of the patches, one after the other: W = 2·D.
@@ -27,7 +27,7 @@ class LinearHead:
 
 
 def read_linear_head(path: str | os.PathLike[str]) -> LinearHead:
-    """The head in a .safetensors, .npz or .pth file with tensors `weight` [V, W] and `bias` [V].
+    """Reads the head in a .safetensors, .npz or .pth file with tensors `weight` [V, W] and `bias` [V].
 
     DINOv2's are published as `dinov2_vitX14_reg4_linear_head.pth`; nothing in a .pth file is run (see `torch_zip`).
 

@@ -81,7 +81,7 @@ def load_params(
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One parameter, or one layer's part of a stacked one, as it comes off the source.
+    """Holds one parameter, or one layer's part of a stacked one, as it comes off the source.
 
     Attributes:
       path: of the parameter.
@@ -113,7 +113,7 @@ def stream_params(
     progress: bool = True,
     memory: layout.Memory | None = None,
 ) -> Iterator[Part]:
-    """The parts of all parameters, layer by layer, one tensor in memory at a time; see `load_params` for the errors.
+    """Gives the parts of all parameters, layer by layer, one tensor in memory at a time; errors as `load_params`.
 
     `dtype` is what the caller makes of them: in it they have to be finite, and a tied head equal to the embedding. With
     `memory`, a part's tensor is in it until the next part is asked for.
@@ -150,13 +150,13 @@ def stream_params(
 
 
 def expected_shapes(module: Any) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every parameter of `module`, a model, without allocating any."""
+    """Gives path -> shape of every parameter of `module`, a model, without allocating any."""
     tree = jax.eval_shape(module.init, jax.random.key(0), module.config.example)["params"]
     return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}
 
 
 def count_params(module: Any) -> int:
-    """Number of parameters of `module`, without allocating any."""
+    """Counts the parameters of `module`, without allocating any."""
     return sum(math.prod(shape) for shape in expected_shapes(module).values())
 
 

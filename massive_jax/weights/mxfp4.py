@@ -20,7 +20,7 @@ _PAIRS = _VALUES[np.stack([np.arange(256) & 15, np.arange(256) >> 4], axis=-1)] 
 
 
 def unpacked(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """`tensors` with every pair of blocks and scales as the one tensor that they stand for.
+    """Gives `tensors` with every pair of blocks and scales as the one tensor that they stand for.
 
     It is bfloat16, which holds every value exactly, with the last two axes as in checkpoints that are not quantised:
     [..., 32 · groups, rows].
@@ -42,12 +42,12 @@ def unpacked(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
 
 
 def parts(name: str) -> tuple[str, str]:
-    """The names under which the file holds the blocks and the scales of `name`."""
+    """Gives the names under which the file holds the blocks and the scales of `name`."""
     return name + _BLOCKS, name + _SCALES
 
 
 def dequantise(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """uint8 [..., rows, groups, 16] and [..., rows, groups] -> bfloat16 [..., 32 · groups, rows]."""
+    """Unpacks uint8 [..., rows, groups, 16] and [..., rows, groups] to bfloat16 [..., 32 · groups, rows]."""
     *outer, rows, groups, _ = blocks.shape
     out = np.empty((*outer, 32 * groups, rows), ml_dtypes.bfloat16)
     for index in np.ndindex(*outer):  # one expert at a time: the float32 in between is four times what is stored

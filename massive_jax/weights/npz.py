@@ -11,7 +11,7 @@ from massive_jax.files import existing_file
 
 
 def read_arrays(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
-    """The arrays in an .npz file, by name; ValueError, with `what` it should be, where it is none or has objects."""
+    """Reads the arrays in an .npz file, by name; ValueError, with `what` it should be, unless it is one of numbers."""
     file = existing_file(path, what)
     try:
         stored = np.load(file, allow_pickle=False)

@@ -16,7 +16,7 @@ _DAMAGED = "The file is damaged, or was saved after training diverged; allow_non
 
 
 def holds_weights(dtype: str) -> bool:
-    """Whether a stored tensor's type (see `TensorInfo`) is one of weights, or a quantisation that its source unpacks.
+    """Tells whether a stored tensor's type (see `TensorInfo`) is one of weights, or a quantisation of them.
 
     Integers, booleans and floats of eight bits are codes, which mean nothing without their scales.
     """
@@ -28,7 +28,7 @@ def holds_weights(dtype: str) -> bool:
 
 
 def extremes(x: np.ndarray) -> tuple[float, float]:
-    """Some element of each sign that is farthest from 0, (negative, positive), 0 where there is none; NaN if one is."""
+    """Finds elements farthest from 0 of each sign, (negative, positive), 0 where there is none; NaN if one is."""
     if not x.size:
         return 0.0, 0.0
     if x.dtype.itemsize > 2:
@@ -41,20 +41,20 @@ def extremes(x: np.ndarray) -> tuple[float, float]:
 
 
 def finite_in(found: Sequence[float], dtype: Any) -> bool:
-    """Whether numbers between these `extremes` are finite once they are cast to `dtype`."""
+    """Tells whether numbers between these `extremes` are finite once they are cast to `dtype`."""
     with np.errstate(over="ignore"):
         return bool(np.isfinite(np.array(found, np.float64).astype(dtype).astype(np.float64)).all())
 
 
 def not_finite(location: str, names: Sequence[str]) -> ValueError:
-    """The error for tensors that hold NaN or infinite values."""
+    """Gives the error for tensors that hold NaN or infinite values."""
     return ValueError(
         f"{location}: {len(names)} tensors hold NaN or infinite values: {files.listed(names, _SHOWN)}. {_DAMAGED}"
     )
 
 
 def out_of_range(location: str, names: Sequence[str], dtype: Any) -> ValueError:
-    """The error for tensors whose values `dtype` does not reach."""
+    """Gives the error for tensors whose values `dtype` does not reach."""
     kind = jnp.dtype(dtype)
     return ValueError(
         f"{location}: {len(names)} tensors have values beyond {kind.name}, which ends at {jnp.finfo(kind).max:.6g}: "

@@ -52,7 +52,7 @@ _DTYPES = {
 
 
 class HuggingFaceSource(source.Source):
-    """A Hugging Face checkpoint directory; see `Source`.
+    """Reads a Hugging Face checkpoint directory; see `Source`.
 
     `config` is `config.json`, parsed. Tensors are named as in the safetensors files.
 
@@ -94,7 +94,7 @@ class HuggingFaceSource(source.Source):
             self._start_of |= _starts(self._directory / shard)
 
     def read(self, name: str, memory: layout.Memory | None = None) -> np.ndarray:
-        """One tensor, in its stored dtype. See `Source.read`."""
+        """Reads one tensor, in its stored dtype. See `Source.read`."""
         if name in self.tensors and name not in self._shard_of:
             return mxfp4.dequantise(*(self.read(part) for part in mxfp4.parts(name)))
         if name not in self._shard_of:
@@ -122,13 +122,13 @@ class HuggingFaceSource(source.Source):
         return found
 
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer beside the weights; None where there is none."""
+        """Gives the tokenizer beside the weights; None where there is none."""
         from massive_jax.inputs.tokenizer import Tokenizer, has_tokenizer
 
         return Tokenizer.from_directory(self._directory) if has_tokenizer(self._directory) else None
 
     def processor(self) -> ImageProcessor | None:
-        """The preprocessor config beside the weights; None where there is none."""
+        """Gives the preprocessor config beside the weights; None where there is none."""
         from massive_jax.inputs.images import ImageProcessor
 
         return ImageProcessor.from_directory(self._directory)

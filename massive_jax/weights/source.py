@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """A stored tensor, unread.
+    """Describes a stored tensor, unread.
 
     Attributes:
       shape: row-major, as numpy and Hugging Face have it: a linear layer's weight is [out, in].
@@ -35,7 +35,7 @@ class TensorInfo:
 
 
 class Source(abc.ABC):
-    """A checkpoint opened for reading; use it as a context manager, or call `close`.
+    """Opens a checkpoint for reading; use it as a context manager, or call `close`.
 
     Attributes:
       location: where it was opened from, for messages.
@@ -53,7 +53,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(self, name: str, memory: Memory | None = None) -> np.ndarray:
-        """One tensor, of the shape in `tensors`.
+        """Reads one tensor, of the shape in `tensors`.
 
         It keeps its stored dtype (bfloat16 as `ml_dtypes.bfloat16`), but a GGUF quantised one comes back as
         float32. The array is the caller's own: it stays valid after `close`.
@@ -68,14 +68,14 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def tokenizer(self) -> Tokenizer | None:
-        """The checkpoint's tokenizer; None where it has none (a vision model, say).
+        """Gives the checkpoint's tokenizer; None where it has none (a vision model, say).
 
         Raises:
           ValueError: it has one that cannot be used.
         """
 
     def processor(self) -> ImageProcessor | None:
-        """How the checkpoint wants its images; None where it does not say (a language model, say).
+        """Says how the checkpoint wants its images; None where it does not say (a language model, say).
 
         Raises:
           ValueError: it says so in a way that is not implemented.
@@ -93,7 +93,7 @@ class Source(abc.ABC):
 
 
 def no_such_tensor(name: object, source: Source) -> ValueError:
-    """The error for a name that is not in `source.tensors`, with the nearest names that are."""
+    """Gives the error for a name that is not in `source.tensors`, with the nearest names that are."""
     near = difflib.get_close_matches(str(name), source.tensors, n=3)
     hint = f"; the nearest are {', '.join(near)}" if near else ""
     return ValueError(f"{source.location} has no tensor named {name!r} ({len(source.tensors)} tensors{hint}).")

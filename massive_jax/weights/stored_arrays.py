@@ -36,7 +36,7 @@ _Places: TypeAlias = list[tuple[tuple[slice, ...], np.ndarray]]  # part of the p
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What is known of an array on disk from when it was written.
+    """Holds what is known of an array on disk from when it was written.
 
     Attributes:
       checksum: XXH3 of its bytes, row-major, 64 bits in hexadecimal.
@@ -48,22 +48,22 @@ class Record:
 
     @classmethod
     def of(cls, array: np.ndarray) -> Record:
-        """The record of an array that is contiguous in memory."""
+        """Makes the record of an array that is contiguous in memory."""
         return cls(_checksum(array), numbers.extremes(array))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; what JSON has no number for is null."""
+        """Gives plain data; what JSON has no number for is null."""
         return {"xxh3_64": self.checksum, "extremes": [x if np.isfinite(x) else None for x in self.extremes]}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Record:
-        """The record that `to_json` gave; TypeError, KeyError or ValueError for other data."""
+        """Reads the record that `to_json` gave; TypeError, KeyError or ValueError for other data."""
         low, high = (float("nan") if x is None else float(x) for x in stored["extremes"])
         return cls(str(stored["xxh3_64"]), (low, high))
 
 
 def on_disk(path: str, first: int | None) -> str:
-    """Where a group of layers of the parameter at `path` is stored; `first` is the group's first layer, from 0."""
+    """Says where a group of layers of the parameter at `path` is stored; `first` is the group's first layer, from 0."""
     return path if first is None else f"{LAYERS}/{first:03d}/{path.removeprefix(LAYERS + '/')}"
 
 
@@ -76,7 +76,7 @@ def read_params(
     records: Mapping[str, Record] | None,
     allow_nonfinite: bool,
 ) -> dict[str, jax.Array]:
-    """Parameter path -> array on its devices; see `checkpoint.load_checkpoint`.
+    """Reads parameter path -> array on its devices; see `checkpoint.load_checkpoint`.
 
     Every array is compared with its checksum. Where several processes read one checkpoint, each compares a part of the
     arrays, which it reads whole: of the others it reads only what its own devices hold.
@@ -119,7 +119,7 @@ def _checksum(array: np.ndarray) -> str:
 
 
 def in_words(error: BaseException) -> str:
-    """What tensorstore says in a line: the system's own word for it where there is one, and not how it was called."""
+    """Says what tensorstore says in a line: the system's own word for it where there is one."""
     text = str(error).partition("\n")[0].partition(" [tensorstore_spec=")[0]
     _, _, code = text.partition("[os_error_code='")
     if (number := code.partition("'")[0]).isdecimal():

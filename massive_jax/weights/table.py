@@ -31,7 +31,7 @@ LAYER, EXPERT = "{l}", "{e}"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of a weight table.
+    """Describes one line of a weight table.
 
     Attributes:
       name: tensor name in the file; "{l}" stands for the 0-based layer, "{e}" for the expert.
@@ -51,7 +51,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class WeightTable:
-    """The table of one family in one file format.
+    """Holds the table of one family in one file format.
 
     Attributes:
       rows: a row a tensor. Where files differ, a path has several, each of which fills it whole.
@@ -66,7 +66,7 @@ class WeightTable:
     prefix: tuple[str, str] = ("", "")
 
     def is_ignored(self, name: str) -> bool:
-        """Whether the tensor `name` of the file holds no parameter."""
+        """Tells whether the tensor `name` of the file holds no parameter."""
         ours, theirs = self.prefix
         names = {name, *(name.removeprefix(outer) for outer in _ancestors(theirs))}
         if name.startswith(theirs):
@@ -74,7 +74,7 @@ class WeightTable:
         return any(re.fullmatch(pattern, it) for pattern in self.ignored for it in names)
 
     def spelled(self, names: Collection[str]) -> WeightTable:
-        """This table as the file that holds `names` spells it.
+        """Gives this table as the file that holds `names` spells it.
 
         A backbone is saved with its head, which puts a prefix before the backbone's names ("model.", say), without it,
         or inside a wrapper, which puts one before all. What the table has before all names but the head's gives way to
@@ -101,7 +101,7 @@ class WeightTable:
         return dataclasses.replace(self, rows=tuple(rows.values()), tied=tied, prefix=(ours, theirs))
 
     def repeated(self, names: Collection[str], paths: Collection[str]) -> dict[str, str]:
-        """The part of `tied` that the file has, with what it repeats, in a model of the parameters `paths`."""
+        """Gives the part of `tied` that the file has, with what it repeats, in a model of the parameters `paths`."""
         own = {row.name: row.path for row in self.rows}
         return {
             name: path
@@ -110,7 +110,7 @@ class WeightTable:
         }
 
     def standing_in(self, names: Collection[str], paths: Collection[str]) -> WeightTable:
-        """This table where a parameter of `paths` is read off its repetition if the file has nothing else of it."""
+        """Gives this table with parameters of `paths` read off their repetition where the file has nothing else."""
         repetitions = {path: name for name, path in self.repeated(names, paths).items()}
         rows = tuple(
             dataclasses.replace(row, name=repetitions[row.path])
@@ -123,7 +123,7 @@ class WeightTable:
 
 
 def expand(rows: tuple[Row, ...], num_layers: int, num_experts: int = 0) -> Iterator[tuple[str, Row, tuple[int, ...]]]:
-    """(tensor name, row, place in the stacked parameter) of every tensor of a model; () where it is not stacked."""
+    """Lists (tensor name, row, place in the stacked parameter) of every tensor of a model; () if not stacked."""
     for row in rows:
         layers = range(num_layers) if LAYER in row.name else [None]
         experts = range(num_experts) if EXPERT in row.name else [None]
@@ -141,7 +141,7 @@ _PARTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
 
 
 def fused_rows(name: str, kernel: str, bias: str | None = None) -> Iterator[Row]:
-    """Rows of a projection to queries, keys and values in one, whose axes are given with Q, X or Y for them."""
+    """Gives the rows of a projection to queries, keys and values in one, whose axes have Q, X or Y for them."""
     for suffix, leaf, axes in (("weight", "kernel", kernel), ("bias", "bias", bias)):
         if axes is None:
             continue
@@ -151,7 +151,7 @@ def fused_rows(name: str, kernel: str, bias: str | None = None) -> Iterator[Row]
 
 
 def move_axes(x: _Array, axes: str | None, sizes: Mapping[str, int], take: tuple[str, ...] | None = None) -> _Array:
-    """Splits, takes, permutes and merges the axes of `x` as `axes` and `take` say (see `Row`).
+    """Moves the axes of `x`: splits, takes, permutes and merges them as `axes` and `take` say (see `Row`).
 
     Args:
       x: the tensor as stored, of jax or numpy; of the latter the result is a view where it can be one.
@@ -186,7 +186,7 @@ def move_axes(x: _Array, axes: str | None, sizes: Mapping[str, int], take: tuple
 
 
 def table_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
-    """`sizes` of a config with the letters that only tables use."""
+    """Gives `sizes` of a config with the letters that only tables use."""
     H, K = sizes["H"], sizes["K"]
     return {**sizes, "R": 2, "P": sizes["N"] // 2, "Q": 3, "G": H // K, "X": H // K + 2, "Y": H + 2 * K, "U": 2}
 

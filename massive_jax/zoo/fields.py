@@ -89,7 +89,7 @@ def _is_number(value: Any) -> bool:
 
 
 class Fields:
-    """A config dict that checks what is read of it, and remembers it, so that none is passed over in silence.
+    """Checks what is read of a config dict, and remembers it, so that nothing is passed over in silence.
 
     The readers (`size`, `integer`, `number`, `flag`, `text`, …) take a field that is null as one that is absent, and
     note a value of a wrong type or out of range instead of raising: `check` and `finish` raise, with all there are.
@@ -139,11 +139,11 @@ class Fields:
     # Fields of any type.
 
     def assume(self, **defaults: Any) -> None:
-        """Fills in fields that the config does not have: the defaults of the Hugging Face class."""
+        """Puts the defaults of the Hugging Face class in place of fields that the config does not have."""
         self._config = {**defaults, **self._config}
 
     def part(self, name: str) -> Fields:
-        """The fields of a config inside this one, such as `text_config`; `finish` looks at them too."""
+        """Gives the fields of a config inside this one, such as `text_config`; `finish` looks at them too."""
         found = self.mapping(name)
         if found is None:
             if name not in self._wrong:
@@ -154,7 +154,7 @@ class Fields:
         return part
 
     def inside(self, name: str, config: Mapping[str, Any]) -> Fields:
-        """The settings `config`, which are, or are made of, the field `name`; `finish` looks at them too."""
+        """Gives the settings `config`, which are, or are made of, the field `name`; `finish` looks at them too."""
         part = Fields(config, self.location, self._tensors)
         part._prefix = f"{self._prefix}{name}."
         part._problems = self._problems
@@ -162,7 +162,7 @@ class Fields:
         return part
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The field, of whatever type, or `default` where it is absent or null."""
+        """Gives the field, of whatever type, or `default` where it is absent or null."""
         self._read.add(name)
         value = self._config.get(name)
         return default if value is None else value
@@ -175,11 +175,11 @@ class Fields:
             self.problem(f"{self._prefix}{name} = {shown(value)} is not implemented (only {allowed[0]!r})")
 
     def ignore(self, *names: str) -> None:
-        """Fields of this family that do not change what a forward pass computes."""
+        """Names fields of this family that do not change what a forward pass computes."""
         self._read.update(names)
 
     def ignore_rest(self) -> None:
-        """All fields that no one asks for, now or later."""
+        """Accepts all fields that no one asks for, now or later."""
         self.ignore(*self._config)
 
     # Fields of one type. Without a default the field has to be there.
@@ -187,7 +187,7 @@ class Fields:
     def integer(
         self, name: str, default: int | None = None, *, least: int = 0, most: int = _LARGEST, why: str = ""
     ) -> int:
-        """An integer from `least` to `most`; `why` says where the bound comes from."""
+        """Gives an integer from `least` to `most`; `why` says where the bound comes from."""
         value = self._value(name, default)
         if value is None:
             return max(1, least)
@@ -197,18 +197,18 @@ class Fields:
         return int(value)
 
     def optional_integer(self, name: str, absent: int | None = None, *, least: int = 1) -> int | None:
-        """As `integer`, or None where the field is null; `absent` where the config does not have it."""
+        """Reads as `integer`, or None where the field is null; `absent` where the config does not have it."""
         return None if self._nothing(name, absent) else self.integer(name, absent or least, least=least)
 
     def size(self, name: str, default: int | None = None) -> int:
-        """The size of something that the weights have an axis for, at least 1."""
+        """Gives the size of something that the weights have an axis for, at least 1."""
         most = max((math.prod(info.shape) for info in (self._tensors or {}).values()), default=0)
         if not 0 < most < _LARGEST:
             return self.integer(name, default, least=1)
         return self.integer(name, default, least=1, most=most, why=", the size of the largest tensor of the weights")
 
     def layers(self, name: str, default: int | None = None) -> int:
-        """The number of layers, at least 1; each has a tensor."""
+        """Gives the number of layers, at least 1; each has a tensor."""
         most = len(self._tensors or {})
         if not 0 < most < _MOST_LAYERS:
             return self.integer(name, default, least=1, most=_MOST_LAYERS)
@@ -217,7 +217,7 @@ class Fields:
     def number(
         self, name: str, default: float | None = None, *, positive: bool = False, least: float | None = None
     ) -> float:
-        """A finite number, as float; above 0 if `positive`, at least `least`."""
+        """Gives a finite number, as float; above 0 if `positive`, at least `least`."""
         value = self._value(name, default)
         if value is None:
             return 1.0
@@ -231,11 +231,11 @@ class Fields:
         return float(value)
 
     def optional_number(self, name: str, absent: float | None = None, *, positive: bool = False) -> float | None:
-        """As `number`, or None where the field is null; `absent` where the config does not have it."""
+        """Reads as `number`, or None where the field is null; `absent` where the config does not have it."""
         return None if self._nothing(name, absent) else self.number(name, absent or 1.0, positive=positive)
 
     def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
+        """Reads true or false."""
         value = self.get(name, default)
         if not isinstance(value, bool):
             self._expected(name, value, "true or false")
@@ -243,7 +243,7 @@ class Fields:
         return value
 
     def text(self, name: str, default: str | None = None, known: Collection[str] = ()) -> str:
-        """A string; one of `known`, if there are any."""
+        """Gives a string; one of `known`, if there are any."""
         value = self._value(name, default)
         if isinstance(value, str) and (not known or value in known):
             return value
@@ -255,7 +255,7 @@ class Fields:
         return default if default is not None else next(iter(known), "")
 
     def texts(self, name: str) -> list[str] | None:
-        """A list of strings; None where there is none."""
+        """Gives a list of strings; None where there is none."""
         value = self.get(name)
         if value is not None and not (isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)):
             self._expected(name, value, "a list of strings")
@@ -263,7 +263,7 @@ class Fields:
         return None if value is None else list(value)
 
     def positive_numbers(self, name: str) -> tuple[float, ...]:
-        """A list of finite numbers above 0."""
+        """Gives a list of finite numbers above 0."""
         value = self.get(name)
         if not isinstance(value, list | tuple) or not all(_is_number(x) and x > 0 for x in value):
             self._expected(name, value, "a list of positive numbers")
@@ -271,7 +271,7 @@ class Fields:
         return tuple(float(x) for x in value)
 
     def sizes(self, name: str, default: int | tuple[int, ...], *, most: int) -> tuple[int, ...]:
-        """An integer from 1 to `most`; or as many of them, in a list, as `default` has."""
+        """Gives an integer from 1 to `most`; or as many of them, in a list, as `default` has."""
         value = self.get(name, default)
         found, wanted = (x if isinstance(x, list | tuple) else [x] for x in (value, default))
         if len(found) != len(wanted) or not all(_is_integer(size) and 1 <= size <= most for size in found):
@@ -281,7 +281,7 @@ class Fields:
         return tuple(int(size) for size in found)
 
     def mapping(self, name: str) -> Mapping[str, Any] | None:
-        """A JSON object; None where there is none."""
+        """Gives a JSON object; None where there is none."""
         value = self.get(name)
         if value is not None and not isinstance(value, Mapping):
             self._expected(name, value, "an object {…}")
@@ -306,7 +306,7 @@ class Fields:
     # Fields that several families have.
 
     def activation(self, default: str, field: str = "hidden_act") -> str:
-        """The MLP's activation, in this project's names."""
+        """Gives the MLP's activation, in this project's names."""
         name = self.get(field, default)
         if not isinstance(name, str) or name not in ACTIVATIONS:
             self._wrong.add(field)
@@ -320,12 +320,12 @@ class Fields:
             self.problem(f"{name} {value} is not a multiple of {of} {divisor}")
 
     def head_dim(self, hidden_size: int, num_heads: int, hidden: str = "hidden_size", heads: str = "") -> int:
-        """N, where the heads share the width: `hidden_size` / `num_heads`, the fields `hidden` and `heads`."""
+        """Works out N, where the heads share the width: `hidden_size` / `num_heads` (fields `hidden`, `heads`)."""
         self.multiple(hidden, heads or "num_attention_heads", hidden_size, num_heads)
         return max(1, hidden_size // num_heads)
 
     def windows(self, num_layers: int, window: int | None, windowed: Sequence[bool]) -> dict[str, Any]:
-        """`window` and `window_layers` of a TransformerConfig.
+        """Gives `window` and `window_layers` of a TransformerConfig.
 
         Args:
           num_layers: L.
@@ -358,7 +358,7 @@ class Fields:
         settings: Mapping[str, Any] | None = None,
         default: Mapping[str, Any] | None = None,
     ) -> RopeConfig:
-        """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
+        """Reads rotary settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
 
         As transformers 5 has it: a `rope_scaling` that is not empty counts in place of all of `rope_parameters`; what
         the one that counts does not say of base and turned part, the fields outside of it do.

@@ -19,7 +19,7 @@ LICENCE = "Gemma (gated)"
 
 
 def base_config(fields: Fields, rope: RopeConfig | None = None) -> TransformerConfig:
-    """What all Gemmas share. `norm_unit_offset` is this project's own: GGUF files have the one added already."""
+    """Says what all Gemmas share. `norm_unit_offset` is this project's own: GGUF files have the one added already."""
     fields.assume(head_dim=256, rms_norm_eps=1e-6, tie_word_embeddings=True)
     base = llama.config(fields, rope)
     return dataclasses.replace(
@@ -30,7 +30,7 @@ def base_config(fields: Fields, rope: RopeConfig | None = None) -> TransformerCo
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`GemmaConfig` -> TransformerConfig. "gelu" means the tanh approximation: so the first releases wrote it."""
+    """Maps `GemmaConfig` to a TransformerConfig. "gelu" means the tanh form: so the first releases wrote it."""
     fields.assume(
         **{"vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28},
         **{"num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 8192},
@@ -43,12 +43,12 @@ def config(fields: Fields) -> TransformerConfig:
 
 
 def gguf_base(values: gguf.Metadata, model_type: str) -> dict[str, Any]:
-    """What the GGUF files of all Gemmas share: llama.cpp's converter added one to the scale of every norm."""
+    """Says what the GGUF files of all Gemmas share: llama.cpp's converter added one to the scale of every norm."""
     return values.decoder(model_type) | {"norm_unit_offset": False}
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Metadata of a `gemma` GGUF file -> the fields of a `GemmaConfig`."""
+    """Maps the metadata of a `gemma` GGUF file to the fields of a `GemmaConfig`."""
     return gguf_base(gguf.Metadata(metadata, names), "gemma")
 
 

@@ -13,7 +13,7 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`Gemma2Config` -> TransformerConfig."""
+    """Maps `Gemma2Config` to a TransformerConfig."""
     fields.assume(
         **{"vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26},
         **{"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 8192},
@@ -33,13 +33,13 @@ def config(fields: Fields) -> TransformerConfig:
 
 
 def query_scalar(fields: Mapping[str, Any], layers_of_27b: int) -> float:
-    """`query_pre_attn_scalar`: GGUF files do not hold it, and llama.cpp knows it by the number of layers."""
+    """Gives `query_pre_attn_scalar`: GGUF files do not hold it, and llama.cpp knows it by the number of layers."""
     by_width = fields["num_hidden_layers"] == layers_of_27b
     return fields["hidden_size"] // fields["num_attention_heads"] if by_width else fields["head_dim"]
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Metadata of a `gemma2` GGUF file -> the fields of a `Gemma2Config`."""
+    """Maps the metadata of a `gemma2` GGUF file to the fields of a `Gemma2Config`."""
     values = gguf.Metadata(metadata, names)
     fields = gemma.gguf_base(values, "gemma2")
     values.only("rope.freq_base_swa", fields["rope_parameters"]["rope_theta"])

@@ -18,7 +18,7 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`Gemma3TextConfig` -> TransformerConfig. Scaling of the rotary embedding is for the layers without a window."""
+    """Maps `Gemma3TextConfig` to a TransformerConfig. Rope scaling is for the layers without a window."""
     fields.assume(
         **{"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26},
         **{"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131072},
@@ -61,7 +61,7 @@ def _ropes(fields: Fields, max_position: int) -> tuple[RopeConfig, RopeConfig]:
 
 
 def text_config(fields: Fields) -> TransformerConfig:
-    """`Gemma3Config` -> TransformerConfig of its text model."""
+    """Maps `Gemma3Config` to a TransformerConfig of its text model."""
     fields.ignore("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
     text = config(fields.part("text_config"))
     tied = fields.flag("tie_word_embeddings", text.tie_embeddings)
@@ -69,7 +69,7 @@ def text_config(fields: Fields) -> TransformerConfig:
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Metadata of a `gemma3` GGUF file, which is always a text model -> the fields of a `Gemma3TextConfig`."""
+    """Maps the metadata of a `gemma3` GGUF file, always a text model, to the fields of a `Gemma3TextConfig`."""
     values = gguf.Metadata(metadata, names)
     fields = gemma.gguf_base(values, "gemma3_text")
     rope = values.rope(fields["head_dim"], theta=1e6)

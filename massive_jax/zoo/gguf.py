@@ -11,7 +11,7 @@ _BLOCK = "blk.{l}."
 
 
 def decoder_table(*, interleaved: bool = False, full_qk_norm: bool = False) -> WeightTable:
-    """The table of a decoder with a gated MLP and RMS norms, wherever they are.
+    """Gives the table of a decoder with a gated MLP and RMS norms, wherever they are.
 
     Args:
       interleaved: llama.cpp turns neighbouring dims in files of this architecture: its converter interleaved the two

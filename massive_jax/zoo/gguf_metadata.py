@@ -57,7 +57,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 
 class Metadata:
-    """The metadata of one file, read under its architecture's name.
+    """Reads the metadata of one file, under its architecture's name.
 
     Every value that is read is checked: a wrong type, NaN, a number out of range are errors that name the key, the
     value and what is allowed.
@@ -77,15 +77,15 @@ class Metadata:
         self._shapes: dict[str, tuple[int, ...]] = {name: info.shape for name, info in known}
 
     def key(self, name: str) -> str:
-        """The name of `name` in the file."""
+        """Gives the name of `name` in the file."""
         return f"{self._architecture}.{name}"
 
     def get(self, name: str) -> Any:
-        """The value of `name` of this architecture, such as "attention.head_count", as stored; None where absent."""
+        """Gives the value of `name` ("attention.head_count") of this architecture, as stored; None where absent."""
         return self._metadata.get(self.key(name))
 
     def integer(self, name: str, default: Any = _REQUIRED, *, least: int = 1, most: int = _LARGEST) -> Any:
-        """A whole number from `least` to `most`; `default` where there is none."""
+        """Gives a whole number from `least` to `most`; `default` where there is none."""
         return self._checked(
             name,
             default,
@@ -94,7 +94,7 @@ class Metadata:
         )
 
     def number(self, name: str, default: Any = _REQUIRED, *, zero: bool = False, least: float = _TINY) -> Any:
-        """A number from `least` to 10¹² (or, with `zero`, 0), which no float32 overflows with; `default` where none."""
+        """Reads a number from `least` to 10¹² (or, with `zero`, 0); `default` where there is none."""
 
         def sound(x: Any) -> bool:
             real = isinstance(x, int | float) and not isinstance(x, bool)
@@ -105,11 +105,11 @@ class Metadata:
         )
 
     def flag(self, name: str, default: Any = _REQUIRED) -> Any:
-        """A boolean; `default` where there is none."""
+        """Gives a boolean; `default` where there is none."""
         return self._checked(name, default, lambda x: isinstance(x, bool), "a boolean")
 
     def per_layer(self, name: str, default: Any = _REQUIRED) -> Any:
-        """A whole number, or an array of L of them that are all the same, which newer converters write."""
+        """Gives a whole number, or an array of L of them that are all the same, which newer converters write."""
         value = self.get(name)
         if not isinstance(value, list):
             return self.integer(name, default)
@@ -127,13 +127,13 @@ class Metadata:
             raise self.refused(name, f"{' or '.join(map(repr, allowed))}; others are not implemented")
 
     def ignore(self, prefix: str) -> None:
-        """Keys that begin with `prefix` change nothing of what a model of this architecture computes."""
+        """Accepts keys that begin with `prefix`: they change nothing of what such a model computes."""
         for key in self._metadata:
             if key.startswith(self.key(prefix)):
                 self._metadata.get(key)
 
     def refused(self, name: str, expected: str) -> ValueError:
-        """The error for the value of `name`."""
+        """Gives the error for the value of `name`."""
         return ValueError(f"{self.key(name)} is {files.shown(self.get(name))}; expected {expected}.")
 
     def _checked(self, name: str, default: Any, sound: Callable[[Any], bool], expected: str) -> Any:
@@ -148,7 +148,7 @@ class Metadata:
 
     @property
     def num_layers(self) -> int:
-        """L: `block_count`, which has to be how many blocks there are tensors of."""
+        """Reads L, `block_count`, which has to be how many blocks there are tensors of."""
         count = self.integer("block_count")
         blocks = {name.split(".")[1] for name in self.tensors if name.startswith("blk.")}
         if self._shapes and count != len(blocks):
@@ -157,22 +157,22 @@ class Metadata:
 
     @property
     def width(self) -> int:
-        """D: `embedding_length`."""
+        """Reads D, `embedding_length`."""
         return self._fitting("embedding_length", self.integer("embedding_length"), ("token_embd.weight",))
 
     def feed_forward(self, name: str = "feed_forward_length") -> int:
-        """F, under `name`."""
+        """Reads F, under `name`."""
         tensors = [f"blk.0.ffn_down{kind}.weight" for kind in ("", ".0", "_exps")]
         return self._fitting(name, self.per_layer(name), tensors)
 
     @property
     def max_position(self) -> int:
-        """`context_length`, which a table of learned positions has as many rows as."""
+        """Gives `context_length`, which a table of learned positions has as many rows as."""
         return self._fitting("context_length", self.integer("context_length"), ("position_embd.weight",), axis=0)
 
     @property
     def vocab_size(self) -> int:
-        """V: the rows of the embedding.
+        """Counts V, the rows of the embedding.
 
         llama.cpp counts the tokens where the file lists them, whatever `vocab_size` says: it is stale in files to which
         tokens were added. One that says more than there are rows is refused.
@@ -194,7 +194,7 @@ class Metadata:
 
     @property
     def heads(self) -> tuple[int, int]:
-        """H and K."""
+        """Reads H and K."""
         heads = self.per_layer("attention.head_count")
         shared = self.per_layer("attention.head_count_kv", heads)
         if heads % shared:
@@ -215,7 +215,7 @@ class Metadata:
         return heads, shared
 
     def plain_heads(self) -> int:
-        """H of a model whose heads have keys and values of their own, D / H wide."""
+        """Reads H of a model whose heads have keys and values of their own, D / H wide."""
         heads, shared = self.heads
         if shared != heads:
             raise self.refused("attention.head_count_kv", f"{heads}, as {self.key('attention.head_count')}")
@@ -223,11 +223,11 @@ class Metadata:
         return heads
 
     def norm_eps(self, kind: str) -> float:
-        """What a norm of `kind`, "rms" or "layer", adds to the mean square."""
+        """Says what a norm of `kind`, "rms" or "layer", adds to the mean square."""
         return self.number(f"attention.layer_norm_{'rms_' if kind == 'rms' else ''}epsilon", least=0)
 
     def head_dim(self, *, given: bool = True, partial: bool = False) -> int:
-        """N: `key_length`, else D / H. Values have the same; and so has the rotary embedding.
+        """Reads N, `key_length`, else D / H. Values have the same; and so has the rotary embedding.
 
         Args:
           given: whether N can be another than D / H.
@@ -256,7 +256,7 @@ class Metadata:
         return dims
 
     def rope(self, head_dim: int, *, partial: bool = False, theta: float = 10000.0) -> dict[str, Any]:
-        """`rope_parameters`, with `partial_rotary_factor` for `partial`.
+        """Gives `rope_parameters`, with `partial_rotary_factor` for `partial`.
 
         The type is linear where none is given, and a factor of 0 or none is 1. Llama 3's scaled frequencies are a
         tensor, whose divisors `read_config` puts among the metadata; they go with any linear factor.
@@ -293,7 +293,7 @@ class Metadata:
         return rope
 
     def windows(self, period: int, window: int | None = None) -> dict[str, Any]:
-        """`sliding_window` and `layer_types`.
+        """Gives `sliding_window` and `layer_types`.
 
         Args:
           period: the last of so many layers sees the whole text, where `sliding_window_pattern` does not say which.
@@ -315,7 +315,7 @@ class Metadata:
         return {"sliding_window": width, "layer_types": types}
 
     def decoder(self, model_type: str, *, feed_forward: str = "feed_forward_length") -> dict[str, Any]:
-        """The fields of a `LlamaConfig`, for `model_type`.
+        """Gives the fields of a `LlamaConfig`, for `model_type`.
 
         llama.cpp stores no tying flag and no bias flags: the tensors present say it. `feed_forward` is the key of F.
         """
@@ -338,7 +338,7 @@ class Metadata:
         }
 
     def experts(self) -> dict[str, Any]:
-        """The fields of a mixture of experts."""
+        """Gives the fields of a mixture of experts."""
         count = self.integer("expert_count", most=_MAX_EXPERTS)
         if self._shapes and "blk.0.ffn_gate_inp.weight" not in self._shapes:
             raise self.refused("expert_count", "0 or none, as the file has no tensors of experts")
@@ -450,6 +450,6 @@ def _equal(value: Any, expected: Any) -> bool:
 
 
 def quotient(part: int, whole: int) -> float:
-    """A factor f for which int(whole · f) is `part`, as Hugging Face works it out."""
+    """Gives a factor f for which int(whole · f) is `part`, as Hugging Face works it out."""
     factor = part / whole
     return factor if int(whole * factor) == part else math.nextafter(factor, 2)

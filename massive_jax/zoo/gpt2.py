@@ -13,7 +13,7 @@ from massive_jax.zoo.gguf_metadata import Metadata
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`GPT2Config` -> TransformerConfig, with one more field: `bias` false is a model without any biases."""
+    """Maps `GPT2Config` to a TransformerConfig, with one more field: `bias` false is a model without any biases."""
     hidden_size, num_heads = fields.size("n_embd"), fields.size("n_head")
     bias = fields.flag("bias", True)
     # `reorder_and_upcast_attn` asks for logits in float32, as they are here in any case.
@@ -69,7 +69,7 @@ TABLE = WeightTable(
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """GGUF metadata of architecture "gpt2" -> a config in the fields of `GPT2Config`."""
+    """Maps the metadata of architecture "gpt2" to a config in the fields of `GPT2Config`."""
     fields = Metadata(metadata, names)
     fields.ignore("rope.")
     return {

@@ -16,7 +16,7 @@ from massive_jax.zoo.gguf_metadata import Metadata
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`GPTNeoXConfig` -> TransformerConfig; `rotary_pct` and `rotary_emb_base` are its names before transformers 5."""
+    """Maps `GPTNeoXConfig` to a TransformerConfig; knows `rotary_pct` and `rotary_emb_base`, of transformers 4."""
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     head_dim = fields.head_dim(hidden_size, num_heads)
     max_position = fields.integer("max_position_embeddings", 2048, least=1)
@@ -74,7 +74,7 @@ TABLE = WeightTable(
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """GGUF metadata of architecture "gptneox" -> a config in the fields of `GPTNeoXConfig`."""
+    """Maps the metadata of architecture "gptneox" to a config in the fields of `GPTNeoXConfig`."""
     fields = Metadata(metadata, names)
     return {
         "model_type": "gpt_neox",

@@ -23,7 +23,7 @@ _YARN = {
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`GptOssConfig` -> TransformerConfig. Defaults are those of the Hugging Face class."""
+    """Maps `GptOssConfig` to a TransformerConfig. Defaults are those of the Hugging Face class."""
     fields.assume(head_dim=64, num_key_value_heads=8, max_position_embeddings=131072, rms_norm_eps=1e-5)
     fields.assume(attention_bias=True)
     # `initial_context_length` and `experts_per_token` repeat what the fields that are read say.
@@ -73,7 +73,7 @@ TABLE = dataclasses.replace(
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Metadata of a `gpt-oss` GGUF file -> the fields of a `GptOssConfig`."""
+    """Maps the metadata of a `gpt-oss` GGUF file to the fields of a `GptOssConfig`."""
     values = gguf.Metadata(metadata, names)
     fields = values.decoder("gpt_oss", feed_forward="expert_feed_forward_length") | values.experts()
     values.per_layer("feed_forward_length", None)  # as Hugging Face's config has it, which is the experts'

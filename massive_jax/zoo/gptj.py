@@ -9,7 +9,7 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`GPTJConfig` -> TransformerConfig. A null `rotary_dim` turns whole heads."""
+    """Maps `GPTJConfig` to a TransformerConfig. A null `rotary_dim` turns whole heads."""
     hidden_size, num_heads = fields.size("n_embd"), fields.size("n_head")
     fields.only("rotary", True)
     fields.only("scale_attn_weights", True)

@@ -16,7 +16,7 @@ _MOST_PATCHES, MOST_REGISTERS = 1 << 18, 1 << 16
 
 
 def front_end(fields: Fields, *, image_size: int = 224, patch_size: int = 16) -> dict[str, Any]:
-    """`image_size` and `patch_size` of a VisionConfig; the defaults are those of the Hugging Face class."""
+    """Reads `image_size` and `patch_size` of a VisionConfig; the defaults are those of the Hugging Face class."""
     fields.only("num_channels", 3)
     fields.ignore("tie_word_embeddings")  # which full dumps of a config have; an image has no words
     sides: dict[str, tuple[int, int]] = {}
@@ -34,7 +34,7 @@ def front_end(fields: Fields, *, image_size: int = 224, patch_size: int = 16) ->
 
 
 def num_classes(fields: Fields) -> int:
-    """Classes of the head: where the config's `architectures` names a classifier, else 0."""
+    """Counts the head's classes where the config's `architectures` names a classifier, else 0."""
     if not any(name.endswith(_CLASSIFIER) for name in fields.texts("architectures") or ()):
         return 0
     labels = fields.mapping("id2label")
@@ -43,26 +43,26 @@ def num_classes(fields: Fields) -> int:
 
 
 def backbone_fields(fields: Fields) -> None:
-    """Fields that only training, or a backbone's intermediate features, make use of."""
+    """Accepts fields that only training, or a backbone's intermediate features, make use of."""
     fields.ignore("drop_path_rate", "layerscale_value", "apply_layernorm", "reshape_hidden_states")
     fields.ignore("out_features", "out_indices", "stage_names")
 
 
 def linear_rows(name: str, path: str, kernel: str | None, bias: str | None = None) -> Iterator[Row]:
-    """Rows of a linear map (or convolution): weight and bias."""
+    """Gives the rows of a linear map (or convolution): weight and bias."""
     yield Row(f"{name}.weight", f"{path}/kernel", kernel)
     yield Row(f"{name}.bias", f"{path}/bias", bias)
 
 
 def norm_rows(names: Mapping[str, str]) -> Iterator[Row]:
-    """Rows of layer norms: name -> path."""
+    """Gives the rows of layer norms: name -> path."""
     for name, path in names.items():
         yield Row(f"{name}.weight", f"{path}/scale")
         yield Row(f"{name}.bias", f"{path}/bias")
 
 
 def attention_rows(names: Iterable[str]) -> Iterator[Row]:
-    """Rows of an attention's query, key, value and output projections; each query head has a key/value head."""
+    """Gives the rows of an attention's query, key, value and output projections, without grouped queries."""
     *inputs, out = names
     for name, part in zip(inputs, ("query", "key", "value"), strict=True):
         yield from linear_rows(name, f"layers/attn/{part}", "(HN)D->DHN", "(HN)->HN")
@@ -70,13 +70,13 @@ def attention_rows(names: Iterable[str]) -> Iterator[Row]:
 
 
 def mlp_rows(up: str, down: str, path: str = "layers/mlp") -> Iterator[Row]:
-    """Rows of a plain MLP."""
+    """Gives the rows of a plain MLP."""
     yield from linear_rows(up, f"{path}/up", "FD->DF")
     yield from linear_rows(down, f"{path}/down", "DF->FD")
 
 
 def gated_mlp_rows(up: str, down: str, path: str = "layers/mlp") -> Iterator[Row]:
-    """Rows of a gated MLP whose gate and up are one tensor, in this order."""
+    """Gives the rows of a gated MLP whose gate and up are one tensor, in this order."""
     for index, part in enumerate(("gate", "up")):
         yield Row(f"{up}.weight", f"{path}/{part}/kernel", "(UF)D->DF", take=("U", str(index)))
         yield Row(f"{up}.bias", f"{path}/{part}/bias", "(UF)->F", take=("U", str(index)))
@@ -84,11 +84,11 @@ def gated_mlp_rows(up: str, down: str, path: str = "layers/mlp") -> Iterator[Row
 
 
 def patch_rows(name: str) -> Iterator[Row]:
-    """Rows of the patch embedding, a convolution."""
+    """Gives the rows of the patch embedding, a convolution."""
     yield from linear_rows(name, "patch", "DCIJ->IJCD")
 
 
 def head_rows(name: str = "classifier") -> Iterator[Row]:
-    """Rows of a linear classifier."""
+    """Gives the rows of a linear classifier."""
     yield Row(f"{name}.weight", "head")
     yield Row(f"{name}.bias", "head_bias")

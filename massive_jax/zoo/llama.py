@@ -13,7 +13,7 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields, rope: RopeConfig | None = None) -> TransformerConfig:
-    """`LlamaConfig` -> TransformerConfig. Defaults are those of the Hugging Face class.
+    """Maps `LlamaConfig` to a TransformerConfig. Defaults are those of the Hugging Face class.
 
     The configs of Llama's relatives are this one with a few options replaced; `rope` is for those that write it
     differently.
@@ -48,7 +48,7 @@ def config(fields: Fields, rope: RopeConfig | None = None) -> TransformerConfig:
 
 
 def decoder_table(*, output_norms: bool = False, full_qk_norm: bool = False, prefix: str = "model.") -> WeightTable:
-    """The table of Llama and its relatives.
+    """Gives the table of Llama and its relatives.
 
     Args:
       output_norms: there are norms on what attention and MLP add to the stream, and `post_attention_layernorm` is one.
@@ -96,7 +96,7 @@ TABLE = decoder_table()
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Metadata of a `llama` GGUF file -> the fields of a `LlamaConfig`.
+    """Maps the metadata of a `llama` GGUF file to the fields of a `LlamaConfig`.
 
     Or of a `MixtralConfig` if it has experts, or of a `MistralConfig` if it has a window.
     """
@@ -113,7 +113,7 @@ _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attentio
 
 
 def shape(*sizes: int, **more: Any) -> dict[str, Any]:
-    """A preset's config: D, F, L, H and K under Hugging Face's names, and `more` of it."""
+    """Gives a preset's config: D, F, L, H and K under Hugging Face's names, and `more` of it."""
     return dict(zip(_SIZES, sizes, strict=True)) | more
 
 

@@ -12,7 +12,7 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`MistralConfig` -> TransformerConfig; its `sliding_window` counts the query itself.
+    """Maps `MistralConfig` to a TransformerConfig; its `sliding_window` counts the query itself.
 
     Defaults are those of the Hugging Face class.
     """

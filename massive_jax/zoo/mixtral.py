@@ -13,7 +13,7 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`MixtralConfig` -> TransformerConfig. Defaults are those of the Hugging Face class."""
+    """Maps `MixtralConfig` to a TransformerConfig. Defaults are those of the Hugging Face class."""
     fields.assume(num_key_value_heads=8, max_position_embeddings=4096 * 32, rms_norm_eps=1e-5)
     fields.ignore("router_aux_loss_coef", "router_jitter_noise", "output_router_logits")
     experts = ExpertsConfig(fields.size("num_local_experts", 8), fields.integer("num_experts_per_tok", 2, least=1))

@@ -25,7 +25,7 @@ _NO_EFFECT = (
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`MptConfig`, or llm-foundry's `MPTConfig` -> TransformerConfig."""
+    """Maps `MptConfig`, or llm-foundry's `MPTConfig`, to a TransformerConfig."""
     attention = fields.inside("attn_config", fields.mapping("attn_config") or {})
     for part in (fields, attention):
         part.ignore(*_NO_EFFECT)
@@ -111,7 +111,7 @@ TABLE = WeightTable(
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Metadata of an `mpt` GGUF file -> the fields of an `MptConfig`."""
+    """Maps the metadata of an `mpt` GGUF file to the fields of an `MptConfig`."""
     fields = Metadata(metadata, names)
     fields.ignore("rope.")
     num_heads, num_kv_heads = fields.heads

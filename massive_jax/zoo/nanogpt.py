@@ -16,7 +16,7 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`GPTConfig` of nanoGPT -> TransformerConfig. Its GELU is the exact one."""
+    """Maps `GPTConfig` of nanoGPT to a TransformerConfig. Its GELU is the exact one."""
     hidden_size, num_heads, bias = fields.size("n_embd"), fields.size("n_head"), fields.flag("bias", True)
     return TransformerConfig(
         vocab_size=fields.size("vocab_size"),

@@ -16,13 +16,13 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`Olmo2Config` -> TransformerConfig."""
+    """Maps `Olmo2Config` to a TransformerConfig."""
     fields.assume(rms_norm_eps=1e-5)
     return dataclasses.replace(llama.config(fields), norm_placement="output", qk_norm="full", model_type="olmo2")
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Metadata of an `olmo2` GGUF file -> the fields of an `Olmo2Config`. OLMo 3, which has windows, is refused."""
+    """Maps the metadata of an `olmo2` GGUF file to the fields of an `Olmo2Config`. OLMo 3's windows are refused."""
     values = gguf.Metadata(metadata, names)
     if values.integer("attention.sliding_window", 0, least=0):
         raise ValueError(

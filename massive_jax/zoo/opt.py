@@ -9,7 +9,7 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`OPTConfig` -> TransformerConfig. The norms' epsilon is torch's default, which no field changes."""
+    """Maps `OPTConfig` to a TransformerConfig. The norms' epsilon is torch's default, which no field changes."""
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     embedding_size = fields.size("word_embed_proj_dim", hidden_size)
     norm_before, bias = fields.flag("do_layer_norm_before", True), fields.flag("enable_bias", True)

@@ -13,7 +13,7 @@ from massive_jax.zoo.gguf_metadata import Metadata
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`PhiConfig` -> TransformerConfig. Defaults are those of the Hugging Face class."""
+    """Maps `PhiConfig` to a TransformerConfig. Defaults are those of the Hugging Face class."""
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     max_position = fields.integer("max_position_embeddings", 2048, least=1)
     head_dim = fields.head_dim(hidden_size, num_heads)
@@ -77,7 +77,7 @@ TABLE = WeightTable(
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Metadata of a `phi2` GGUF file -> the fields of a `PhiConfig`."""
+    """Maps the metadata of a `phi2` GGUF file to the fields of a `PhiConfig`."""
     fields = Metadata(metadata, names)
     num_heads, num_kv_heads = fields.heads
     return {

@@ -13,7 +13,7 @@ from massive_jax.zoo.fields import Fields
 
 
 def windows(fields: Fields, num_layers: int) -> dict[str, Any]:
-    """The window of Qwen2 and Qwen3: only with `use_sliding_window`, and not in the first `max_window_layers`."""
+    """Gives the window of Qwen2 and Qwen3: only with `use_sliding_window`, and not in the first `max_window_layers`."""
     window, first = fields.optional_integer("sliding_window", 4096), fields.integer("max_window_layers", 28)
     if not fields.flag("use_sliding_window", False):
         window = None
@@ -21,7 +21,7 @@ def windows(fields: Fields, num_layers: int) -> dict[str, Any]:
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`Qwen2Config` -> TransformerConfig."""
+    """Maps `Qwen2Config` to a TransformerConfig."""
     fields.assume(max_position_embeddings=32768, num_key_value_heads=32)
     base = llama.config(fields)
     return dataclasses.replace(
@@ -30,7 +30,7 @@ def config(fields: Fields) -> TransformerConfig:
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Metadata of a `qwen2` GGUF file -> the fields of a `Qwen2Config`. llama.cpp knows no window here."""
+    """Maps the metadata of a `qwen2` GGUF file to the fields of a `Qwen2Config`. llama.cpp knows no window here."""
     return gguf.Metadata(metadata, names).decoder("qwen2")
 
 

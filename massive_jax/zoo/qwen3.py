@@ -13,14 +13,14 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> TransformerConfig:
-    """`Qwen3Config` -> TransformerConfig."""
+    """Maps `Qwen3Config` to a TransformerConfig."""
     fields.assume(max_position_embeddings=32768, num_key_value_heads=32, head_dim=128)
     base = llama.config(fields)
     return dataclasses.replace(base, qk_norm="head", model_type="qwen3", **qwen2.windows(fields, base.num_layers))
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Metadata of a `qwen3` GGUF file -> the fields of a `Qwen3Config`. llama.cpp knows no window here."""
+    """Maps the metadata of a `qwen3` GGUF file to the fields of a `Qwen3Config`. llama.cpp knows no window here."""
     return gguf.Metadata(metadata, names).decoder("qwen3")
 
 

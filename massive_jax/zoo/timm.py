@@ -46,7 +46,7 @@ _NAME = re.compile(
 
 
 def config(fields: Fields) -> VisionConfig:
-    """A config.json of timm -> VisionConfig. Its `pretrained_cfg` is about preprocessing, except for the image size."""
+    """Maps a config.json of timm to a VisionConfig. Its `pretrained_cfg` is about preprocessing, and image size."""
     name = fields.text("architecture")
     found = _NAME.fullmatch(name)
     if found is None or (found["size"] == _GATED and "dinov2" not in found["kind"]):
@@ -94,7 +94,7 @@ def config(fields: Fields) -> VisionConfig:
 
 
 def model_type(architecture: str) -> str:
-    """The family, as this project calls it, of an architecture of timm: the giant's MLP is stored another way."""
+    """Gives the family, as this project calls it, of an architecture of timm: the giant's MLP is stored another way."""
     return "timm_gated" if f"_{_GATED}_" in architecture else "timm"
 
 

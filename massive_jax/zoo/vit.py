@@ -12,7 +12,7 @@ from massive_jax.zoo.fields import Fields
 
 
 def config(fields: Fields) -> VisionConfig:
-    """`ViTConfig` -> VisionConfig. A `ViTModel` has a dense pooler, a classifier has none."""
+    """Maps `ViTConfig` to a VisionConfig. A `ViTModel` has a dense pooler, a classifier has none."""
     hidden_size = fields.size("hidden_size")
     fields.only("pooler_act", "tanh")
     fields.only("pooler_output_size", hidden_size)
@@ -26,14 +26,14 @@ def config(fields: Fields) -> VisionConfig:
 
 
 def mae_config(fields: Fields) -> VisionConfig:
-    """`ViTMAEConfig` -> VisionConfig: the encoder, of whole images. The decoder and the masking are left out."""
+    """Maps `ViTMAEConfig` to a VisionConfig: the encoder, of whole images. The decoder and the masking are left out."""
     fields.ignore("decoder_hidden_size", "decoder_intermediate_size", "decoder_num_attention_heads", "mask_ratio")
     fields.ignore("decoder_num_hidden_layers", "norm_pix_loss")
     return encoder(fields, model_type="vit_mae", num_classes=images.num_classes(fields))
 
 
 def encoder(fields: Fields, **more: Any) -> VisionConfig:
-    """The fields that ViT and ViT-MAE have in common, and `more` of a VisionConfig."""
+    """Gives the fields that ViT and ViT-MAE have in common, and `more` of a VisionConfig."""
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     return VisionConfig(
         **images.front_end(fields),

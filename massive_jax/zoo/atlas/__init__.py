@@ -14,7 +14,7 @@ _FILE = pathlib.Path(__file__).with_name("atlas.json")
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One model's massive activations, as somebody reported them.
+    """Holds one model's massive activations, as somebody reported them.
 
     Attributes:
       name: zoo name, or a short one where the zoo has no preset.
@@ -49,12 +49,12 @@ def _read() -> dict[str, Any]:
 
 
 def sources() -> Mapping[str, str]:
-    """What the sources of entries are."""
+    """Says what the sources of entries are."""
     return _read()["sources"]
 
 
 def entries() -> Mapping[str, Entry]:
-    """Name -> entry."""
+    """Gives every entry by its name."""
 
     def entry(fields: Mapping[str, Any]) -> Entry:
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
@@ -64,7 +64,7 @@ def entries() -> Mapping[str, Entry]:
 
 
 def find(name: str) -> Entry:
-    """The entry of a zoo name or hub id; ValueError, with those there are, where there is none."""
+    """Finds the entry of a zoo name or hub id; ValueError, with those there are, where there is none."""
     known = entries()
     for found in known.values():
         if name in (found.name, found.hub_id):
