@@ -308,6 +308,7 @@ def header(model: mj.Model, inputs: np.ndarray, source: str | Sequence[str] | No
     if isinstance(model.config, VisionConfig):
         return {
             "model": model.name,
+            "weights": stored_as(model),
             "dtype": model.config.dtype,
             "images": list(source or ()),
             "image_size": list(inputs.shape[1:3]),
@@ -315,6 +316,7 @@ def header(model: mj.Model, inputs: np.ndarray, source: str | Sequence[str] | No
         }
     return {
         "model": model.name,
+        "weights": stored_as(model),
         "dtype": model.config.dtype,
         "bos": model_flags.BOS.value,
         "text": source,
@@ -322,6 +324,11 @@ def header(model: mj.Model, inputs: np.ndarray, source: str | Sequence[str] | No
         "windows": len(inputs),
         "context": inputs.shape[1] - model_flags.BOS.value,
     }
+
+
+def stored_as(model: mj.Model) -> str | None:
+    """What the model's weights were stored as, for the header of a result; None where that is not known."""
+    return None if model.origin is None else model.origin.weights
 
 
 def shared_token(model: mj.Model, inputs: np.ndarray, w: int, position: int) -> str | None:

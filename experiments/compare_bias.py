@@ -34,7 +34,7 @@ from massive_jax.evaluate import Profile, check_classes, measure_image_profile, 
 from massive_jax.evaluate.profile import PASSES
 from massive_jax.files import write_json
 from massive_jax.models import VisionConfig
-from massive_jax.report import Panel, number, plot_overlay, plot_profiles
+from massive_jax.report import Panel, number, plot_overlay, plot_profiles, precision
 
 _MODELS = flags.DEFINE_list("models", [], "Two models or more: directories, zoo names, files.")
 flags.register_validator(_MODELS, lambda models: len(models) != 1, "give two models or more, MODEL,MODEL.")
@@ -52,6 +52,7 @@ def record(model: mj.Model, profile: Profile) -> dict[str, Any]:
     loss = {"loss": math.log(profile.original)} if profile.metric == "perplexity" else {}
     return {
         "model": model.name,
+        "weights": common.stored_as(model),
         "attention_bias": None if bias is None else dataclasses.asdict(bias),
         "registers": registers_of(model),
         **loss,
@@ -68,6 +69,11 @@ def registers_of(model: mj.Model) -> int:
     return model.config.registers if isinstance(model.config, VisionConfig) else 0
 
 
+def weights_of(models: list[mj.Model]) -> str | None:
+    """What their weights were stored as, in words; None where that is not known."""
+    return " and ".join(dict.fromkeys(filter(None, map(common.stored_as, models)))) or None
+
+
 def names_of(models: list[mj.Model]) -> list[str]:
     """What tells the models apart: their biases and registers where those do, else their names."""
     kinds = [
@@ -80,7 +86,7 @@ def names_of(models: list[mj.Model]) -> list[str]:
         or ("no bias" if not isinstance(m.config, VisionConfig) else "no registers")
         for m in models
     ]
-    return kinds if len(set(kinds)) == len(models) else [pathlib.Path(m.name).name for m in models]
+    return kinds if len(set(kinds)) == len(models) else [m.title for m in models]
 
 
 def measure_texts(models: list[mj.Model]) -> tuple[dict[str, Any], str, list[Profile]]:
@@ -122,7 +128,7 @@ def draw_attention(models: list[mj.Model], names: list[str], path: pathlib.Path)
     if len(panels) == 1 or len(grids) > 1:
         return False
     plot_overlay(
-        {"model": ", ".join(model.name for model in models)},
+        {"model": ", ".join(model.title for model in models)},
         "Attention of the class token in the last block",
         "mean over heads, all on one scale",
         models[-1].require_processor().pixels(image)[0],
@@ -149,9 +155,10 @@ def main() -> None:
     shown = "loss" if metric == "perplexity" else metric
     write_json(out / "compare_bias.json", {**header, "models": records})
     pairs = list(zip(names, records, strict=True))
+    dtype = precision({"dtype": models[0].config.dtype, "weights": weights_of(models)})
     figure = {
         "title": "Largest activation: " + ", ".join(f"{name} {number(r['largest'], 3)}" for name, r in pairs),
-        "conditions": f"{models[0].config.dtype} · {conditions} · {_words(shown)}: "
+        "conditions": f"{dtype} · {conditions} · {_words(shown)}: "
         + ", ".join(f"{name} {r[shown]:.3f}" for name, r in pairs),
         "sink": "one token" if vision[0] else "position 0",
         "models": [{"name": n, **dataclasses.asdict(p)} for n, p in zip(names, profiles, strict=True)],

@@ -42,7 +42,7 @@ from massive_jax.evaluate.batches import Progress
 from massive_jax.evaluate.profile import PASSES
 from massive_jax.files import write_json
 from massive_jax.loading import save
-from massive_jax.report import number, plot_profiles
+from massive_jax.report import number, plot_profiles, precision
 
 _PREFIX = flags.DEFINE_string(
     "prefix", "bos", "What stands in front of every window: 'bos'; a text; or 'mean' (see above)."
@@ -88,6 +88,7 @@ def run(
         logits = compare_logits(model, behind.tokens, explicit, tokens, progress)
     result: dict[str, Any] = {
         "model": model.name,
+        "weights": common.stored_as(model),
         "dtype": model.config.dtype,
         "text": text,
         "windows": len(tokens),
@@ -102,9 +103,9 @@ def run(
     write_json(workdir / "explicit_bias.json", result)
     largest, quantised = result["largest"], result["int8_per_tensor"]
     figure = {
-        "title": f"{model.name}, {name} as explicit bias: largest activation {number(largest['original'])} → "
+        "title": f"{model.title}, {name} as explicit bias: largest activation {number(largest['original'])} → "
         f"{number(largest['explicit'])}",
-        "conditions": f"{model.config.dtype} · {len(tokens)} windows of {windows.context} tokens · perplexity "
+        "conditions": f"{precision(result)} · {len(tokens)} windows of {windows.context} tokens · perplexity "
         f"{number(profiles['original'].original)} → {number(profiles['explicit'].original)}, int8 "
         f"{number(quantised['original'])} → {number(quantised['explicit'])} · dotted: median",
         "models": [{"name": which, **dataclasses.asdict(p)} for which, p in profiles.items()],

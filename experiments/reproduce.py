@@ -20,8 +20,8 @@ import massive_jax as mj
 from experiments import attention_map, common, feature_map, intervene, layerwise
 from experiments.flags import definition, layer, model, prompt, seed, text
 from massive_jax.data import load_text
-from massive_jax.files import write_json
-from massive_jax.report import Section, Summary, Table, label, number, write_report
+from massive_jax.files import short_name, write_json
+from massive_jax.report import Section, Summary, Table, label, number, precision, write_report
 
 if __name__ == "__main__":
     for module in (common, model, prompt, text, layer, definition, intervene, attention_map, seed):
@@ -72,10 +72,10 @@ def headline(summary: dict[str, Any], changed: dict[str, Any]) -> str:
     if "zero" not in perplexities:
         many = len(summary["massive"])
         found = f"{many or 'no'} massive activation{'' if many == 1 else 's'}"
-        return f"{summary['model']} has {found} at layer {summary['layer']} on this prompt."
-    many_sites = "one number" if len(sites) == 1 else f"{len(sites)} numbers"
+        return f"{short_name(summary['model'])} has {found} at layer {summary['layer']} on this prompt."
+    model, many_sites = short_name(summary["model"]), "one number" if len(sites) == 1 else f"{len(sites)} numbers"
     return (
-        f"Setting {many_sites} to zero in {summary['model']}, after block {changed['layer']}, takes its perplexity "
+        f"Setting {many_sites} to zero in {model}, after block {changed['layer']}, takes its perplexity "
         f"from {number(perplexities['original'])} to {number(perplexities['zero'])}"
         + (f"; setting the same to the mean gives {number(perplexities['mean'])}." if "mean" in perplexities else ".")
     )
@@ -143,8 +143,8 @@ def conditions(lm: mj.Model, layers: dict[str, Any], changed: dict[str, Any]) ->
     """Under what all this holds."""
     limits = layers["thresholds"]
     rows = [
-        ("Model", f"{lm.name}, {lm.config.num_layers} blocks, width {lm.config.hidden_size}"),
-        ("Numbers", f"{lm.config.dtype} (statistics float32), jax {jax.__version__} on {jax.default_backend()}"),
+        ("Model", f"{lm.title}, {lm.config.num_layers} blocks, width {lm.config.hidden_size}"),
+        ("Numbers", f"{precision(layers)} (statistics float32), jax {jax.__version__} on {jax.default_backend()}"),
         ("BOS", "in front of the prompt and every window" if layers["bos"] else "none"),
         ("Prompt", repr(prompt.one())),
         ("Text", f"{changed['text']}: {changed['windows']} windows of {changed['context']} tokens, from its start"),
@@ -179,7 +179,7 @@ def main() -> None:
     write_json(out / "summary.json", summary)
     write_report(
         out / "report.html",
-        f"Massive activations in {lm.name}",
+        f"Massive activations in {lm.title}",
         Summary(found, Table(("Finding", "Value"), rows)),
         [*sections(out, layers, mapped, attention, changed, found), conditions(lm, layers, changed)],
     )

@@ -55,6 +55,7 @@ def main() -> None:
     layers = [layer for layer, here in massive.items() if here]
     found = {
         "model": lm.name,
+        "weights": common.stored_as(lm),
         "dtype": lm.config.dtype,
         "bos": bos,
         "dims": sorted({f.dim for here in massive.values() for f in here}),

@@ -207,6 +207,20 @@ def one_line(message: object, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def short_name(address: str) -> str:
+    """Gives what a model at `address` (a path, a URL, a hub id, a name) is called where there is room for a name only.
+
+    That is its last part, without .gguf; of a snapshot in the hub's cache, the model's.
+    """
+    path = pathlib.PurePath(address)
+    if path.name in ("", ".."):
+        path = pathlib.Path(address).resolve()
+    parts = path.parts
+    if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        return parts[-3].rpartition("--")[2]
+    return path.name.removesuffix(".gguf") or address
+
+
 def user_path(path: str | os.PathLike[str]) -> pathlib.Path:
     """Spells out "~" and "~user" in `path`; ValueError where there is no such user."""
     try:

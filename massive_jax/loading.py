@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -27,13 +27,13 @@ from massive_jax.weights import checkpoint, hub, layout, wheel
 from massive_jax.weights.gguf_source import GGUFSource
 from massive_jax.weights.loader import expected_shapes, load_params, stream_params
 from massive_jax.weights.safetensors_source import HuggingFaceSource
-from massive_jax.weights.source import Source
+from massive_jax.weights.source import Origin, Source
 
 _PIECE_BYTES = 1 << 20  # of a file, read and hashed at a time
 
 
 def load(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] = zoo.DEFAULT_MODEL,
     *,
     dtype: str = "float32",
     revision: str | None = None,
@@ -44,8 +44,9 @@ def load(
     """Loads a model.
 
     Args:
-      model: a zoo name ("smollm2_135m"), a Hugging Face directory, a `.gguf` file (of a split model any of
-        its files), a hub id ("org/name"), or a directory (or gs://…) that `convert` wrote.
+      model: a zoo name ("llama2_7b"), a Hugging Face directory, a `.gguf` file (of a split model any of its files), a
+        hub id ("org/name"), or a directory (or gs://…) that `convert` wrote. The default is SmolLM2-135M-Instruct, its
+        weights stored as Q4_1, from the Python package index; "smollm2_135m" is short for it, too.
       dtype: of parameters and activations: float32, bfloat16, float16, or, for a reference, float64, which jax has to
         be told of (`jax_enable_x64`). Statistics are float32 in any case.
       revision: of a hub id: branch, tag or commit.
@@ -73,7 +74,12 @@ def load(
         params = checkpoint.load_checkpoint(
             model, expected, dtype=config.jnp_dtype, mesh=mesh, allow_nonfinite=allow_nonfinite, found=found
         )
-        return Model(module, params, config, found.tokenizer, name=model, processor=found.processor)
+        return Model(
+            *(module, params, config, found.tokenizer),
+            name=model,
+            processor=found.processor,
+            origin=_converted(found.provenance),
+        )
     with open_source(model, revision=revision) as source:
         config, table = zoo.describe(source)
         config = dataclasses.replace(config, dtype=dtype)
@@ -89,7 +95,8 @@ def load(
             allow_nonfinite=allow_nonfinite,
             progress=progress,
         )
-        return Model(module, params, config, **inputs, name=model)
+        origin = Origin(_place(model, revision), source.weight_type())
+        return Model(module, params, config, **inputs, name=zoo.full_name(model), origin=origin)
 
 
 def convert(
@@ -146,6 +153,7 @@ def convert(
                     "revision": revision,
                     "format": source.format,
                     "files": digests.result(),
+                    "weights": source.weight_type(),
                     "dtype": dtype,
                     **_made(),
                 },
@@ -172,7 +180,12 @@ def save(model: Model, out: str | os.PathLike[str]) -> None:
         model.params,
         tokenizer=model.tokenizer,
         processor=model.processor,
-        provenance=lambda: {"model": model.name, "dtype": model.config.dtype, **_made()},
+        provenance=lambda: {
+            "model": model.name,
+            "weights": None if model.origin is None else model.origin.weights,
+            "dtype": model.config.dtype,
+            **_made(),
+        },
     )
 
 
@@ -209,6 +222,26 @@ def _inputs(source: Source, config: TransformerConfig | VisionConfig) -> dict[st
     if isinstance(config, VisionConfig):
         return {"processor": source.processor()}  # a tokenizer there is of the text tower
     return {"tokenizer": source.tokenizer()}
+
+
+def _place(model: str, revision: str | None) -> str:
+    """Where what `model` names (see `load`) comes from, in words."""
+    preset = zoo.PRESETS.get(model)
+    found: Any = model if preset is None else preset.source
+    if isinstance(found, zoo.WheelFile):
+        return f"{found.member.rpartition('/')[2]} of {found.package} {found.version}, a package of the Python index"
+    if preset is None and files.user_path(model).exists():
+        return found
+    return f"{found} of the hub" + (f", revision {revision}" if revision is not None else "")
+
+
+def _converted(provenance: Mapping[str, Any]) -> Origin:
+    """The origin that a checkpoint of this project records; an earlier version of it recorded less."""
+    made_from, weights = provenance.get("model"), provenance.get("weights")
+    place = "trained" if "training" in provenance else "a checkpoint of this project"
+    if isinstance(made_from, str):
+        place = f"a checkpoint of this project, made from {zoo.full_name(made_from)}"
+    return Origin(place, weights if isinstance(weights, str) else None)
 
 
 def _address(given: object, what: str = "model") -> str:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from massive_jax.arguments import several, shown, yes_or_no
+from massive_jax.files import short_name
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.models import LanguageModel, TransformerConfig, VisionConfig, VisionTransformer
 from massive_jax.models.vision_config import CHANNELS
@@ -35,6 +36,7 @@ from massive_jax.probe import (
 if TYPE_CHECKING:
     from massive_jax.generate import Generation
     from massive_jax.inputs.images import ImageProcessor
+    from massive_jax.weights.source import Origin
 
 _PADDED_TO = 64  # lengths of `tokenize_batch`
 DELIMITERS = (".", "\n")  # the tokens that carry massive activations besides the first one (paper, section 2.2)
@@ -152,6 +154,7 @@ class Model:
       tokenizer: None where the checkpoint has none.
       name: what it was loaded as, for results.
       processor: of images; None where the checkpoint has none.
+      origin: where the parameters come from; None where that is not known.
     """
 
     module: LanguageModel | VisionTransformer
@@ -160,6 +163,7 @@ class Model:
     tokenizer: Tokenizer | None = None
     name: str = "model"
     processor: ImageProcessor | None = None
+    origin: Origin | None = None
 
     def __call__(
         self,
@@ -188,6 +192,11 @@ class Model:
         inputs, positions = self.check_inputs(inputs, mask)
         logits, compiled = yes_or_no("logits", logits), self.compile_edits(edits, inputs, mask)
         return forward(self.module, self.params, compiled, self.compile_captures(capture), inputs, logits, positions)
+
+    @property
+    def title(self) -> str:
+        """Its name without the directories, where it was loaded by a path."""
+        return short_name(self.name)
 
     def generate(self, tokens: Any, **options: Any) -> Generation:
         """Continues prompts, int [B, T]: see `massive_jax.generate.generate` for the options."""

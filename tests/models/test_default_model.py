@@ -58,6 +58,13 @@ def test_config_and_number_of_parameters(default_model):
     assert {str(leaf.dtype) for leaf in leaves} == {"float32"}
 
 
+def test_it_says_what_it_is(default_model):
+    """`mj.load("smollm2_135m")` is the instruction-tuned model, quantised."""
+    assert default_model.name == default_model.title == "smollm2_135m_instruct_q4_1"
+    assert default_model.origin.weights == "Q4_1"
+    assert "SmolLM2-135M-Instruct.Q4_1.gguf" in default_model.origin.place
+
+
 # Torch
 
 

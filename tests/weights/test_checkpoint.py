@@ -276,7 +276,9 @@ def test_default_model_is_bit_identical(default_model, tmp_path):
     np.testing.assert_array_equal(back.tokenize(text), default_model.tokenize(text))
     provenance = checkpoint.read_metadata(str(tmp_path / "it")).provenance
     assert provenance["files"][0]["sha256"].startswith("b179c952")
-    assert provenance["model"] == "smollm2_135m"
+    assert (provenance["model"], provenance["weights"]) == ("smollm2_135m", "Q4_1")
+    assert back.origin.weights == "Q4_1"
+    assert "made from smollm2_135m_instruct_q4_1" in back.origin.place
     with pytest.raises(ValueError, match="converted checkpoint already"):
         loading.convert(str(tmp_path / "it"), str(tmp_path / "other"))
 

@@ -1,5 +1,7 @@
 """Every preset at full size, without its weights: shapes only, 70B too."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -42,6 +44,23 @@ def test_nothing_is_allocated():
 def test_preset_names_are_used_once():
     names = [name for family in zoo.FAMILIES.values() for name in family.presets]
     assert len(names) == len(set(names)) == len(zoo.PRESETS)
+
+
+def test_a_file_in_a_wheel_is_named_after_it():
+    """SmolLM2-135M-Instruct.Q4_1.gguf is neither SmolLM2-135M nor of the precision of the hub's."""
+    for name, preset in zoo.PRESETS.items():
+        if isinstance(preset.source, zoo.WheelFile):
+            file = preset.source.member.rpartition("/")[2].removesuffix(".gguf")
+            assert zoo.full_name(name) == file.lower().replace("-", "_").replace(".", "_")
+
+
+def test_short_names_are_of_a_preset_that_is_none():
+    short = {name: preset for name, preset in zoo.PRESETS.items() if preset.alias_of is not None}
+    assert "smollm2_135m" in short  # what scripts have called the default model from the beginning
+    for preset in short.values():
+        assert dataclasses.replace(preset, alias_of=None) == zoo.PRESETS[preset.alias_of]
+    assert zoo.full_name("smollm2_135m") == zoo.full_name(zoo.DEFAULT_MODEL) == zoo.DEFAULT_MODEL
+    assert zoo.full_name("org/name") == "org/name"
 
 
 def test_presets_say_where_and_under_which_terms():

@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from massive_jax import zoo
+
 _FILE = pathlib.Path(__file__).with_name("atlas.json")
 
 
@@ -67,6 +69,6 @@ def find(name: str) -> Entry:
     """Finds the entry of a zoo name or hub id; ValueError, with those there are, where there is none."""
     known = entries()
     for found in known.values():
-        if name in (found.name, found.hub_id):
+        if zoo.full_name(name) in (found.name, found.hub_id):
             return found
     raise ValueError(f"the atlas has no entry for {name!r}; it has {', '.join(known)}.")
