@@ -33,8 +33,9 @@ from experiments import common
 from experiments.flags import definition, model, prompt, text
 from massive_jax.analysis import FIRST_DELIMITER, Location, Thresholds, find_massive
 from massive_jax.data import load_text
-from massive_jax.evaluate import LayerTable, input_length, measure_layers
+from massive_jax.evaluate import LayerTable, input_length, measure_each, measure_layers
 from massive_jax.files import printable, write_json
+from massive_jax.model import left_pad
 from massive_jax.report import plot_layerwise
 
 _TOP = 3
@@ -63,8 +64,17 @@ def run(
 def run_prompts(
     model: mj.Model, prompts: Mapping[str, np.ndarray], workdir: pathlib.Path, thresholds: Thresholds
 ) -> list[dict[str, Any]]:
-    """Measures several prompts, tokens [1, T] each, writes a record and a figure of every one; returns the records."""
-    results = [{"prompt": prompt, **measure(model, tokens, thresholds)[0]} for prompt, tokens in prompts.items()]
+    """Measures several prompts, tokens [1, T] each, in one batch, and writes a record and a figure of every one.
+
+    Returns the records.
+    """
+    tokens, mask = left_pad([ids[0] for ids in prompts.values()])
+    with common.progress(tokens.size, "layers") as progress:
+        tables = measure_each(model, tokens, mask, thresholds=thresholds, progress=progress)
+    results = [
+        {"prompt": prompt, **record(model, ids, table, thresholds)}
+        for (prompt, ids), table in zip(prompts.items(), tables, strict=True)
+    ]
     write_json(workdir / "layerwise.json", {"prompts": results})
     for number, result in enumerate(results, 1):
         plot_layerwise(result, workdir / f"layerwise_{number}.png")
@@ -77,8 +87,19 @@ def measure(
     """Measures tokens [W, T] or images (of `source`): the record for layerwise.json, and the table it is made of."""
     with common.progress(len(inputs) * input_length(model, inputs), "layers") as progress:
         table = measure_layers(model, inputs, thresholds=thresholds, progress=progress)
+    return record(model, inputs, table, thresholds, source), table
 
-    def record(location: Location) -> dict[str, Any]:
+
+def record(
+    model: mj.Model,
+    inputs: np.ndarray,
+    table: LayerTable,
+    thresholds: Thresholds,
+    source: str | Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The record for layerwise.json of a table of `inputs`."""
+
+    def place(location: Location) -> dict[str, Any]:
         w, position = location.example
         rows = inputs[w : w + 1] if location.position == FIRST_DELIMITER else inputs
         return {
@@ -89,10 +110,10 @@ def measure(
         }
 
     def layer(summary: Any) -> dict[str, Any]:
-        top = [{**record(found), "share": found.share} for found in summary.locations[:_TOP]]
+        top = [{**place(found), "share": found.share} for found in summary.locations[:_TOP]]
         return {"layer": summary.layer, "top": top, "median": summary.median}
 
-    result = {
+    return {
         **common.header(model, inputs, source),
         "thresholds": {"magnitude": thresholds.magnitude, "ratio": thresholds.ratio},
         "layers": [layer(summary) for summary in table.layers],
@@ -100,7 +121,7 @@ def measure(
         "massive": [
             {
                 "layer": summary.layer,
-                **record(found),
+                **place(found),
                 "ratio": found.ratio,
                 "meets_magnitude": found.meets_magnitude,
                 "meets_ratio": found.meets_ratio,
@@ -109,7 +130,6 @@ def measure(
             for found in find_massive(summary.locations, either=True)
         ],
     }
-    return result, table
 
 
 def show(result: dict[str, Any]) -> None:

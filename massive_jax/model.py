@@ -396,8 +396,10 @@ class Model:
             return {**RULES, "last": lambda x: np.full(len(x), config.num_tokens(*x.shape[1:3]) - 1, np.int32)}
         return {**RULES, "first_delimiter": self.first_delimiter}
 
-    def first_delimiter(self, tokens: np.ndarray) -> np.ndarray:
+    def first_delimiter(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         """Position of the first "." or newline token after position 0 in every sequence; -1 for none. [B, T] -> [B]."""
+        if mask is not None:
+            return np.concatenate([self.first_delimiter(row[own][None]) for row, own in zip(tokens, mask, strict=True)])
         tokenizer = self.require_tokenizer()
         ids = [int(i) for i in np.unique(tokens) if tokenizer.token_text(int(i)).strip(" ") in DELIMITERS]
         found = np.isin(tokens, ids)

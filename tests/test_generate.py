@@ -122,6 +122,82 @@ def test_padding_changes_nothing(make_model, tiny_tokens, setting):
         np.testing.assert_array_equal(both.tokens[row, -NEW:], single.tokens[0, -NEW:])
 
 
+def test_padding_anywhere_gives_the_statistics_of_each_prompt_alone(make_model):
+    model = make_model(num_layers=2, attention_bias=AttentionBias("kv", slots=2))
+    rows = [[1, 2, 3], [4, 5, 6, 7, 8]]
+    tokens, mask = np.full((2, 7), 9**9), np.zeros((2, 7), bool)
+    for b, columns in enumerate(([1, 2, 5], [0, 1, 3, 4, 6])):
+        tokens[b, columns], mask[b, columns] = rows[b], True
+    capture = [
+        mj.Capture("block_out", top_k=3, median=True, max=True, kurtosis=True),
+        mj.Capture("attn_probs", top_k=2, mass=True, mean=True),
+    ]
+    edits = [
+        mj.Edit("block_out", layer=2, position=-1, dim=3, value=9.0),  # of prompt and new tokens: the last of all
+        mj.Edit("mid", layer=1, position="last", dim=1, op="scale", value=-2.0),
+        mj.Edit("value", layer=1, op="noise", value=0.5, seed=3),
+    ]
+    options = {"max_new_tokens": NEW, "capture": capture, "edits": edits, "keep_logits": True}
+    both = model.generate(tokens, mask=mask, **options)
+    np.testing.assert_array_equal(both.tokens[:, :7], tokens)
+    for b, row in enumerate(rows):
+        single = model.generate(np.array([row]), **options)
+        np.testing.assert_array_equal(both.tokens[b, 7:], single.tokens[0, len(row) :])
+        assert_same(both.logits[:, b], single.logits[:, 0], "logits")
+        for got, alone, axis in (
+            (both.prompt.intermediates, single.prompt.intermediates, 1),
+            (both.steps, single.steps, 2),
+        ):
+            for site, stats in alone.items():
+                for name in ("top_values", "median", "max", "kurtosis", "mean"):
+                    if getattr(stats, name) is not None:
+                        assert_same(
+                            np.take(getattr(got[site], name), b, axis), np.take(getattr(stats, name), 0, axis), name
+                        )
+                for name, index in stats.top_indices.items():
+                    np.testing.assert_array_equal(
+                        np.take(got[site].top_indices[name], b, axis), np.take(index, 0, axis)
+                    )
+
+
+def test_noise_while_generating_is_that_of_the_full_pass(tiny_model, tiny_tokens):
+    prompt, names = tiny_tokens[:, :PROMPT], ("value", "attn_probs", "logits")
+    edits = [
+        mj.Edit("mid", layer=2, op="noise", value=0.7, seed=5),
+        mj.Edit("attn_probs", layer=3, op="noise", value=0.1, seed=6),
+    ]
+    run = tiny_model.generate(prompt, max_new_tokens=NEW, capture=mj.Capture(("value", "logits")), edits=edits[:1])
+    check_against_full_forward(tiny_model, run, prompt, ("value", "logits"), edits[:1])
+    run = tiny_model.generate(prompt, max_new_tokens=NEW, capture=mj.Capture(names), edits=edits)
+    full = tiny_model(run.tokens[:, :-1], capture=mj.Capture(names), edits=edits).intermediates
+    last = np.asarray(run.steps["attn_probs"])[-1][2, :, :, 0]
+    assert_same(last[..., : PROMPT + NEW - 1], np.asarray(full["attn_probs"])[2, :, :, -1], "attn_probs")
+
+
+@pytest.mark.parametrize("edit", [{"op": "shuffle"}, {"op": "quantize", "value": 8}, {"op": "move", "dim": 1}])
+def test_operations_on_a_whole_sequence_are_refused_while_generating(tiny_model, tiny_tokens, edit):
+    with pytest.raises(ValueError, match=f"{edit['op']} looks at all tokens of a sequence"):
+        tiny_model.generate(tiny_tokens, max_new_tokens=2, edits=mj.Edit("mid", layer=1, **edit))
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_dynamic_rotary_scaling_is_by_the_tokens_there_are(make_model, tiny_tokens, placed):
+    """Past the original context every token is turned anew: each step is a pass over all there is so far."""
+    bias = {"attention_bias": AttentionBias("kv", slots=2, prefix=True)} if placed else {}
+    model = make_model(
+        num_layers=3, max_position=20, rope=RopeConfig(kind="dynamic", factor=4.0, original_max_position=7), **bias
+    )
+    tokens, mask = left_pad([tiny_tokens[0, :3], tiny_tokens[1, :6]])
+    edit = mj.Edit("block_out", layer=1, position=2, dim=3, op="add", value=2.0)
+    run = model.generate(tokens, mask=mask, max_new_tokens=NEW, keep_logits=True, edits=edit)
+    for row, length in enumerate((3, 6)):
+        for step in range(NEW):
+            text = run.tokens[row, mask.shape[1] - length :][: length + step]
+            assert_same(
+                run.logits[step, row], np.asarray(model(text[None], edits=edit).logits)[0, -1], f"{row}, {step}"
+            )
+
+
 def test_streaming_is_the_full_cache_until_something_is_evicted(tiny_model, tiny_tokens):
     prompt = tiny_tokens[:, :PROMPT]
     full = tiny_model.generate(prompt, max_new_tokens=NEW, keep_logits=True)

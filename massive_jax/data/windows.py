@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,17 +13,19 @@ from massive_jax.model import Model
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Holds consecutive, non-overlapping runs of tokens.
+    """Holds runs of tokens: consecutive, non-overlapping ones of a text, or texts of different lengths.
 
     Attributes:
       tokens: int32 [W, T]; with `bos`, T = context + 1.
-      context: tokens of text in a window.
+      context: tokens of text in a window, in the longest one.
       bos: whether every window starts with the BOS token.
+      mask: bool [W, T], False for padding; None for none.
     """
 
     tokens: np.ndarray
     context: int
     bos: bool
+    mask: np.ndarray | None = None
 
     @property
     def inputs(self) -> np.ndarray:
@@ -30,9 +33,29 @@ class Windows:
         return self.tokens
 
     @property
+    def lengths(self) -> np.ndarray:
+        """Counts the tokens of each window: int [W]."""
+        W, T = self.tokens.shape
+        return np.full(W, T) if self.mask is None else self.mask.sum(axis=1)
+
+    @property
     def num_predicted(self) -> int:
         """Counts the tokens predicted: all but the first of each window (with BOS, all tokens of the text)."""
-        return self.tokens.shape[0] * (self.tokens.shape[1] - 1)
+        return int((self.lengths - 1).sum())
+
+    def rows(self, which: slice) -> np.ndarray | None:
+        """Gives the mask of some of the windows."""
+        return None if self.mask is None else self.mask[which]
+
+
+def text_windows(model: Model, texts: Sequence[str], *, bos: bool = False) -> Windows:
+    """Tokenises each of `texts`, of any lengths, as one window.
+
+    Raises:
+      ValueError: as `Model.tokenize_batch`.
+    """
+    tokens, mask = model.tokenize_batch(texts, bos=bos)
+    return Windows(tokens, int(mask.sum(axis=1).max()) - bos, bos, mask)
 
 
 def cut_windows(

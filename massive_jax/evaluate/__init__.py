@@ -12,7 +12,7 @@ from massive_jax.evaluate.intervention import (
     parse_sites,
     site_means,
 )
-from massive_jax.evaluate.layers import LayerSummary, LayerTable, measure_layers
+from massive_jax.evaluate.layers import LayerSummary, LayerTable, measure_each, measure_layers
 from massive_jax.evaluate.perplexity import perplexity, token_nll
 from massive_jax.evaluate.profile import Profile, measure_image_profile, measure_profile
 from massive_jax.evaluate.quantize import quantized_inputs
@@ -50,6 +50,7 @@ __all__ = [
     "input_length",
     "intervene",
     "mean_registers",
+    "measure_each",
     "measure_image_profile",
     "measure_layers",
     "measure_of",

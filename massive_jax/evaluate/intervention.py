@@ -98,16 +98,17 @@ def parse_sites(text: str) -> list[PlaceInStream]:
     return sites
 
 
-def hidden_state(model: Model, inputs: np.ndarray, layer: int) -> np.ndarray:
+def hidden_state(model: Model, inputs: np.ndarray, layer: int, mask: np.ndarray | None = None) -> np.ndarray:
     """Output of block `layer`: tokens or images -> float32 [B, T, D] on the host."""
     check_layers([layer], model.config.num_layers, "layer")
-    out = model(inputs, capture=Capture("block_out", layers=(layer,)), logits=False)
+    out = model(inputs, mask=mask, capture=Capture("block_out", layers=(layer,)), logits=False)
     return np.asarray(out.intermediates["block_out"][0], np.float32)
 
 
 def check_sites(model: Model, data: Windows | Images, sites: Sequence[PlaceInStream]) -> None:
     """Nothing where every input has every site; ValueError that names those out of range otherwise."""
-    width, length = model.config.hidden_size, input_length(model, data.inputs)
+    width, mask = model.config.hidden_size, _mask_of(data)
+    length = int(data.lengths.min()) if isinstance(data, Windows) else input_length(model, data.inputs)
     bad = [
         s
         for s in sites
@@ -122,8 +123,13 @@ def check_sites(model: Model, data: Windows | Images, sites: Sequence[PlaceInStr
     at_delimiter = any(isinstance(s.position, str) for s in sites)
     if at_delimiter and isinstance(data, Images):
         raise ValueError("a site is at the first delimiter, which an image does not have.")
-    if at_delimiter and not (model.first_delimiter(data.inputs) >= 0).any():
+    if at_delimiter and not (model.first_delimiter(data.inputs, mask) >= 0).any():
         raise ValueError("a site is at the first delimiter, and no window has one.")
+
+
+def _mask_of(data: Windows | Images) -> np.ndarray | None:
+    """Which tokens are no padding; None for all."""
+    return data.mask if isinstance(data, Windows) else None
 
 
 def site_means(
@@ -136,13 +142,18 @@ def site_means(
     """
     check_sites(model, data, sites)
     values: list[list[np.ndarray]] = [[] for _ in sites]
-    for _, inputs in batches(data.inputs, progress, input_length(model, data.inputs)):
-        hidden = hidden_state(model, inputs, layer)
+    everywhere = _mask_of(data)
+    for which, inputs in batches(data.inputs, progress, input_length(model, data.inputs)):
+        mask = None if everywhere is None else everywhere[which]
+        hidden = hidden_state(model, inputs, layer, mask)
         for found, site in zip(values, sites, strict=True):
-            position = model.first_delimiter(inputs) if isinstance(site.position, str) else site.position
+            position = model.first_delimiter(inputs, mask) if isinstance(site.position, str) else site.position
             positions = np.broadcast_to(np.asarray(position), len(inputs))
             rows = np.flatnonzero(positions >= 0)
-            found.append(hidden[rows, positions[rows], site.dim])
+            columns = positions[rows]
+            if mask is not None:
+                columns = np.asarray([np.flatnonzero(mask[row])[positions[row]] for row in rows], int)
+            found.append(hidden[rows, columns, site.dim])
     return [float(np.concatenate(found).mean(dtype=np.float64)) for found in values]
 
 

@@ -47,17 +47,86 @@ class LayerTable:
 
 
 def measure_layers(
-    model: Model, inputs: np.ndarray, *, thresholds: Thresholds = DEFINITION, progress: Progress | None = None
+    model: Model,
+    inputs: np.ndarray,
+    *,
+    mask: np.ndarray | None = None,
+    thresholds: Thresholds = DEFINITION,
+    progress: Progress | None = None,
 ) -> LayerTable:
-    """Measures every layer of `model` on tokens [W, T] or images [W, height, width, 3], reducing inside the blocks.
+    """Measures every layer of `model`, over all inputs, reducing inside the blocks.
+
+    Args:
+      model: the model.
+      inputs: tokens [W, T] or images [W, height, width, 3].
+      mask: bool [W, T], False for padding; None for none.
+      thresholds: what is massive.
+      progress: called with the number of tokens after every batch.
 
     Raises:
       ValueError: an activation that is not finite, of which there is no median; the message names the first layer.
     """
+    return _Measured.of(model, inputs, mask, progress).table(thresholds, slice(None))
+
+
+def measure_each(
+    model: Model,
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    *,
+    thresholds: Thresholds = DEFINITION,
+    progress: Progress | None = None,
+) -> list[LayerTable]:
+    """Measures every layer of `model` on each of several sequences: see `measure_layers`, a table a sequence."""
+    measured = _Measured.of(model, tokens, mask, progress)
+    return [measured.table(thresholds, slice(row, row + 1)) for row in range(len(tokens))]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """Statistics of every sequence: of the blocks' outputs [L, W, …] and of the final norm's [W, …]."""
+
+    blocks: Stats
+    final: Stats
+    delimiters: np.ndarray | None
+
+    @classmethod
+    def of(cls, model: Model, inputs: np.ndarray, mask: np.ndarray | None, progress: Progress | None) -> _Measured:
+        """Runs the model, a few inputs at a time."""
+        blocks, final = _statistics(model, inputs, mask, progress)
+        return cls(blocks, final, model.first_delimiter(inputs, mask) if model.tokenizer else None)
+
+    def table(self, thresholds: Thresholds, rows: slice) -> LayerTable:
+        """The table over some of the sequences."""
+        delimiters = None if self.delimiters is None else self.delimiters[rows]
+
+        def summary(layer: int | None, stats: Stats) -> LayerSummary:
+            locations = rank_locations(
+                stats.top_values,
+                stats.top_positions,
+                stats.top_dims,
+                stats.median,
+                thresholds=thresholds,
+                delimiters=delimiters,
+            )
+            largest = float(np.abs(stats.top_values[:, 0]).mean())
+            return LayerSummary(layer, locations, float(stats.median.mean()), largest)
+
+        layers = [
+            summary(layer + 1, jax.tree.map(lambda a, i=layer: a[i, rows], self.blocks))
+            for layer in range(len(self.blocks.median))
+        ]
+        return LayerTable(layers, summary(None, jax.tree.map(lambda a: a[rows], self.final)))
+
+
+def _statistics(
+    model: Model, inputs: np.ndarray, mask: np.ndarray | None, progress: Progress | None
+) -> tuple[Stats, Stats]:
     capture = Capture(("block_out", "final_norm"), top_k=_KEPT, median=True)
     found: list[dict[str, Stats]] = []
-    for _, batch in batches(inputs, progress, input_length(model, inputs)):
-        found.append(jax.device_get(model(batch, capture=capture, logits=False).intermediates))
+    for rows, batch in batches(inputs, progress, input_length(model, inputs)):
+        out = model(batch, mask=None if mask is None else mask[rows], capture=capture, logits=False)
+        found.append(jax.device_get(out.intermediates))
     blocks: Stats = _concatenate([f["block_out"] for f in found], axis=1)
     final: Stats = _concatenate([f["final_norm"] for f in found], axis=0)
     finite = np.isfinite(blocks.top_values).all(axis=(1, 2)) & np.isfinite(blocks.median).all(axis=1)
@@ -68,25 +137,7 @@ def measure_layers(
             f"{model.name}: the output of {where} has values that are not finite in "
             f"{model.config.dtype}: the weights are damaged, or a number is too large for it (float16 ends at 65,504)."
         )
-    delimiters = model.first_delimiter(inputs) if model.tokenizer else None
-
-    def summary(layer: int | None, stats: Stats) -> LayerSummary:
-        locations = rank_locations(
-            stats.top_values,
-            stats.top_positions,
-            stats.top_dims,
-            stats.median,
-            thresholds=thresholds,
-            delimiters=delimiters,
-        )
-        largest = float(np.abs(stats.top_values[:, 0]).mean())
-        return LayerSummary(layer, locations, float(stats.median.mean()), largest)
-
-    layers = [
-        summary(layer, jax.tree.map(lambda a, i=layer - 1: a[i], blocks))
-        for layer in range(1, model.config.num_layers + 1)
-    ]
-    return LayerTable(layers, summary(None, final))
+    return blocks, final
 
 
 def _concatenate(parts: list[Any], axis: int) -> Any:

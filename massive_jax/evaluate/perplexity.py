@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from massive_jax.arguments import shown, whole_number
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.batches import Progress, batches, check_edits_of, edits_for
-from massive_jax.model import Model, forward
+from massive_jax.model import Model, forward, own_positions
 from massive_jax.models import head_of
 from massive_jax.models.loss import chunked_nll
 from massive_jax.parallel import mesh_of_params, mesh_set
@@ -43,11 +44,12 @@ def perplexity(
       ValueError: no windows; a skip that is no whole number, negative, or leaves no prediction; see also `token_nll`.
     """
     check_windows(windows)
-    skip = whole_number("skip", skip, 0, max(0, windows.tokens.shape[1] - 2))
+    skip = whole_number("skip", skip, 0, max(0, int(windows.lengths.min()) - 2))
     edits = check_edits_of(edits, len(windows.tokens))
     total = 0.0
     for rows, tokens in batches(windows.tokens, progress):
-        total += float(np.sum(token_nll(model, tokens, edits_for(edits, rows))[:, skip:], dtype=np.float64))
+        nll = token_nll(model, tokens, edits_for(edits, rows), windows.rows(rows))
+        total += float(np.sum(nll[:, skip:], dtype=np.float64))
     try:
         return math.exp(total / (windows.num_predicted - skip * len(windows.tokens)))
     except OverflowError:
@@ -60,23 +62,43 @@ def check_windows(windows: Windows) -> None:
         raise ValueError(f"windows is {shown(windows)}; give Windows of one window at least, as `cut_windows` makes.")
 
 
-def token_nll(model: Model, tokens: Any, edits: Edit | Sequence[Edit] | None = None) -> np.ndarray:
+def token_nll(model: Model, tokens: Any, edits: Edit | Sequence[Edit] | None = None, mask: Any = None) -> np.ndarray:
     """Computes every token's negative log-likelihood after the first, in nats: int [B, T] -> float32 [B, T - 1].
+
+    Args:
+      model: the model.
+      tokens: int [B, T].
+      edits: interventions.
+      mask: bool [B, T], False for padding; None for none.
+
+    Returns:
+      At [b, i] that of sequence b's own token i + 1; 0 beyond its end.
 
     Raises:
       ValueError: a single token; an edit of the logits, which are never whole here; see also `Model.__call__`.
     """
-    tokens = model.check_tokens(tokens)
-    if tokens.shape[1] < 2:
+    tokens, positions = model.check_tokens(tokens, mask), None
+    if (tokens.shape[1] if mask is None else np.asarray(mask).sum(axis=1).min()) < 2:
         raise ValueError("perplexity needs at least two tokens a window: the first is not predicted.")
-    compiled = model.compile_edits(edits, tokens)
+    compiled = model.compile_edits(edits, tokens, mask)
+    if mask is not None:
+        positions = own_positions(mask)
     if "logits" in compiled:
         raise ValueError("perplexity does not build the logits whole, so it cannot edit them; use model(…).logits.")
     with mesh_set(mesh_of_params(model.params)):
-        return np.asarray(_nll(model.module, model.params, compiled, tokens))
+        return np.asarray(_nll(model.module, model.params, compiled, tokens, positions))
 
 
 @functools.partial(jax.jit, static_argnames=("module",))
-def _nll(module: Any, params: Any, edits: Any, tokens: jax.Array) -> jax.Array:
-    hidden = forward(module, params, edits, CapturePlan(), tokens, logits=False).last_hidden
-    return chunked_nll(module.config, hidden[:, :-1], head_of(module.config, params), tokens[:, 1:])
+def _nll(module: Any, params: Any, edits: Any, tokens: jax.Array, positions: jax.Array | None) -> jax.Array:
+    hidden = forward(module, params, edits, CapturePlan(), tokens, logits=False, positions=positions).last_hidden
+    if positions is not None:
+        # Each sequence's own tokens first, in their order: a token is predicted by the one before it.
+        order = jnp.argsort(positions < 0, axis=1, stable=True)
+        hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
+        tokens = jnp.take_along_axis(tokens, order, axis=1)
+    nll = chunked_nll(module.config, hidden[:, :-1], head_of(module.config, params), tokens[:, 1:])
+    if positions is None:
+        return nll
+    lengths = jnp.sum(positions >= 0, axis=1, keepdims=True)
+    return jnp.where(jnp.arange(1, tokens.shape[1]) < lengths, nll, 0.0)

@@ -62,8 +62,10 @@ def measure_profile(model: Model, windows: Windows, *, skip: int = 0, progress: 
     """Measures a language model on `windows`, leaving out the first `skip` predictions of each from the perplexities.
 
     Raises:
-      ValueError: see `perplexity`.
+      ValueError: windows of different lengths; see also `perplexity`.
     """
+    if windows.mask is not None:
+        raise ValueError("a profile is of windows of one length; cut them with cut_windows.")
     layers = _of_layers(model, (tokens for _, tokens in batches(windows.tokens, progress)))
     original = perplexity(model, windows, progress=progress, skip=skip)
     quantized = perplexity(model, windows, quantized_inputs(model.config), progress, skip)

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from tiny import BOS
 
-from massive_jax.data import Windows
+from massive_jax.data import Windows, text_windows
+from massive_jax.evaluate import (
+    PlaceInStream,
+    hidden_state,
+    measure_each,
+    measure_layers,
+    perplexity,
+    site_means,
+    token_nll,
+)
 from massive_jax.evaluate import batches as batches_module
-from massive_jax.evaluate import perplexity, token_nll
 from massive_jax.evaluate.batches import batches, edits_for
 from massive_jax.models import loss
 from massive_jax.probe import Edit
@@ -152,3 +160,36 @@ def test_edits_that_are_none_or_not_one_a_window(tiny_model, tiny_tokens, edits,
 def test_windows_that_are_none(tiny_model, windows):
     with pytest.raises(ValueError, match="give Windows of one window at least"):
         perplexity(tiny_model, windows)
+
+
+def test_texts_of_any_lengths(tiny_model):
+    """Padded, they give what they give alone: every token's likelihood, the perplexity, the tables of the layers."""
+    texts = ["Rain. It", "a man who had walked all day", "ab"]
+    windows = text_windows(tiny_model, texts)
+    edit = Edit("block_out", layer=2, position="last", dim=3, op="scale", value=-3.0)
+    alone = [token_nll(tiny_model, tiny_model.tokenize(text), edit)[0] for text in texts]
+    together = token_nll(tiny_model, windows.tokens, edit, windows.mask)
+    for row, nll in zip(together, alone, strict=True):
+        np.testing.assert_allclose(row[: len(nll)], nll, rtol=1e-4, atol=1e-5)
+        assert not row[len(nll) :].any()
+    total = sum(nll.sum() for nll in alone)
+    assert windows.num_predicted == sum(map(len, alone))
+    assert perplexity(tiny_model, windows, edit) == pytest.approx(np.exp(total / windows.num_predicted), rel=1e-4)
+    with pytest.raises(ValueError, match="skip is 1"):
+        perplexity(tiny_model, windows, skip=1)
+
+    tables = measure_each(tiny_model, windows.tokens, windows.mask)
+    for text, table in zip(texts, tables, strict=True):
+        single = measure_layers(tiny_model, tiny_model.tokenize(text))
+        for got, expected in zip(table.layers, single.layers, strict=True):
+            assert got.median == pytest.approx(expected.median, rel=1e-4)
+            assert (got.locations[0].position, got.locations[0].dim) == (
+                expected.locations[0].position,
+                expected.locations[0].dim,
+            )
+    sites = [PlaceInStream(1, 3), PlaceInStream("first_delimiter", 2)]
+    states = [hidden_state(tiny_model, tiny_model.tokenize(text), 2)[0] for text in texts]
+    expected = [np.mean([state[1, 3] for state in states]), states[0][4, 2]]
+    assert site_means(tiny_model, windows, 2, sites) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="positions 0 to 1"):
+        site_means(tiny_model, windows, 2, [PlaceInStream(2, 3)])

@@ -1,5 +1,7 @@
 """What the experiments write, against direct computations on the tiny model's whole tensors."""
 
+import chex
+import jax
 import numpy as np
 import pytest
 
@@ -281,7 +283,11 @@ def test_several_prompts_give_what_each_gives_alone(run):
     prompts = ("line one. Two", "a longer prompt, of more tokens.\n")
     together = run("layerwise", *(f"--prompt={text}" for text in prompts))["prompts"]
     assert [entry.pop("prompt") for entry in together] == list(prompts)
-    assert together == [run("layerwise", f"--prompt={text}") for text in prompts]
+    for entry, text in zip(together, prompts, strict=True):
+        alone = run("layerwise", f"--prompt={text}")
+        chex.assert_trees_all_equal_structs(entry, alone)
+        for got, expected in zip(jax.tree.leaves(entry), jax.tree.leaves(alone), strict=True):
+            assert got == pytest.approx(expected, rel=1e-4) if isinstance(expected, float) else got == expected
     assert {"layerwise_1.png", "layerwise_2.png"} <= {path.name for path in run.workdir.iterdir()}
 
 
