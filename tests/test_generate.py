@@ -144,20 +144,17 @@ def test_padding_anywhere_gives_the_statistics_of_each_prompt_alone(make_model):
         single = model.generate(np.array([row]), **options)
         np.testing.assert_array_equal(both.tokens[b, 7:], single.tokens[0, len(row) :])
         assert_same(both.logits[:, b], single.logits[:, 0], "logits")
-        for got, alone, axis in (
-            (both.prompt.intermediates, single.prompt.intermediates, 1),
-            (both.steps, single.steps, 2),
-        ):
-            for site, stats in alone.items():
+        # [L, B, …] of the prompt, [n - 1, L, B, …] of the steps.
+        pairs = [(both.prompt.intermediates, single.prompt.intermediates, 1), (both.steps, single.steps, 2)]
+        for got, alone, axis in pairs:
+            its = jax.tree.map(lambda a, axis=axis, b=b: np.asarray(a).take(b, axis), got)
+            own = jax.tree.map(lambda a, axis=axis: np.asarray(a).take(0, axis), alone)
+            for site, stats in own.items():
                 for name in ("top_values", "median", "max", "kurtosis", "mean"):
                     if getattr(stats, name) is not None:
-                        assert_same(
-                            np.take(getattr(got[site], name), b, axis), np.take(getattr(stats, name), 0, axis), name
-                        )
+                        assert_same(getattr(its[site], name), getattr(stats, name), f"{site} {name}")
                 for name, index in stats.top_indices.items():
-                    np.testing.assert_array_equal(
-                        np.take(got[site].top_indices[name], b, axis), np.take(index, 0, axis)
-                    )
+                    np.testing.assert_array_equal(its[site].top_indices[name], index)
 
 
 def test_noise_while_generating_is_that_of_the_full_pass(tiny_model, tiny_tokens):
@@ -174,7 +171,9 @@ def test_noise_while_generating_is_that_of_the_full_pass(tiny_model, tiny_tokens
     assert_same(last[..., : PROMPT + NEW - 1], np.asarray(full["attn_probs"])[2, :, :, -1], "attn_probs")
 
 
-@pytest.mark.parametrize("edit", [{"op": "shuffle"}, {"op": "quantize", "value": 8}, {"op": "move", "dim": 1}])
+@pytest.mark.parametrize(
+    "edit", [{"op": "shuffle"}, {"op": "quantize", "value": 8}, {"op": "move", "dim": 1, "value": 0}]
+)
 def test_operations_on_a_whole_sequence_are_refused_while_generating(tiny_model, tiny_tokens, edit):
     with pytest.raises(ValueError, match=f"{edit['op']} looks at all tokens of a sequence"):
         tiny_model.generate(tiny_tokens, max_new_tokens=2, edits=mj.Edit("mid", layer=1, **edit))
