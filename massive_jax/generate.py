@@ -89,7 +89,7 @@ def generate(
     edits: Edit | Sequence[Edit] | None = None,
     keep_logits: bool = False,
 ) -> Generation:
-    """Continues prompts.
+    r"""Continues prompts.
 
     Args:
       model: the model.
@@ -111,6 +111,12 @@ def generate(
       ValueError: as `Model.__call__`; more tokens than the context or the cache takes; an option of another type or out
         of range: a negative temperature, top_p outside (0, 1], a stop token that the vocabulary does not have, a seed
         of more than 32 bits; an edit by shuffle, quantize or move.
+
+    Example:
+      >>> tokens = model.tokenize("The capital of France is")
+      >>> made = model.generate(tokens, max_new_tokens=5).tokens
+      >>> model.tokenizer.decode(made[0])
+      'The capital of France is Paris.\n\nThe'
     """
     given = np.asarray(tokens)
     tokens = model.check_tokens(given, mask)

@@ -122,6 +122,13 @@ def find_massive(
 
     Raises:
       ValueError: a share that is not from 0 to 1, or a negative limit.
+
+    Example:
+      >>> from massive_jax.analysis import find_massive, rank_locations
+      >>> values, dims = np.array([[900.0, 80.0]]), np.array([[5, 7]])
+      >>> ranked = rank_locations(values, np.zeros((1, 2), int), dims, median=np.array([0.5]))
+      >>> [(location.position, location.dim, location.ratio) for location in find_massive(ranked)]
+      [(0, 5, 1800.0)]
     """
     number("share", share, 0, 1)
     if limit is not None:
@@ -140,6 +147,11 @@ def full_size_layer(largest: np.ndarray, fraction: float = 0.5) -> int:
 
     Raises:
       ValueError: no layers; a magnitude that is not finite, of which none is the largest; a fraction not from 0 to 1.
+
+    Example:
+      >>> from massive_jax.analysis import full_size_layer
+      >>> full_size_layer([1.0, 80.0, 900.0, 1000.0])
+      3
     """
     largest = np.asarray(largest)
     number("fraction", fraction, 0, 1)

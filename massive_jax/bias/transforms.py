@@ -44,6 +44,14 @@ def absorb_prefix(
     Raises:
       ValueError: the model has a bias already; no tokens, or ids outside the vocabulary; a prefix that leaves nothing
         of the context.
+
+    Example:
+      >>> from massive_jax.bias import absorb_prefix, rebuild
+      >>> tokens = model.tokenize("Summer is warm.", bos=True)
+      >>> explicit = rebuild(model, *absorb_prefix(model.config, model.params, [model.bos_id()]))
+      >>> same = explicit(tokens[:, 1:]).logits  # the text without BOS
+      >>> bool(np.allclose(same, model(tokens).logits[:, 1:], atol=1e-3))
+      True
     """
     _require_no_bias(config)
     ids = np.asarray(prefix)

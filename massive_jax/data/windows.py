@@ -74,6 +74,11 @@ def cut_windows(
     Raises:
       ValueError: an argument of a wrong type; a context below `tokens` or above the model's; a text shorter than the
         windows asked for; no tokenizer, no BOS token.
+
+    Example:
+      >>> from massive_jax.data import cut_windows, load_text
+      >>> cut_windows(model, load_text("python"), windows=4, context=128).tokens.shape
+      (4, 128)
     """
     context, tokens = whole_number("context", context), whole_number("tokens", tokens)
     windows = None if windows is None else whole_number("windows", windows)

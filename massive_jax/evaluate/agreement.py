@@ -61,7 +61,13 @@ def features(
 
 
 def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Compares the rows of two arrays: [B, W], [B, W] -> [B]; NaN where a row is all zeros, without direction."""
+    """Compares the rows of two arrays: [B, W], [B, W] -> [B]; NaN where a row is all zeros, without direction.
+
+    Example:
+      >>> from massive_jax.evaluate import cosine_similarity
+      >>> cosine_similarity(np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([[2.0, 0.0], [0.0, 3.0]])).round(3).tolist()
+      [1.0, 0.707]
+    """
     a, b = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return np.sum(a * b, axis=-1) / np.where(norms > 0, norms, np.nan)

@@ -54,7 +54,7 @@ def measure_layers(
     thresholds: Thresholds = DEFINITION,
     progress: Progress | None = None,
 ) -> LayerTable:
-    """Measures every layer of `model`, over all inputs, reducing inside the blocks.
+    r"""Measures every layer of `model`, over all inputs, reducing inside the blocks.
 
     Args:
       model: the model.
@@ -65,6 +65,13 @@ def measure_layers(
 
     Raises:
       ValueError: an activation that is not finite, of which there is no median; the message names the first layer.
+
+    Example:
+      >>> from massive_jax.evaluate import measure_layers
+      >>> table = measure_layers(model, model.tokenize("Summer is warm. Winter is cold.\n"))
+      >>> first = table.layers[11].locations[0]
+      >>> first.position, first.dim, round(first.value), first.massive
+      (0, 507, 23147, True)
     """
     return _Measured.of(model, inputs, mask, progress).table(thresholds, slice(None))
 

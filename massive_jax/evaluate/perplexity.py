@@ -42,6 +42,13 @@ def perplexity(
 
     Raises:
       ValueError: no windows; a skip that is no whole number, negative, or leaves no prediction; see also `token_nll`.
+
+    Example:
+      >>> from massive_jax.data import cut_windows
+      >>> from massive_jax.evaluate import perplexity
+      >>> windows = cut_windows(model, "It was a bright cold day in April, and the clocks were striking.", context=8)
+      >>> print(f"{perplexity(model, windows):.4g}")
+      92.52
     """
     check_windows(windows)
     skip = whole_number("skip", skip, 0, max(0, int(windows.lengths.min()) - 2))

@@ -85,7 +85,14 @@ class Tokenizer:
 
     @classmethod
     def of_bytes(cls) -> Tokenizer:
-        """Makes the tokenizer whose tokens are the 256 bytes: the id of each is its value. No special tokens."""
+        """Makes the tokenizer whose tokens are the 256 bytes: the id of each is its value. No special tokens.
+
+        Example:
+          >>> from massive_jax.inputs.tokenizer import Tokenizer
+          >>> tokenizer = Tokenizer.of_bytes()
+          >>> tokenizer.encode("Hi!"), tokenizer.decode([72, 105])
+          ([72, 105, 33], 'Hi')
+        """
         import tokenizers
         from tokenizers import decoders, models, pre_tokenizers
 

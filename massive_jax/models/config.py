@@ -171,6 +171,11 @@ class AttentionBias:
       prefix: "kv" only: the slots are tokens that stood in front of the sequence, at positions 0 to n - 1: k′ is turned
         by the rotary embedding of its place, windows and ALiBi count it, and the sequence's positions begin at n.
       offset: a learned number a head is added to s.
+
+    Example:
+      >>> from massive_jax.models import AttentionBias
+      >>> AttentionBias("kv", slots=2).num_slots
+      2
     """
 
     kind: str

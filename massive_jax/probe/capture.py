@@ -21,7 +21,7 @@ from massive_jax.probe.sites import check_layers, find_site
 
 @dataclasses.dataclass(frozen=True)
 class Capture:
-    """Asks for a site's tensor, or with any reduction for `Stats` of it.
+    r"""Asks for a site's tensor, or with any reduction for `Stats` of it.
 
     Attributes:
       sites: a site's name, or several.
@@ -34,6 +34,13 @@ class Capture:
       kurtosis: fourth central moment over squared variance.
       mass: share of attention on each key position, averaged over queries (`attn_probs` only).
       tensor: keep the whole tensor; None means "when no reduction is asked for".
+
+    Example:
+      >>> tokens = model.tokenize("Summer is warm. Winter is cold.\n")
+      >>> out = model(tokens, capture=mj.Capture("block_out", layers=(2, 12), top_k=1, median=True))
+      >>> stats = out.intermediates["block_out"]  # of layers 2 and 12
+      >>> stats.top_values[:, 0, 0].round().tolist(), stats.top_dims[:, 0, 0].tolist()
+      ([206.0, 23147.0], [507, 507])
     """
 
     sites: str | Sequence[str]

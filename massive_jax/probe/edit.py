@@ -44,7 +44,7 @@ RULES: Mapping[str, PositionRule] = {
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """Describes one intervention, as data.
+    r"""Describes one intervention, as data.
 
     Edits apply in the order given; what a site captures is what is left after its edits.
 
@@ -67,6 +67,13 @@ class Edit:
       key: key position for attn_logits and attn_probs (negative from the end); None for all. After a sequence's tokens
         come the slots of an attention bias.
       seed: seed of noise and shuffle.
+
+    Example:
+      >>> tokens = model.tokenize("Summer is warm. Winter is cold.\n")
+      >>> zero = mj.Edit("block_out", layer=12, position=0, dim=507, op="set", value=0.0)
+      >>> out = model(tokens, edits=zero, capture=mj.Capture("block_out", layers=12, max=True))
+      >>> round(float(out.intermediates["block_out"].max[0, 0]))  # 23147 without the edit
+      1693
     """
 
     site: str
@@ -166,6 +173,16 @@ def stack_edits(collections: Sequence[EditCollection]) -> EditCollection:
 
     Raises:
       ValueError: the collections edit different sites or different axes, or differ in their number of rows.
+
+    Example:
+      >>> from massive_jax.probe import CapturePlan, stack_edits
+      >>> tokens = model.tokenize("Summer is warm.")
+      >>> at = [mj.Edit("block_out", layer=12, position=0, dim=dim) for dim in (507, 247)]
+      >>> stacked = stack_edits([model.compile_edits(edit, tokens) for edit in at])
+      >>> def run(edits):
+      ...     return model.module.apply({"params": model.params, "edits": edits}, tokens, capture=CapturePlan())[0]
+      >>> jax.vmap(run)(stacked).shape  # two interventions at once
+      (2, 1, 4, 49152)
     """
     structures = {jax.tree.structure(c) for c in collections}
     shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(c)) for c in collections}

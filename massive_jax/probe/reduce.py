@@ -75,6 +75,11 @@ def median_magnitude(x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
     Args:
       x: [B, ...].
       valid: bool that broadcasts to x: which elements count; None for all.
+
+    Example:
+      >>> from massive_jax.probe.reduce import median_magnitude
+      >>> median_magnitude(np.array([[3.0, -1.0, 2.0, -5.0]])).tolist()
+      [2.0]
     """
     flat = jnp.abs(x.astype(jnp.float32)).reshape(x.shape[0], -1)
     bits = lax.bitcast_convert_type(flat, jnp.uint32)
@@ -108,6 +113,12 @@ def top_k_magnitude(x: jax.Array, k: int, valid: jax.Array | None = None) -> tup
     Returns:
       values [B, k] float32 (signed, largest magnitude first, NaN before all; ties to the lower index) and their flat
       indices [B, k] int32 into the reshaped [B, -1]; 0 and -1 where fewer than k elements count.
+
+    Example:
+      >>> from massive_jax.probe.reduce import top_k_magnitude
+      >>> values, indices = top_k_magnitude(np.array([[[3.0, -1.0], [2.0, -5.0]]]), 2)
+      >>> values.tolist(), indices.tolist()
+      ([[-5.0, 3.0]], [[3, 0]])
     """
     x = x.astype(jnp.float32)
     magnitude = jnp.abs(x) if valid is None else jnp.where(valid, jnp.abs(x), -1.0)

@@ -37,7 +37,13 @@ class Site:
     meaning: str
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Gives the shape of the tensor, from a size for every axis letter."""
+        """Gives the shape of the tensor, from a size for every axis letter.
+
+        Example:
+          >>> from massive_jax.probe import SITES
+          >>> SITES["query"].shape(model.config.sizes(2, 7))  # [B, T, H, N]
+          (2, 7, 9, 64)
+        """
         return tuple(sizes[axis] for axis in self.axes)
 
     def axis_of(self, name: str) -> str | None:

@@ -66,7 +66,13 @@ def entries() -> Mapping[str, Entry]:
 
 
 def find(name: str) -> Entry:
-    """Finds the entry of a zoo name or hub id; ValueError, with those there are, where there is none."""
+    """Finds the entry of a zoo name or hub id; ValueError, with those there are, where there is none.
+
+    Example:
+      >>> from massive_jax.zoo import atlas
+      >>> atlas.find("smollm2_135m").dims
+      (507,)
+    """
     known = entries()
     for found in known.values():
         if zoo.full_name(name) in (found.name, found.hub_id):
