@@ -30,10 +30,17 @@ from experiments import common
 from experiments.flags import images as image_flags
 from experiments.flags import text as text_flags
 from massive_jax.data import load_text
-from massive_jax.evaluate import Profile, check_classes, measure_image_profile, measure_profile, patch_maps
+from massive_jax.evaluate import (
+    Profile,
+    check_classes,
+    measure_image_profile,
+    measure_profile,
+    names_of,
+    patch_maps,
+    registers_of,
+)
 from massive_jax.evaluate.profile import PASSES
 from massive_jax.files import write_json
-from massive_jax.models import VisionConfig
 from massive_jax.report import Panel, number, plot_overlay, plot_profiles, precision
 
 _MODELS = flags.DEFINE_list("models", [], "Two models or more: directories, zoo names, files.")
@@ -64,29 +71,9 @@ def record(model: mj.Model, profile: Profile) -> dict[str, Any]:
     }
 
 
-def registers_of(model: mj.Model) -> int:
-    """Register tokens of a model."""
-    return model.config.registers if isinstance(model.config, VisionConfig) else 0
-
-
 def weights_of(models: list[mj.Model]) -> str | None:
     """What their weights were stored as, in words; None where that is not known."""
     return " and ".join(dict.fromkeys(filter(None, map(common.stored_as, models)))) or None
-
-
-def names_of(models: list[mj.Model]) -> list[str]:
-    """What tells the models apart: their biases and registers where those do, else their names."""
-    kinds = [
-        " + ".join(
-            [
-                *([] if (bias := m.config.attention_bias) is None else [bias.kind]),
-                *([f"{registers} registers"] if (registers := registers_of(m)) else []),
-            ]
-        )
-        or ("no bias" if not isinstance(m.config, VisionConfig) else "no registers")
-        for m in models
-    ]
-    return kinds if len(set(kinds)) == len(models) else [m.title for m in models]
 
 
 def measure_texts(models: list[mj.Model]) -> tuple[dict[str, Any], str, list[Profile]]:

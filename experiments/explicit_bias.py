@@ -28,7 +28,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -37,8 +36,7 @@ from experiments import common
 from experiments.flags import text as text_flags
 from massive_jax.bias import absorb_mean, absorb_prefix, rebuild
 from massive_jax.data import Windows, cut_windows, load_text
-from massive_jax.evaluate import measure_profile
-from massive_jax.evaluate.batches import Progress
+from massive_jax.evaluate import compare_logits, measure_profile
 from massive_jax.evaluate.profile import PASSES
 from massive_jax.files import write_json
 from massive_jax.loading import save
@@ -97,7 +95,12 @@ def run(
         "perplexity": {which: p.original for which, p in profiles.items()},
         "largest": {which: float(p.largest.max()) for which, p in profiles.items()},
         "int8_per_tensor": {which: p.quantized for which, p in profiles.items()},
-        "logits": logits,
+        "logits": {
+            "largest_difference": logits.largest_difference,
+            "relative_difference": logits.relative_difference,
+            "positions": logits.positions,
+            "beyond_1e-4": logits.beyond,
+        },
         "layers": {which: p.layers() for which, p in profiles.items()},
     }
     write_json(workdir / "explicit_bias.json", result)
@@ -112,27 +115,6 @@ def run(
     }
     plot_profiles(figure, workdir / "explicit_bias.png")
     return result, explicit
-
-
-def compare_logits(
-    model: mj.Model, behind: np.ndarray, explicit: mj.Model, tokens: np.ndarray, progress: Progress
-) -> dict[str, float | int]:
-    """How far the logits of `explicit` on tokens [W, T] are from the model's on [W, prefix + T], at all T."""
-    largest, relative = [], []
-    for i in range(len(tokens)):  # one window at a time: logits are the vocabulary's width
-        ours = jnp.asarray(explicit(tokens[i : i + 1]).logits)[0]
-        expected = jnp.asarray(model(behind[i : i + 1]).logits)[0, -len(ours) :]
-        difference = ours - expected  # reduced where they are: only a number a position comes to the host
-        largest.append(float(jnp.abs(difference).max()))
-        relative.append(np.asarray(jnp.linalg.norm(difference, axis=-1) / jnp.linalg.norm(expected, axis=-1)))
-        progress(len(ours) + behind.shape[1])
-    by_position = np.concatenate(relative)
-    return {
-        "largest_difference": max(largest),
-        "relative_difference": float(by_position.max()),
-        "positions": by_position.size,
-        "beyond_1e-4": int(np.sum(by_position > 1e-4)),
-    }
 
 
 def show(result: dict[str, Any]) -> None:

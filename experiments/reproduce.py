@@ -130,7 +130,7 @@ def sections(
                 f"Perplexity with the activations changed after block {changed['layer']}; random controls are as many "
                 "places of median magnitude."
                 if changed["sites"]
-                else "Nothing in these windows meets the definition, so nothing was changed (--sites names places)."
+                else "Nothing in these windows meets the definition, so nothing was changed (--places names some)."
             ),
             workdir / "intervene.png",
             found,
@@ -173,7 +173,7 @@ def main() -> None:
     layerwise.show(layers)
     mapped = feature_map.run(lm, tokens, table, at, out, thresholds)
     attention = attention_map.run(lm, tokens, table, at, head, out)
-    changed = intervene.from_flags(lm, windows, out, sites_required=False)
+    changed = intervene.from_flags(lm, windows, out, required=False)
     summary = summarise(layers, attention, changed, mapped["layer"])
     found, rows = headline(summary, changed), rows_of(summary)
     write_json(out / "summary.json", summary)

@@ -8,6 +8,7 @@ from massive_jax.analysis.massive import (
     Thresholds,
     find_massive,
     full_size_layer,
+    median_places,
     median_sites,
     rank_locations,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "attention_shares",
     "find_massive",
     "full_size_layer",
+    "median_places",
     "median_sites",
     "rank_locations",
     "sink_shares",

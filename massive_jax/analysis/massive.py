@@ -160,7 +160,7 @@ def full_size_layer(largest: np.ndarray, fraction: float = 0.5) -> int:
     return int(np.argmax(largest >= fraction * largest.max())) + 1
 
 
-def median_sites(
+def median_places(
     hidden: np.ndarray, count: int, *, exclude: Sequence[tuple[int, int]] = (), seed: int = 0
 ) -> list[tuple[int, int]]:
     """Draws random (position, dim) places whose magnitude is close to the median: controls for an intervention.
@@ -209,3 +209,6 @@ def _merge_delimiters(
             groups[key] = [member for member in groups[key] if member not in at_delimiter]
             if not groups[key]:
                 del groups[key]
+
+
+median_sites = median_places  # its name when a place was called a site

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from massive_jax.data.windows import Windows
@@ -28,6 +29,26 @@ class Images:
 
     inputs: np.ndarray
     names: tuple[str, ...]
+
+
+NOTICEABLE = 1e-4  # of their norm: a difference of logits above this is counted
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitsAgreement:
+    """How far the logits of one model are from another's.
+
+    Attributes:
+      largest_difference: of any logit at any position.
+      relative_difference: the largest of any position, of its logits' norm.
+      positions: how many were compared.
+      beyond: how many of them differ by more than `NOTICEABLE` of their norm.
+    """
+
+    largest_difference: float
+    relative_difference: float
+    positions: int
+    beyond: int
 
 
 def measure_of(model: Model, data: Windows | Images, progress: Progress | None = None) -> tuple[str, Measure]:
@@ -71,3 +92,22 @@ def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return np.sum(a * b, axis=-1) / np.where(norms > 0, norms, np.nan)
+
+
+def compare_logits(
+    model: Model, behind: np.ndarray, explicit: Model, tokens: np.ndarray, progress: Progress | None = None
+) -> LogitsAgreement:
+    """Measures how far the logits of `explicit` on tokens [W, T] are from the model's on [W, prefix + T], at all T."""
+    largest, relative = [], []
+    for i in range(len(tokens)):  # one window at a time: logits are the vocabulary's width
+        ours = jnp.asarray(explicit(tokens[i : i + 1]).logits)[0]
+        expected = jnp.asarray(model(behind[i : i + 1]).logits)[0, -len(ours) :]
+        difference = ours - expected  # reduced where they are: only a number a position comes to the host
+        largest.append(float(jnp.abs(difference).max()))
+        relative.append(np.asarray(jnp.linalg.norm(difference, axis=-1) / jnp.linalg.norm(expected, axis=-1)))
+        if progress is not None:
+            progress(len(ours) + behind.shape[1])
+    by_position = np.concatenate(relative)
+    return LogitsAgreement(
+        max(largest), float(by_position.max()), by_position.size, int(np.sum(by_position > NOTICEABLE))
+    )

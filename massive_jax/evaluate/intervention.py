@@ -11,22 +11,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from massive_jax.analysis.massive import FIRST_DELIMITER
+from massive_jax.analysis import DEFINITION, FIRST_DELIMITER, Thresholds, find_massive
 from massive_jax.arguments import is_index, number, shown
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.agreement import Images, Measure, measure_of
 from massive_jax.evaluate.batches import Progress, batches, input_length
+from massive_jax.evaluate.layers import measure_layers
 from massive_jax.model import Model
 from massive_jax.probe import Capture, Edit
+from massive_jax.probe.operations import OPERATIONS, VALUES
 from massive_jax.probe.sites import check_layers
 
-_KNOWN = "zero, mean, shuffle, set=X, scale=X, add=X, noise=X"
 _LARGEST = float(np.finfo(np.float32).max)  # of a value of an edit
-_NUMBERED = ("set", "scale", "add", "noise")  # operations of `Edit` that take a number
+# Operations at a place: those of `Edit` that do something to a single number, and what it is often set to.
+_NUMBERED = tuple(op for op, how in OPERATIONS.items() if how.done is not None and how.number is not None)
+_PLAIN = (*VALUES, *(op for op, how in OPERATIONS.items() if how.done is not None and how.number is None))
+KNOWN = ", ".join([*_PLAIN, *(f"{op}=X" for op in _NUMBERED)])
+"""The operations, as `Operation.parse` reads them; X is a number."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PlaceInStream:
+class Place:
     """A (position, dim) of the residual stream; position may be a rule, "first_delimiter"."""
 
     position: int | str
@@ -38,30 +43,30 @@ class PlaceInStream:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """What to do at each site: "zero", "mean" (each site's own mean), "shuffle", or an op of `Edit` with a number."""
+    """What to do at each place: "zero", "mean" (each place's own mean), "shuffle", or an op of `Edit` with a number."""
 
     op: str
     value: float | None = None
 
     def __post_init__(self) -> None:
-        if self.op not in ("zero", "mean", "shuffle", *_NUMBERED) or (self.op in _NUMBERED) != (self.value is not None):
-            raise ValueError(f"operation {shown(self.op)} with the value {shown(self.value)}; known: {_KNOWN}.")
+        if self.op not in (*_PLAIN, *_NUMBERED) or (self.op in _NUMBERED) != (self.value is not None):
+            raise ValueError(f"operation {shown(self.op)} with the value {shown(self.value)}; known: {KNOWN}.")
         if self.value is not None:
             number(f"operation {self.op}: value", self.value, -_LARGEST, _LARGEST)
 
     @classmethod
     def parse(cls, text: str) -> Operation:
-        """Reads "zero", "mean", "shuffle", "set=0.5", "scale=2", "add=1", "noise=3"; ValueError otherwise."""
+        """Reads one of `KNOWN`, such as "zero" or "scale=2"; ValueError otherwise."""
         op, _, digits = text.partition("=")
         takes_number = op in _NUMBERED
-        if op not in ("zero", "mean", "shuffle", *_NUMBERED) or takes_number != bool(digits):
-            raise ValueError(f"unknown operation {text!r}; known: {_KNOWN} (X a number).")
+        if op not in (*_PLAIN, *_NUMBERED) or takes_number != bool(digits):
+            raise ValueError(f"unknown operation {text!r}; known: {KNOWN} (X a number).")
         try:
             value = float(digits) if digits else None
         except ValueError:
             value = math.nan
         if value is not None and not abs(value) <= _LARGEST:
-            raise ValueError(f"operation {text!r}: {digits!r} is not a finite number of float32; known: {_KNOWN}.")
+            raise ValueError(f"operation {text!r}: {digits!r} is not a finite number of float32; known: {KNOWN}.")
         return cls(op, value)
 
     def __str__(self) -> str:
@@ -71,31 +76,36 @@ class Operation:
         short = f"{self.value:g}"
         return f"{self.op}={short if float(short) == self.value else repr(self.value)}"
 
-    def edit(self, layer: int, site: PlaceInStream, mean: float, seed: int = 0) -> Edit:
-        """The edit this operation makes at `site` of the output of block `layer`; noise and shuffle draw by `seed`."""
-        op = "set" if self.op in ("zero", "mean") else self.op
+    @property
+    def drawn(self) -> bool:
+        """Whether chance, that is the seed, has a part in it."""
+        return self.op in OPERATIONS and OPERATIONS[self.op].drawn
+
+    def edit(self, layer: int, place: Place, mean: float, seed: int = 0) -> Edit:
+        """The edit this operation makes at `place` of the output of block `layer`; noise and shuffle draw by `seed`."""
+        op = "set" if self.op in VALUES else self.op
         value = mean if self.op == "mean" else self.value or 0.0
-        return Edit("block_out", layer=layer, position=site.position, dim=site.dim, op=op, value=value, seed=seed)
+        return Edit("block_out", layer=layer, position=place.position, dim=place.dim, op=op, value=value, seed=seed)
 
 
-def parse_sites(text: str) -> list[PlaceInStream]:
+def parse_places(text: str) -> list[Place]:
     """Reads "POS:DIM,…"; POS is an integer or "delim", the first delimiter of each window.
 
     Raises:
       ValueError: not of that form; the message says which part.
     """
-    sites = []
+    places = []
     for part in text.split(","):
         position, _, dim = part.strip().partition(":")
         if not dim.isdecimal() or not (position.isdecimal() or position in ("delim", FIRST_DELIMITER)):
             raise ValueError(
-                f"cannot read the site {part!r}; give POS:DIM,… with POS a token position or 'delim' and DIM a dim, "
-                "such as 0:507,0:247; or 'auto'."
+                f"cannot read the place {part!r}; give --places (also --sites) as POS:DIM,… with POS a token position "
+                "or 'delim' and DIM a dim, such as 0:507,0:247; or as 'auto'."
             )
-        sites.append(PlaceInStream(int(position) if position.isdecimal() else FIRST_DELIMITER, int(dim)))
-    if len(set(sites)) < len(sites):
-        raise ValueError(f"the sites {text!r} name a place twice.")
-    return sites
+        places.append(Place(int(position) if position.isdecimal() else FIRST_DELIMITER, int(dim)))
+    if len(set(places)) < len(places):
+        raise ValueError(f"the places {text!r} name a place twice.")
+    return places
 
 
 def hidden_state(model: Model, inputs: np.ndarray, layer: int, mask: np.ndarray | None = None) -> np.ndarray:
@@ -105,26 +115,26 @@ def hidden_state(model: Model, inputs: np.ndarray, layer: int, mask: np.ndarray 
     return np.asarray(out.intermediates["block_out"][0], np.float32)
 
 
-def check_sites(model: Model, data: Windows | Images, sites: Sequence[PlaceInStream]) -> None:
-    """Nothing where every input has every site; ValueError that names those out of range otherwise."""
+def check_places(model: Model, data: Windows | Images, places: Sequence[Place]) -> None:
+    """Nothing where every input has every place; ValueError that names those out of range otherwise."""
     width, mask = model.config.hidden_size, _mask_of(data)
     length = int(data.lengths.min()) if isinstance(data, Windows) else input_length(model, data.inputs)
     bad = [
-        s
-        for s in sites
-        if not (is_index(s.dim) and 0 <= s.dim < width)
-        or not (s.position == FIRST_DELIMITER or (is_index(s.position) and 0 <= s.position < length))  # type: ignore[operator]
+        p
+        for p in places
+        if not (is_index(p.dim) and 0 <= p.dim < width)
+        or not (p.position == FIRST_DELIMITER or (is_index(p.position) and 0 <= p.position < length))  # type: ignore[operator]
     ]
     if bad:
         raise ValueError(
-            f"site{'s' * (len(bad) > 1)} {', '.join(map(str, bad))} out of range: the inputs have positions 0 to "
+            f"place{'s' * (len(bad) > 1)} {', '.join(map(str, bad))} out of range: the inputs have positions 0 to "
             f"{length - 1}, the model dims 0 to {width - 1}."
         )
-    at_delimiter = any(isinstance(s.position, str) for s in sites)
+    at_delimiter = any(isinstance(p.position, str) for p in places)
     if at_delimiter and isinstance(data, Images):
-        raise ValueError("a site is at the first delimiter, which an image does not have.")
+        raise ValueError("a place is at the first delimiter, which an image does not have.")
     if at_delimiter and not (model.first_delimiter(data.inputs, mask) >= 0).any():
-        raise ValueError("a site is at the first delimiter, and no window has one.")
+        raise ValueError("a place is at the first delimiter, and no window has one.")
 
 
 def _mask_of(data: Windows | Images) -> np.ndarray | None:
@@ -132,28 +142,73 @@ def _mask_of(data: Windows | Images) -> np.ndarray | None:
     return data.mask if isinstance(data, Windows) else None
 
 
-def site_means(
-    model: Model, data: Windows | Images, layer: int, sites: Sequence[PlaceInStream], progress: Progress | None = None
-) -> list[float]:
-    """Mean over the inputs of the activation at each site of the output of block `layer`, unedited.
+def find_places(
+    model: Model,
+    data: Windows | Images,
+    layer: int | None = None,
+    places: Sequence[Place] | None = None,
+    *,
+    thresholds: Thresholds = DEFINITION,
+    required: bool = True,
+    progress: Progress | None = None,
+) -> tuple[int, list[Place]]:
+    """The layer and the places to edit: as given, or what is massive there in `data`.
+
+    Args:
+      model: the model.
+      data: what it is run on.
+      layer: 1-based; None for the one where the largest activations first appear at full size.
+      places: None for those that meet the definition at the layer.
+      thresholds: the definition.
+      required: whether there has to be a place.
+      progress: called with the number of tokens; not where nothing has to be looked for.
 
     Raises:
-      ValueError: a layer, position or dim out of range; a delimiter site in a text without delimiters.
+      ValueError: a given place is out of range; none is found and one is `required`.
     """
-    check_sites(model, data, sites)
-    values: list[list[np.ndarray]] = [[] for _ in sites]
+    if places is not None:
+        check_places(model, data, places)
+        if layer is not None:
+            return layer, list(places)
+    table = measure_layers(model, data.inputs, thresholds=thresholds, progress=progress, mask=_mask_of(data))
+    layer = layer or table.full_size_layer
+    if places is not None:
+        return layer, list(places)
+    locations = table.layers[layer - 1].locations
+    found = find_massive(locations)
+    if not found and required:
+        largest = locations[0]
+        raise ValueError(
+            f"nothing at layer {layer} meets the definition (magnitude above {thresholds.magnitude:g} and "
+            f"{thresholds.ratio:g} times the median): the largest, {largest.value:.4g} at "
+            f"{largest.position}:{largest.dim}, is {largest.ratio:.0f} times the median. "
+            "Give --places (also --sites), another --layer, or lower thresholds."
+        )
+    return layer, [Place(f.position, f.dim) for f in found]
+
+
+def place_means(
+    model: Model, data: Windows | Images, layer: int, places: Sequence[Place], progress: Progress | None = None
+) -> list[float]:
+    """Mean over the inputs of the activation at each place of the output of block `layer`, unedited.
+
+    Raises:
+      ValueError: a layer, position or dim out of range; a delimiter's place in a text without delimiters.
+    """
+    check_places(model, data, places)
+    values: list[list[np.ndarray]] = [[] for _ in places]
     everywhere = _mask_of(data)
     for which, inputs in batches(data.inputs, progress, input_length(model, data.inputs)):
         mask = None if everywhere is None else everywhere[which]
         hidden = hidden_state(model, inputs, layer, mask)
-        for found, site in zip(values, sites, strict=True):
-            position = model.first_delimiter(inputs, mask) if isinstance(site.position, str) else site.position
+        for found, place in zip(values, places, strict=True):
+            position = model.first_delimiter(inputs, mask) if isinstance(place.position, str) else place.position
             positions = np.broadcast_to(np.asarray(position), len(inputs))
             rows = np.flatnonzero(positions >= 0)
             columns = positions[rows]
             if mask is not None:
                 columns = np.asarray([np.flatnonzero(mask[row])[positions[row]] for row in rows], int)
-            found.append(hidden[rows, columns, site.dim])
+            found.append(hidden[rows, columns, place.dim])
     return [float(np.concatenate(found).mean(dtype=np.float64)) for found in values]
 
 
@@ -161,21 +216,25 @@ def intervene(
     model: Model,
     data: Windows | Images,
     layer: int,
-    sites: Sequence[PlaceInStream],
+    places: Sequence[Place],
     operations: Sequence[Operation],
     means: Sequence[float],
     progress: Progress | None = None,
     seed: int = 0,
     measure: Measure | None = None,
 ) -> dict[str, float]:
-    """`measure` under each operation at all of `sites` of the output of block `layer`, by the operation's name.
+    """`measure` under each operation at all of `places` of the output of block `layer`, by the operation's name.
 
     The measure is the one of `measure_of` unless given.
     """
     measure = measure or measure_of(model, data)[1]
     return {
         str(operation): measure(
-            [operation.edit(layer, site, mean, seed) for site, mean in zip(sites, means, strict=True)], progress
+            [operation.edit(layer, place, mean, seed) for place, mean in zip(places, means, strict=True)], progress
         )
         for operation in operations
     }
+
+
+# The names that these had when a place was called a site, for scripts that use them.
+PlaceInStream, parse_sites, check_sites, site_means = Place, parse_places, check_places, place_means

@@ -6,7 +6,7 @@ Axis letters: see `massive_jax.probe.sites`; W windows or images.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from massive_jax.evaluate.images import ImageBatches, run_images
 from massive_jax.evaluate.perplexity import perplexity
 from massive_jax.evaluate.quantize import quantized_inputs
 from massive_jax.model import Model
+from massive_jax.models import VisionConfig
 from massive_jax.probe import Capture
 
 
@@ -53,6 +54,22 @@ class Profile:
             {"layer": i + 1, **{name: float(getattr(self, name)[i]) for name in names}}
             for i in range(len(self.largest))
         ]
+
+
+def registers_of(model: Model) -> int:
+    """Counts the register tokens of a model; a language model has none."""
+    return model.config.registers if isinstance(model.config, VisionConfig) else 0
+
+
+def names_of(models: Sequence[Model]) -> list[str]:
+    """Gives what tells models apart: their biases and registers where those do, else their names."""
+    kinds = []
+    for model in models:
+        bias, registers = model.config.attention_bias, registers_of(model)
+        parts = [*([bias.kind] if bias else []), *([f"{registers} registers"] if registers else [])]
+        nothing = "no registers" if isinstance(model.config, VisionConfig) else "no bias"
+        kinds.append(" + ".join(parts) or nothing)
+    return kinds if len(set(kinds)) == len(models) else [model.title for model in models]
 
 
 PASSES = 3  # of `measure_profile` over the windows, and of `measure_image_profile` over the images

@@ -59,12 +59,17 @@ class Operation:
       words: what it does to x.
       number: what its value is, in words; None for an operation that has none.
       whole_sequence: whether what it does to one token depends on the others of the sequence.
+      done: what has been done to a single number, in words, with {} for the value; None for an operation that needs
+        more than one number to do anything.
+      drawn: whether chance, that is the seed of the edit, has a part in it.
     """
 
     apply: Callable[[Selection], jax.Array]
     words: str
     number: str | None = None
     whole_sequence: bool = False
+    done: str | None = None
+    drawn: bool = False
 
 
 def _noise(found: Selection) -> jax.Array:
@@ -134,12 +139,26 @@ def _move(found: Selection) -> jax.Array:
 
 
 OPERATIONS: Mapping[str, Operation] = {
-    "set": Operation(lambda found: found.value, "x ← value", "the new value"),
-    "scale": Operation(lambda found: found.value * found.old, "x ← value·x", "the factor"),
-    "add": Operation(lambda found: found.old + found.value, "x ← x + value", "the summand"),
-    "noise": Operation(_noise, "x ← x + value·N(0, 1)", "the standard deviation"),
-    "shuffle": Operation(_shuffle, "x ← the same dims at another position", whole_sequence=True),
+    "set": Operation(lambda found: found.value, "x ← value", "the new value", done="set to {}"),
+    "scale": Operation(lambda found: found.value * found.old, "x ← value·x", "the factor", done="times {}"),
+    "add": Operation(lambda found: found.old + found.value, "x ← x + value", "the summand", done="plus {}"),
+    "noise": Operation(_noise, "x ← x + value·N(0, 1)", "the standard deviation", done="plus noise of {}", drawn=True),
+    "shuffle": Operation(
+        _shuffle, "x ← the same dims at another position", whole_sequence=True, done="shuffled", drawn=True
+    ),
     "quantize": Operation(_quantize, "x ← the nearest of 2^value - 1 numbers", "bits, 2 to 16", whole_sequence=True),
     "move": Operation(_move, "x ← the largest of the other positions, at one", "that position", whole_sequence=True),
 }
 OPS = tuple(OPERATIONS)
+
+VALUES: Mapping[str, str] = {"zero": "set to zero", "mean": "set to mean"}
+"""What a number is often set to: more names of "set", and what has been done, in words."""
+
+
+def in_words(name: str) -> str | None:
+    """Says what an operation on a single number has done: "set=5" -> "set to 5"; None where it is no such operation."""
+    op, _, value = name.partition("=")
+    how = OPERATIONS.get(op)
+    if how is None or how.done is None:
+        return VALUES.get(name)
+    return how.done.format(value) if (how.number is not None) == bool(value) else None

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from massive_jax.probe.operations import in_words
 from massive_jax.report import style
 
 if TYPE_CHECKING:
@@ -17,15 +18,6 @@ METRICS = {
     "perplexity": "Perplexity (log scale; lower is better)",
     "top1_agreement": "Images whose most likely class stays",
     "cosine_similarity": "Cosine similarity of the features with the unedited ones",
-}
-_NAMES = {  # an operation, without its number, in words
-    "zero": "set to zero",
-    "mean": "set to mean",
-    "set": "set to {}",
-    "scale": "times {}",
-    "add": "plus {}",
-    "noise": "plus noise of {}",
-    "shuffle": "shuffled",
 }
 _COLOURS = {"original": style.GREY, "zero": style.MASSIVE, "mean": style.BLUE}
 
@@ -135,9 +127,10 @@ def draw(result: Mapping[str, Any]) -> "Figure":
 
 def _name(name: str) -> str:
     """An intervention in words: "random_set=5" is "Random entries set to 5"."""
-    operation, _, number = name.removeprefix("random_").partition("=")
-    words = _NAMES[operation].format(number) if operation in _NAMES else name.replace("_", " ")
-    if operation in _NAMES and name.startswith("random_"):
+    words = in_words(name.removeprefix("random_"))
+    if words is None:
+        words = name.replace("_", " ")
+    elif name.startswith("random_"):
         words = f"random entries {words}"
     return words[:1].upper() + words[1:]
 

@@ -12,7 +12,7 @@ from massive_jax.analysis import (
     attention_shares,
     find_massive,
     full_size_layer,
-    median_sites,
+    median_places,
     rank_locations,
 )
 
@@ -149,32 +149,32 @@ def test_full_size_layer(largest, fraction, layer):
 
 @given(st.integers(2, 12), st.integers(2, 12), st.integers(1, 3), st.integers(0, 3), st.integers(0, 2**31), st.data())
 @settings(deadline=None, max_examples=150)
-def test_median_sites(T, D, count, excluded, seed, data):
+def test_median_places(T, D, count, excluded, seed, data):
     hidden = np.random.default_rng(seed).standard_cauchy(size=(T, D)).astype(np.float32)
     places = st.tuples(st.integers(0, T - 1), st.integers(0, D - 1))
     exclude = data.draw(st.lists(places, min_size=0, max_size=excluded))
     if T * D - len(set(exclude)) < count:
         return
-    found = median_sites(hidden, count, exclude=exclude, seed=seed)
+    found = median_places(hidden, count, exclude=exclude, seed=seed)
     assert len(set(found)) == count == len(found)
     assert not set(found) & set(exclude)
     assert all(0 <= t < T and 0 <= d < D and type(t) is int and type(d) is int for t, d in found)
-    assert found == median_sites(hidden, count, exclude=exclude, seed=seed)
+    assert found == median_places(hidden, count, exclude=exclude, seed=seed)
 
 
-def test_median_sites_are_near_the_median():
+def test_median_places_are_near_the_median():
     hidden = np.random.default_rng(0).standard_cauchy(size=(100, 50)).astype(np.float32)
     magnitude = np.abs(hidden)
     low, high = np.quantile(magnitude, [0.4, 0.6])
-    chosen = {seed: median_sites(hidden, 20, seed=seed) for seed in range(3)}
+    chosen = {seed: median_places(hidden, 20, seed=seed) for seed in range(3)}
     for places in chosen.values():
         assert all(low <= magnitude[t, d] <= high for t, d in places)
     assert len({tuple(places) for places in chosen.values()}) == 3
 
 
-def test_median_sites_of_more_than_there_are_is_an_error():
+def test_median_places_of_more_than_there_are_is_an_error():
     with pytest.raises(ValueError, match="5 places near the median: there are only 4"):
-        median_sites(np.ones((2, 2)), 5)
+        median_places(np.ones((2, 2)), 5)
 
 
 def test_attention_shares():
@@ -197,9 +197,9 @@ def test_thresholds_are_finite_numbers(name, value):
 def test_arguments_out_of_range():
     nothing = np.full((2, 3), np.nan, np.float32)
     for call, message in (
-        (lambda: median_sites(nothing, 1), "not finite, so there is no median"),
-        (lambda: median_sites(np.zeros((2, 3)), -1), "count is -1"),
-        (lambda: median_sites(np.zeros((2, 3)), 1, seed=0.5), "seed is 0.5"),
+        (lambda: median_places(nothing, 1), "not finite, so there is no median"),
+        (lambda: median_places(np.zeros((2, 3)), -1), "count is -1"),
+        (lambda: median_places(np.zeros((2, 3)), 1, seed=0.5), "seed is 0.5"),
         (lambda: full_size_layer(np.array([1.0, np.nan])), "give a finite magnitude"),
         (lambda: full_size_layer(np.array([])), "of one at least"),
         (lambda: full_size_layer(np.ones(2), fraction=2), "fraction is 2"),

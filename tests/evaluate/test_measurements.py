@@ -9,13 +9,13 @@ from tiny import TINY
 from massive_jax.data import Windows, cut_windows
 from massive_jax.evaluate import (
     Operation,
-    PlaceInStream,
+    Place,
     hidden_state,
     intervene,
     measure_layers,
-    parse_sites,
+    parse_places,
     perplexity,
-    site_means,
+    place_means,
 )
 from massive_jax.evaluate import batches as batches_module
 from massive_jax.probe import Capture, Edit
@@ -61,42 +61,42 @@ def test_hidden_state(tiny_model, windows, stream):
         hidden_state(tiny_model, windows.tokens, 5)
 
 
-def test_site_means(tiny_model, windows, stream):
-    sites = [PlaceInStream(0, 3), PlaceInStream(4, 31), PlaceInStream("first_delimiter", 7)]
+def test_place_means(tiny_model, windows, stream):
+    places = [Place(0, 3), Place(4, 31), Place("first_delimiter", 7)]
     delimiters = tiny_model.first_delimiter(windows.tokens)
     assert len(set(delimiters.tolist())) > 2
     rows = np.flatnonzero(delimiters >= 0)
     expected = [stream[1][:, 0, 3].mean(), stream[1][:, 4, 31].mean(), stream[1][rows, delimiters[rows], 7].mean()]
-    np.testing.assert_allclose(site_means(tiny_model, windows, 2, sites), expected, rtol=1e-4)
+    np.testing.assert_allclose(place_means(tiny_model, windows, 2, places), expected, rtol=1e-4)
 
 
-def test_site_means_leave_out_windows_without_a_delimiter(tiny_model):
+def test_place_means_leave_out_windows_without_a_delimiter(tiny_model):
     tokens = np.array([list(b"a.cd"), list(b"abcd"), list(b"abc.")], np.int32)
     windows = Windows(tokens, 4, False)
     hidden = hidden_state(tiny_model, tokens, 2)
-    (found,) = site_means(tiny_model, windows, 2, [PlaceInStream("first_delimiter", 7)])
+    (found,) = place_means(tiny_model, windows, 2, [Place("first_delimiter", 7)])
     assert found == pytest.approx((hidden[0, 1, 7] + hidden[2, 3, 7]) / 2, rel=1e-4)
     with pytest.raises(ValueError, match="delimiter, and no window has one"):
-        site_means(tiny_model, Windows(tokens[1:2], 4, False), 2, [PlaceInStream("first_delimiter", 7)])
+        place_means(tiny_model, Windows(tokens[1:2], 4, False), 2, [Place("first_delimiter", 7)])
 
 
-def test_wrong_sites_are_all_named(tiny_model, windows):
-    sites = [PlaceInStream(99, 0), PlaceInStream(0, 0), PlaceInStream(0, 32)]
+def test_wrong_places_are_all_named(tiny_model, windows):
+    places = [Place(99, 0), Place(0, 0), Place(0, 32)]
     with pytest.raises(ValueError, match=r"99:0, 0:32 out of range.* positions 0 to 12.* dims 0 to 31"):
-        site_means(tiny_model, windows, 2, sites)
+        place_means(tiny_model, windows, 2, places)
 
 
 def test_intervene(tiny_model, windows):
-    sites = [PlaceInStream(0, 3), PlaceInStream("first_delimiter", 7)]
+    places = [Place(0, 3), Place("first_delimiter", 7)]
     operations = [Operation.parse(text) for text in ("zero", "mean", "set=0.5", "scale=2", "add=4", "shuffle")]
     means = [1.5, -2.0]
-    found = intervene(tiny_model, windows, 2, sites, operations, means)
+    found = intervene(tiny_model, windows, 2, places, operations, means)
     assert list(found) == ["zero", "mean", "set=0.5", "scale=2", "add=4", "shuffle"]
 
     def expected(op, *values):
         edits = [
             Edit("block_out", layer=2, position=site.position, dim=site.dim, op=op, value=value)
-            for site, value in zip(sites, values, strict=True)
+            for site, value in zip(places, values, strict=True)
         ]
         return pytest.approx(perplexity(tiny_model, windows, edits), rel=1e-6)
 
@@ -126,24 +126,24 @@ def test_an_operation_with_something_that_is_no_number():
         Operation.parse("scale=two")
 
 
-def test_sites_are_read():
-    assert parse_sites("0:507, 0:247,delim:14") == [
-        PlaceInStream(0, 507),
-        PlaceInStream(0, 247),
-        PlaceInStream("first_delimiter", 14),
+def test_places_are_read():
+    assert parse_places("0:507, 0:247,delim:14") == [
+        Place(0, 507),
+        Place(0, 247),
+        Place("first_delimiter", 14),
     ]
-    assert [str(site) for site in parse_sites("3:4,first_delimiter:5")] == ["3:4", "first_delimiter:5"]
+    assert [str(site) for site in parse_places("3:4,first_delimiter:5")] == ["3:4", "first_delimiter:5"]
 
 
 @pytest.mark.parametrize("text", ["", "0", "0:", ":5", "a:5", "0:-1", "-1:5", "0:5;1:5", "0:5,", "0.0:5"])
-def test_sites_that_are_refused(text):
-    with pytest.raises(ValueError, match="cannot read the site"):
-        parse_sites(text)
+def test_places_that_are_refused(text):
+    with pytest.raises(ValueError, match="cannot read the place"):
+        parse_places(text)
 
 
-def test_a_site_given_twice():
+def test_a_place_given_twice():
     with pytest.raises(ValueError, match="name a place twice"):
-        parse_sites("0:5,0:5")
+        parse_places("0:5,0:5")
 
 
 def test_the_fixture_is_the_size_these_tests_count_on():

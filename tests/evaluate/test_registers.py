@@ -153,7 +153,7 @@ def test_register_neurons_that_cannot_be_found(outlying):
     batches = one_by_one(some_images(2))
     for options, message in [
         ({"count": 1, "outlier": 1e6}, "no patch of any image exceeds 1e\\+06 times"),
-        ({"count": 0, "layer": 2, "outlier": 0.5}, "0 neurons: there are"),
+        ({"count": 0, "layer": 2, "outlier": 0.5}, "outlier is 0.5"),
         ({"count": 1, "layer": 4}, "layer 4 is out of range"),
         ({"count": 1, "top_layer": 0}, "layer 0 is out of range"),
     ]:

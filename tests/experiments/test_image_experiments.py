@@ -112,11 +112,11 @@ def test_bad_input(look, arguments, message):
         look("feature_map", *arguments)
 
 
-def test_bad_sites(look):
+def test_bad_places(look):
     with pytest.raises(ValueError, match="12:7 out of range: the inputs have positions 0 to 11"):
-        look("intervene", "--sites=12:7")
+        look("intervene", "--places=12:7")
     with pytest.raises(ValueError, match="first delimiter, which an image does not have"):
-        look("intervene", "--sites=delim:7")
+        look("intervene", "--places=delim:7")
 
 
 def test_images_and_models_that_do_not_go_together(run, vision_directory, folder):

@@ -87,7 +87,7 @@ def test_without(run, text_file):
     assert "so nothing was changed" in (run.workdir / "report.html").read_text()
 
 
-def test_sites_and_layer_given(run, text_file):
+def test_places_and_layer_given(run, text_file):
     summary = run(
         *("reproduce", f"--text={text_file}", "--windows=2", "--context=24", "--layer=2", "--sites=0:1,1:2"),
         *("--ops=set=4", "--nocontrols", "--head=1"),

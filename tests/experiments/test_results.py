@@ -163,7 +163,7 @@ class TestIntervene:
 
     def test_numbers(self, run, tiny, states, windows, text_file):
         sites = f"0:{PLANTED},7:1"
-        got = run("intervene", f"--text={text_file}", *self.ARGUMENTS, f"--sites={sites}", "--ops=zero,mean,scale=0.5")
+        got = run("intervene", f"--text={text_file}", *self.ARGUMENTS, f"--places={sites}", "--ops=zero,mean,scale=0.5")
         at = states(windows.tokens)[1]
         means = [at[:, 0, PLANTED].mean(), at[:, 7, 1].mean()]
         np.testing.assert_allclose(got["mean_values"], means, rtol=1e-6)
@@ -228,8 +228,8 @@ class TestIntervene:
         values = [run("intervene", *arguments, f"--seed={s}")["perplexity"]["noise=3000"] for s in (0, 0, 1)]
         assert values[0] == values[1] != values[2]
 
-    def test_delimiter_site(self, run, tiny, states, text_file):
-        arguments = ("--windows=3", "--context=45", "--layer=1", "--sites=delim:3", "--ops=zero", "--nocontrols")
+    def test_place_at_a_delimiter(self, run, tiny, states, text_file):
+        arguments = ("--windows=3", "--context=45", "--layer=1", "--places=delim:3", "--ops=zero", "--nocontrols")
         got = run("intervene", f"--text={text_file}", *arguments)
         windows = cut_windows(tiny, text_file.read_text(), context=45, windows=3)
         at = states(windows.tokens)[0]
@@ -242,7 +242,7 @@ class TestIntervene:
         assert got["perplexity"]["zero"] != got["perplexity"]["original"]
 
     def test_nothing_massive_is_an_error_that_says_what_is_there(self, run, text_file):
-        with pytest.raises(ValueError, match=r"nothing at layer 2 meets the definition .* the largest, .*--sites"):
+        with pytest.raises(ValueError, match=r"nothing at layer 2 meets the definition .* the largest, .*--places"):
             run("intervene", f"--text={text_file}", "--windows=3", "--context=24", "--layer=2")
         assert not run.workdir.exists()
 
@@ -273,7 +273,7 @@ class TestDefaultModel:
         assert at_12[247] == (True, False)
 
     def test_intervene_at_the_three_sites(self, run):
-        got = run("intervene", "--model=smollm2_135m", "--layer=12", "--sites=0:507,0:247,0:14")["perplexity"]
+        got = run("intervene", "--model=smollm2_135m", "--layer=12", "--places=0:507,0:247,0:14")["perplexity"]
         assert got["zero"] > 1e5
         for name in ("mean", "random_zero", "random_mean"):
             assert got[name] == pytest.approx(got["original"], rel=0.01)
