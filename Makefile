@@ -6,7 +6,7 @@ WORKDIR ?= results
 # Test processes side by side; each takes about 3 GB of memory.
 WORKERS ?= 2
 
-.PHONY: demo demo-vision test test-all lint bench clean
+.PHONY: demo demo-vision test test-all lint docs bench clean
 
 # What the demo needs; and with the tools and references of the tests. Stamps, so that a second run installs nothing.
 $(VENV)/.installed: pyproject.toml
@@ -22,6 +22,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-data: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[data]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 demo: $(VENV)/.installed
@@ -46,6 +50,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A warning is an error: mkdocs.yml says so. The pages open from disk: build/site/index.html.
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --quiet
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.forward

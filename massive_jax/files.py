@@ -31,7 +31,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     thing). When the block raises, the temporary file is removed and what was at `path` before is untouched.
     Missing parent directories are made.
 
-    Example:
+    Examples:
       with atomic_write("out/table.csv") as temporary:
         temporary.write_text("a,b\n")
 
@@ -107,8 +107,8 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     arrays (any float type; written as exact float64), dataclasses, paths, tuples, and sets (sorted).
 
     Raises:
-      TypeError: something else is in `obj`; the message says where. ValueError: two keys of one object are
-      the same text (1 and "1"), or `obj` already has a key "non_finite".
+      TypeError: something else is in `obj`; the message says where.
+      ValueError: two keys of one object are the same text (1 and "1"), or `obj` already has a key "non_finite".
     """
     found: dict[str, str] = {}
     plain = _plain(obj, "", found)
@@ -181,7 +181,7 @@ def printable(text: object, keep: str = "") -> str:
     Everything else stays as it is, letters of any script among it. For what comes from a file (a token, a name, a
     setting) and goes to a terminal or into a message.
 
-    Example:
+    Examples:
       >>> printable("a\x1b[2Jb\n")
       'a\\x1b[2Jb\\n'
 

@@ -112,7 +112,7 @@ def generate(
         of range: a negative temperature, top_p outside (0, 1], a stop token that the vocabulary does not have, a seed
         of more than 32 bits; an edit by shuffle, quantize or move.
 
-    Example:
+    Examples:
       >>> tokens = model.tokenize("The capital of France is")
       >>> made = model.generate(tokens, max_new_tokens=5).tokens
       >>> model.tokenizer.decode(made[0])

@@ -61,7 +61,7 @@ def load(
       ValueError: nothing of that name, an unsupported model type or config, weights that do not fit it, a corrupt
         file, no network on a first fetch, an argument of a wrong type. The message says what to do.
 
-    Example:
+    Examples:
       >>> model = mj.load("smollm2_135m", progress=False)
       >>> model.config.num_layers, model.config.hidden_size
       (30, 576)

@@ -123,7 +123,7 @@ def find_massive(
     Raises:
       ValueError: a share that is not from 0 to 1, or a negative limit.
 
-    Example:
+    Examples:
       >>> from massive_jax.analysis import find_massive, rank_locations
       >>> values, dims = np.array([[900.0, 80.0]]), np.array([[5, 7]])
       >>> ranked = rank_locations(values, np.zeros((1, 2), int), dims, median=np.array([0.5]))
@@ -148,7 +148,7 @@ def full_size_layer(largest: np.ndarray, fraction: float = 0.5) -> int:
     Raises:
       ValueError: no layers; a magnitude that is not finite, of which none is the largest; a fraction not from 0 to 1.
 
-    Example:
+    Examples:
       >>> from massive_jax.analysis import full_size_layer
       >>> full_size_layer([1.0, 80.0, 900.0, 1000.0])
       3

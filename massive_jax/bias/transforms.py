@@ -45,7 +45,7 @@ def absorb_prefix(
       ValueError: the model has a bias already; no tokens, or ids outside the vocabulary; a prefix that leaves nothing
         of the context.
 
-    Example:
+    Examples:
       >>> from massive_jax.bias import absorb_prefix, rebuild
       >>> tokens = model.tokenize("Summer is warm.", bos=True)
       >>> explicit = rebuild(model, *absorb_prefix(model.config, model.params, [model.bos_id()]))

@@ -75,7 +75,7 @@ def cut_windows(
       ValueError: an argument of a wrong type; a context below `tokens` or above the model's; a text shorter than the
         windows asked for; no tokenizer, no BOS token.
 
-    Example:
+    Examples:
       >>> from massive_jax.data import cut_windows, load_text
       >>> cut_windows(model, load_text("python"), windows=4, context=128).tokens.shape
       (4, 128)

@@ -84,7 +84,7 @@ def features(
 def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Compares the rows of two arrays: [B, W], [B, W] -> [B]; NaN where a row is all zeros, without direction.
 
-    Example:
+    Examples:
       >>> from massive_jax.evaluate import cosine_similarity
       >>> cosine_similarity(np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([[2.0, 0.0], [0.0, 3.0]])).round(3).tolist()
       [1.0, 0.707]

@@ -66,7 +66,7 @@ def measure_layers(
     Raises:
       ValueError: an activation that is not finite, of which there is no median; the message names the first layer.
 
-    Example:
+    Examples:
       >>> from massive_jax.evaluate import measure_layers
       >>> table = measure_layers(model, model.tokenize("Summer is warm. Winter is cold.\n"))
       >>> first = table.layers[11].locations[0]

@@ -43,7 +43,7 @@ def perplexity(
     Raises:
       ValueError: no windows; a skip that is no whole number, negative, or leaves no prediction; see also `token_nll`.
 
-    Example:
+    Examples:
       >>> from massive_jax.data import cut_windows
       >>> from massive_jax.evaluate import perplexity
       >>> windows = cut_windows(model, "It was a bright cold day in April, and the clocks were striking.", context=8)

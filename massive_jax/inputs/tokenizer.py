@@ -30,12 +30,14 @@ class Tokenizer:
     """Turns text into token ids and back.
 
     Attributes:
-      bos_id, eos_id: the tokens that begin and end a text; None where the model has none.
+      bos_id: the token that begins a text; None where the model has none.
+      eos_id: the token that ends a text; None where the model has none.
 
     Args:
       backend: does the work; or what builds it, called when the tokenizer is first used. It is taken over: its
         truncation and padding are switched off.
-      bos_id, eos_id: as above.
+      bos_id: as above.
+      eos_id: as above.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Tokenizer:
     def of_bytes(cls) -> Tokenizer:
         """Makes the tokenizer whose tokens are the 256 bytes: the id of each is its value. No special tokens.
 
-        Example:
+        Examples:
           >>> from massive_jax.inputs.tokenizer import Tokenizer
           >>> tokenizer = Tokenizer.of_bytes()
           >>> tokenizer.encode("Hi!"), tokenizer.decode([72, 105])

@@ -172,7 +172,7 @@ class AttentionBias:
         by the rotary embedding of its place, windows and ALiBi count it, and the sequence's positions begin at n.
       offset: a learned number a head is added to s.
 
-    Example:
+    Examples:
       >>> from massive_jax.models import AttentionBias
       >>> AttentionBias("kv", slots=2).num_slots
       2

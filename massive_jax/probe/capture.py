@@ -35,7 +35,7 @@ class Capture:
       mass: share of attention on each key position, averaged over queries (`attn_probs` only).
       tensor: keep the whole tensor; None means "when no reduction is asked for".
 
-    Example:
+    Examples:
       >>> tokens = model.tokenize("Summer is warm. Winter is cold.\n")
       >>> out = model(tokens, capture=mj.Capture("block_out", layers=(2, 12), top_k=1, median=True))
       >>> stats = out.intermediates["block_out"]  # of layers 2 and 12

@@ -68,7 +68,7 @@ class Edit:
         come the slots of an attention bias.
       seed: seed of noise and shuffle.
 
-    Example:
+    Examples:
       >>> tokens = model.tokenize("Summer is warm. Winter is cold.\n")
       >>> zero = mj.Edit("block_out", layer=12, position=0, dim=507, op="set", value=0.0)
       >>> out = model(tokens, edits=zero, capture=mj.Capture("block_out", layers=12, max=True))
@@ -174,7 +174,7 @@ def stack_edits(collections: Sequence[EditCollection]) -> EditCollection:
     Raises:
       ValueError: the collections edit different sites or different axes, or differ in their number of rows.
 
-    Example:
+    Examples:
       >>> from massive_jax.probe import CapturePlan, stack_edits
       >>> tokens = model.tokenize("Summer is warm.")
       >>> at = [mj.Edit("block_out", layer=12, position=0, dim=dim) for dim in (507, 247)]

@@ -76,7 +76,7 @@ def median_magnitude(x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
       x: [B, ...].
       valid: bool that broadcasts to x: which elements count; None for all.
 
-    Example:
+    Examples:
       >>> from massive_jax.probe.reduce import median_magnitude
       >>> median_magnitude(np.array([[3.0, -1.0, 2.0, -5.0]])).tolist()
       [2.0]
@@ -114,7 +114,7 @@ def top_k_magnitude(x: jax.Array, k: int, valid: jax.Array | None = None) -> tup
       values [B, k] float32 (signed, largest magnitude first, NaN before all; ties to the lower index) and their flat
       indices [B, k] int32 into the reshaped [B, -1]; 0 and -1 where fewer than k elements count.
 
-    Example:
+    Examples:
       >>> from massive_jax.probe.reduce import top_k_magnitude
       >>> values, indices = top_k_magnitude(np.array([[[3.0, -1.0], [2.0, -5.0]]]), 2)
       >>> values.tolist(), indices.tolist()

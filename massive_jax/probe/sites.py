@@ -39,7 +39,7 @@ class Site:
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Gives the shape of the tensor, from a size for every axis letter.
 
-        Example:
+        Examples:
           >>> from massive_jax.probe import SITES
           >>> SITES["query"].shape(model.config.sizes(2, 7))  # [B, T, H, N]
           (2, 7, 9, 64)

@@ -68,7 +68,7 @@ def entries() -> Mapping[str, Entry]:
 def find(name: str) -> Entry:
     """Finds the entry of a zoo name or hub id; ValueError, with those there are, where there is none.
 
-    Example:
+    Examples:
       >>> from massive_jax.zoo import atlas
       >>> atlas.find("smollm2_135m").dims
       (507,)
