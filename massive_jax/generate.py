@@ -27,7 +27,7 @@ _MOST = (1 << 31) - 1  # tokens of a sequence: its positions are int32
 
 @dataclasses.dataclass(frozen=True)
 class Streaming:
-    """A cache of bounded size that keeps the first tokens (StreamingLLM, arXiv 2309.17453).
+    """Bounds a cache's size and keeps the first tokens (StreamingLLM, arXiv 2309.17453).
 
     The first tokens are attention sinks: massive activations sit on them. A token's position is its place among the
     tokens that are still there, so a text may grow longer than the model's context.
@@ -47,18 +47,18 @@ class Streaming:
 
     @property
     def size(self) -> int:
-        """Tokens the cache holds."""
+        """Counts the tokens that the cache holds."""
         return self.sinks + self.window
 
     def slots(self, positions: jax.Array) -> jax.Array:
-        """Where tokens go: int positions -> slots; padding (-1) goes nowhere."""
+        """Says where tokens go: int positions -> slots; padding (-1) goes nowhere."""
         rolling = self.sinks + (positions - self.sinks) % self.window
         return jnp.where(positions < 0, self.size, jnp.where(positions < self.sinks, positions, rolling))
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """Generated text.
+    """Holds generated text.
 
     Attributes:
       tokens: int32 [B, T + n]: the prompts as given, and what follows; after a stop token, that token again.
@@ -175,7 +175,7 @@ def generate(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen: float32 temperature and top_p, a random key, the stop token (-1 for none)."""
+    """Says how a token is chosen: float32 temperature and top_p, a random key, the stop token (-1 for none)."""
 
     temperature: jax.Array
     top_p: jax.Array
@@ -183,7 +183,7 @@ class Sampling:
     stop: jax.Array
 
     def choose(self, logits: jax.Array, step: jax.Array) -> jax.Array:
-        """float32 [B, V] -> int32 [B]."""
+        """Chooses a token of each sequence: float32 [B, V] -> int32 [B]."""
         greedy = jnp.argmax(logits, axis=-1)
 
         def draw() -> jax.Array:

@@ -13,7 +13,7 @@ from massive_jax.model import Model
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Holds runs of tokens: consecutive, non-overlapping ones of a text, or texts of different lengths.
+    """Holds consecutive, non-overlapping runs of tokens.
 
     Attributes:
       tokens: int32 [W, T]; with `bos`, T = context + 1.

@@ -36,7 +36,7 @@ NOTICEABLE = 1e-4  # of their norm: a difference of logits above this is counted
 
 @dataclasses.dataclass(frozen=True)
 class LogitsAgreement:
-    """How far the logits of one model are from another's.
+    """Says how far the logits of one model are from another's.
 
     Attributes:
       largest_difference: of any logit at any position.

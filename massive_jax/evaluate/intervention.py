@@ -32,7 +32,7 @@ KNOWN = ", ".join([*_PLAIN, *(f"{op}=X" for op in _NUMBERED)])
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A (position, dim) of the residual stream; position may be a rule, "first_delimiter"."""
+    """Names a (position, dim) of the residual stream; position may be a rule, "first_delimiter"."""
 
     position: int | str
     dim: int
@@ -43,7 +43,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """What to do at each place: "zero", "mean" (each place's own mean), "shuffle", or an op of `Edit` with a number."""
+    """Says what to do at each site: "zero", "mean" (each one's own), "shuffle", or an op of `Edit` with a number."""
 
     op: str
     value: float | None = None
@@ -78,11 +78,11 @@ class Operation:
 
     @property
     def drawn(self) -> bool:
-        """Whether chance, that is the seed, has a part in it."""
+        """Tells whether chance, that is the seed, has a part in it."""
         return self.op in OPERATIONS and OPERATIONS[self.op].drawn
 
     def edit(self, layer: int, place: Place, mean: float, seed: int = 0) -> Edit:
-        """The edit this operation makes at `place` of the output of block `layer`; noise and shuffle draw by `seed`."""
+        """Makes the edit for `site` of the output of block `layer`; noise and shuffle draw by `seed`."""
         op = "set" if self.op in VALUES else self.op
         value = mean if self.op == "mean" else self.value or 0.0
         return Edit("block_out", layer=layer, position=place.position, dim=place.dim, op=op, value=value, seed=seed)
@@ -109,14 +109,14 @@ def parse_places(text: str) -> list[Place]:
 
 
 def hidden_state(model: Model, inputs: np.ndarray, layer: int, mask: np.ndarray | None = None) -> np.ndarray:
-    """Output of block `layer`: tokens or images -> float32 [B, T, D] on the host."""
+    """Computes the output of block `layer`: tokens or images -> float32 [B, T, D] on the host."""
     check_layers([layer], model.config.num_layers, "layer")
     out = model(inputs, mask=mask, capture=Capture("block_out", layers=(layer,)), logits=False)
     return np.asarray(out.intermediates["block_out"][0], np.float32)
 
 
 def check_places(model: Model, data: Windows | Images, places: Sequence[Place]) -> None:
-    """Nothing where every input has every place; ValueError that names those out of range otherwise."""
+    """Raises a ValueError that names the places out of range of any input."""
     width, mask = model.config.hidden_size, _mask_of(data)
     length = int(data.lengths.min()) if isinstance(data, Windows) else input_length(model, data.inputs)
     bad = [
@@ -152,7 +152,7 @@ def find_places(
     required: bool = True,
     progress: Progress | None = None,
 ) -> tuple[int, list[Place]]:
-    """The layer and the places to edit: as given, or what is massive there in `data`.
+    """Gives the layer and the places to edit: as given, or what is massive there in `data`.
 
     Args:
       model: the model.
@@ -190,7 +190,7 @@ def find_places(
 def place_means(
     model: Model, data: Windows | Images, layer: int, places: Sequence[Place], progress: Progress | None = None
 ) -> list[float]:
-    """Mean over the inputs of the activation at each place of the output of block `layer`, unedited.
+    """Averages over the inputs the activation at each place of the output of block `layer`, unedited.
 
     Raises:
       ValueError: a layer, position or dim out of range; a delimiter's place in a text without delimiters.
@@ -223,7 +223,7 @@ def intervene(
     seed: int = 0,
     measure: Measure | None = None,
 ) -> dict[str, float]:
-    """`measure` under each operation at all of `places` of the output of block `layer`, by the operation's name.
+    """Takes `measure` under each operation at all of `sites` of the output of block `layer`, by its name.
 
     The measure is the one of `measure_of` unless given.
     """

@@ -24,7 +24,7 @@ from massive_jax.probe import UNPADDED, CapturePlan, Coordinates
 
 
 class LanguageModel(nn.Module):
-    """Token embedding, L blocks under `nn.scan`, final norm, output head.
+    """Runs token embedding, L blocks under `nn.scan`, final norm, output head.
 
     `module.apply({"params": P, "edits": E}, tokens, capture=plan, mutable=["intermediates"])`, where E comes from
     `massive_jax.probe.compile_edits` and plan from `massive_jax.probe.compile_captures`. Sown under
@@ -244,7 +244,7 @@ class _Places:
 
 
 def last_of(x: jax.Array, positions: jax.Array | None) -> jax.Array:
-    """The row of each sequence's last token, by int positions [B, T] (-1 for padding): [B, T, …] -> [B, 1, …]."""
+    """Gives the row of each sequence's last token, by int positions [B, T] (-1 for padding): [B, T, …] -> [B, 1, …]."""
     if positions is None:
         return x[:, -1:]
     last = jnp.argmax(positions, axis=1)
@@ -252,7 +252,7 @@ def last_of(x: jax.Array, positions: jax.Array | None) -> jax.Array:
 
 
 def empty_cache(config: TransformerConfig, batch: int, size: int) -> dict[str, Any]:
-    """A `cache` collection for `batch` sequences with room for `size` tokens each: keys and values of every layer."""
+    """Makes a `cache` collection of every layer's keys and values: `batch` sequences of at most `size` tokens."""
     shape = (config.num_layers, batch, size, config.num_kv_heads, config.head_dim)
     return {
         "positions": jnp.full((batch, size), -1, jnp.int32),
@@ -265,24 +265,24 @@ def empty_cache(config: TransformerConfig, batch: int, size: int) -> dict[str, A
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """The output head: kernel [V, W] and bias [V] or None."""
+    """Holds the output head: kernel [V, W] and bias [V] or None."""
 
     kernel: jax.Array
     bias: jax.Array | None = None
 
 
 def head_logits(config: TransformerConfig, x: jax.Array, head: Head) -> jax.Array:
-    """Next-token logits [..., V] in float32 (float64) from the model's last hidden state [..., W]."""
+    """Computes next-token logits [..., V] in float32 (float64) from the model's last hidden state [..., W]."""
     return logits_of(config, head_product(x, head), head.bias)
 
 
 def head_product(x: jax.Array, head: Head) -> jax.Array:
-    """The product with the head's kernel: [..., W] -> float32 (float64) [..., V]."""
+    """Gives the product with the head's kernel: [..., W] -> float32 (float64) [..., V]."""
     return jnp.einsum("...W,VW->...V", x, head.kernel.astype(x.dtype), preferred_element_type=wide(x.dtype))
 
 
 def logits_of(config: TransformerConfig, product: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """The logits from `head_product`: bias [V], scale and softcap."""
+    """Gives the logits from `head_product`: bias [V], scale and softcap."""
     logits = product if bias is None else product + bias.astype(product.dtype)
     if config.logit_scale is not None:
         logits = logits * config.logit_scale
@@ -292,5 +292,5 @@ def logits_of(config: TransformerConfig, product: jax.Array, bias: jax.Array | N
 
 
 def head_of(config: TransformerConfig, params: Any) -> Head:
-    """The output head of a language model's parameters: its own, or the embedding it is tied to."""
+    """Gives the output head of a language model's parameters: its own, or the embedding it is tied to."""
     return Head(params["embedding" if config.tie_embeddings else "head"], params.get("head_bias"))

@@ -37,7 +37,7 @@ def plot_attention(
 
 
 def draw(result: Mapping[str, Any], logits: np.ndarray, probs: np.ndarray) -> "Figure":
-    """The figure of `plot_attention`; call it under `style.context()`."""
+    """Draws the figure of `plot_attention`; call it under `style.context()`."""
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     logits, probs = np.array(logits, np.float64), np.array(probs, np.float64)

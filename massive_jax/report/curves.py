@@ -16,7 +16,7 @@ _LEADER = 0.3  # from the axes to a name
 
 
 class Curve(NamedTuple):
-    """One curve.
+    """Describes one curve.
 
     Attributes:
       x, y: numbers; a y that is not finite, or not positive on a logarithmic axis, is a gap.
@@ -37,7 +37,7 @@ class Curve(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """One chart.
+    """Describes one chart.
 
     Attributes:
       name: of its y axis.
@@ -51,7 +51,7 @@ class Chart(NamedTuple):
 
 
 def numbers(values: Sequence[Any]) -> np.ndarray:
-    """Numbers of a result, where null and words for what is not finite become such numbers."""
+    """Gives the numbers of a result, where null and words for what is not finite become such numbers."""
     return np.array([style.as_float(value) for value in values])
 
 
@@ -65,7 +65,7 @@ def draw_charts(
     x_limits: tuple[float, float] | None,
     x_ticks: Sequence[float] | None = None,
 ) -> "Figure":
-    """The figure; call it under `style.context()`.
+    """Draws the figure; call it under `style.context()`.
 
     Args:
       title: the finding.

@@ -39,7 +39,7 @@ def plot_emergence(result: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 
 
 def draw(result: Mapping[str, Any]) -> "Figure":
-    """The figure of `plot_emergence`; call it under `style.context()`."""
+    """Draws the figure of `plot_emergence`; call it under `style.context()`."""
     import matplotlib
 
     records = result["census"]

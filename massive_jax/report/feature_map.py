@@ -44,7 +44,7 @@ def plot_feature_map(result: Mapping[str, Any], magnitudes: np.ndarray, path: st
 
 
 def draw(result: Mapping[str, Any], magnitudes: np.ndarray) -> "Figure":
-    """The figure of `plot_feature_map`; call it under `style.context()`."""
+    """Draws the figure of `plot_feature_map`; call it under `style.context()`."""
     heights = np.abs(np.asarray(magnitudes, np.float32))
     T, D = _check(result, heights)
     finite = heights[np.isfinite(heights)]

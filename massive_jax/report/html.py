@@ -16,7 +16,7 @@ Cell = str | int | float | bool | None
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table. Numbers are written for people, aligned right; True and False are "yes" and "no"; None "–".
+    """Describes a table. Numbers are aligned right; True and False are "yes" and "no"; None "–".
 
     Attributes:
       columns: the heads, one a column.
@@ -36,7 +36,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a reader in a hurry sees: one sentence with the main finding, and the numbers behind it."""
+    """Holds what a reader in a hurry sees: one sentence with the main finding, and the numbers behind it."""
 
     headline: str
     table: Table | None = None
@@ -44,7 +44,7 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the report.
+    """Describes a part of the report.
 
     Attributes:
       heading: its title.

@@ -44,7 +44,7 @@ def plot_intervention(result: Mapping[str, Any], path: str | os.PathLike[str]) -
 
 
 def draw(result: Mapping[str, Any]) -> "Figure":
-    """The figure of `plot_intervention`; call it under `style.context()`."""
+    """Draws the figure of `plot_intervention`; call it under `style.context()`."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     metric = next((name for name in METRICS if name in result), "perplexity")

@@ -37,7 +37,7 @@ def plot_layerwise(result: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 
 
 def draw(result: Mapping[str, Any]) -> "Figure":
-    """The figure of `plot_layerwise`; call it under `style.context()`."""
+    """Draws the figure of `plot_layerwise`; call it under `style.context()`."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
     rows = sorted(result["layers"], key=lambda row: row["layer"])

@@ -15,7 +15,7 @@ SIDE, GAP = 1.9, 0.18  # inches: a panel's longer side, and what is between pane
 
 
 class Panel(NamedTuple):
-    """One picture of the image.
+    """Describes one picture of the image.
 
     Attributes:
       caption: what it shows.
@@ -65,7 +65,7 @@ def draw(
     grid: tuple[int, int],
     panels: Sequence[Panel],
 ) -> "Figure":
-    """The figure of `plot_overlay`; call it under `style.context()`."""
+    """Draws the figure of `plot_overlay`; call it under `style.context()`."""
     from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
 

@@ -30,7 +30,7 @@ def plot_profiles(result: Mapping[str, Any], path: str | os.PathLike[str]) -> No
 
 
 def draw(result: Mapping[str, Any]) -> "Figure":
-    """The figure of `plot_profiles`; call it under `style.context()`."""
+    """Draws the figure of `plot_profiles`; call it under `style.context()`."""
     import matplotlib
 
     models = result["models"]

@@ -31,7 +31,7 @@ def plot_registers(result: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 
 
 def draw(result: Mapping[str, Any]) -> "Figure":
-    """The figure of `plot_registers`; call it under `style.context()`."""
+    """Draws the figure of `plot_registers`; call it under `style.context()`."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
     rows = result["layers"]

@@ -62,7 +62,7 @@ def plain(text: str, *, font: bool = True) -> str:
 
 
 def label(token: str, *, limit: int | None = None, font: bool = True) -> str:
-    r"""A token's text as it is shown: whitespace visible, nothing that the font cannot draw.
+    r"""Writes a token's text as it is shown: whitespace visible, nothing that the font cannot draw.
 
     Newline becomes "\n", a space "␣" ("_" where the font lacks it), a control character, half a surrogate
     pair, a lone combining mark and a character that the font lacks "\x00", "\ud83d", "\u0301" and "\u4e2d", a
@@ -89,7 +89,7 @@ def shorten(text: str, limit: int | None) -> str:
 
 
 def number(value: float | int | None, digits: int = 4) -> str:
-    """A number for people: 23.80, 206.1, 1,962,311, 1.962 × 10¹², inf, nan; None is "not finite"."""
+    """Writes a number for people: 23.80, 206.1, 1,962,311, 1.962 × 10¹², inf, nan; None is "not finite"."""
     if value is None:
         return "not finite"
     if not math.isfinite(value):
@@ -146,7 +146,7 @@ def model_name(result: Mapping[str, Any]) -> str:
 
 
 def precision(result: Mapping[str, Any]) -> str:
-    """The dtype of a result, and what the weights were stored as where that is another: "Q4_1 weights in float32"."""
+    """Says a result's dtype, and what the weights were stored as where that is another: "Q4_1 weights in float32"."""
     dtype, weights = plain(str(result["dtype"])), result.get("weights")
     return dtype if weights is None or weights == result["dtype"] else f"{plain(str(weights))} weights in {dtype}"
 

@@ -38,7 +38,7 @@ class TensorInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a model's parameters come from, in words.
+    """Says where a model's parameters come from, in words.
 
     Attributes:
       place: a file, a directory, a model of the hub; or how they were made.
@@ -90,7 +90,7 @@ class Source(abc.ABC):
         """
 
     def weight_type(self) -> str | None:
-        """Type that most of the weights are stored as, of `TensorInfo.dtype`; None where there are none."""
+        """Gives the type that most of the weights are stored as (`TensorInfo.dtype`); None where there are none."""
         counts: collections.Counter[str] = collections.Counter()
         for info in self.tensors.values():
             counts[info.dtype] += math.prod(info.shape)
