@@ -59,7 +59,7 @@ class LanguageModel(nn.Module):
             anywhere. None for 0 to T - 1.
           slots: int [B, T]: where in the cache each token goes, out of range for nowhere. The cache is the collection
             `cache`, which must be mutable; `massive_jax.models.empty_cache` makes one.
-          capture: what to sow, when `intermediates` is mutable; None for top-3 and median of every `block_out`.
+          capture: what to sow, when `intermediates` is mutable; None for nothing.
           logits: whether to compute the logits (static).
           last_only: computes the logits of each sequence's last token only (static); a capture or edit of them needs
             all.

@@ -42,9 +42,6 @@ REMAT = {
 _KEYS_AND_VALUES = compile_captures(Capture(("key", "value"), layers=1), 1)
 _FIRST_SLOT = {"key": 0, "value": 0}
 
-# What is sown when `intermediates` is mutable and nothing in particular is asked for.
-DEFAULT_CAPTURE = Capture("block_out", top_k=3, median=True)
-
 
 def outer_tap(
     module: nn.Module, config: BlockConfig, plan: CapturePlan | None, coordinates: Coordinates = UNPADDED
@@ -54,13 +51,11 @@ def outer_tap(
     Args:
       module: the model, in its `__call__`.
       config: of the model.
-      plan: what to sow; nothing unless `intermediates` is mutable, and `DEFAULT_CAPTURE` for None.
+      plan: what to sow; None for nothing, as where `intermediates` is not mutable.
       coordinates: see `Tap`.
     """
-    if not module.is_mutable_collection("intermediates") or module.is_initializing():
+    if plan is None or not module.is_mutable_collection("intermediates") or module.is_initializing():
         plan = CapturePlan()
-    elif plan is None:
-        plan = compile_captures(DEFAULT_CAPTURE, config.num_layers)
     edits: dict[str, Any] = {
         site: module.get_variable("edits", site) for site in ALL_SITES if module.has_variable("edits", site)
     }

@@ -46,7 +46,7 @@ class VisionTransformer(nn.Module):
 
         Args:
           images: [B, height, width, 3], normalised as the checkpoint wants it.
-          capture: what to sow, when `intermediates` is mutable; None for top-3 and median of every `block_out`.
+          capture: what to sow, when `intermediates` is mutable; None for nothing.
           logits: whether to compute the logits, where there is a head (static).
 
         Returns:

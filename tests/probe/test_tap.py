@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import TINY_SITES
 
-from massive_jax.probe import SITES, Capture, Edit, compile_edits
+from massive_jax.probe import SITES, Capture, Edit, compile_captures, compile_edits
 
 LAYER, POSITION, HEAD, DIM = 2, 3, 1, 1
 VALUE = {"set": 7.0, "scale": 3.0, "add": 2.0, "noise": 2.0, "shuffle": 0.0}
@@ -196,15 +196,22 @@ def test_edits_that_act_under_bfloat16(make_model, tiny_tokens):
 def test_compiled_edits_are_the_edits_collection_of_the_module(tiny_model, tiny_tokens):
     """The promise of `massive_jax.model`: everything can be had from `module.apply`."""
     edits = [Edit("block_out", layer=2, position=0, dim=5, value=40.0)]
-    expected = tiny_model(tiny_tokens, edits=edits, capture=Capture("block_out", top_k=3, median=True))
+    capture = Capture("block_out", top_k=3, median=True)
+    expected = tiny_model(tiny_tokens, edits=edits, capture=capture)
+    plan = compile_captures(capture, tiny_model.config.num_layers)
     collection = compile_edits(edits, tiny_model.config.sizes(*tiny_tokens.shape))
     apply = jax.jit(tiny_model.module.apply, static_argnames=("mutable",))
     (logits, hidden), sown = apply(
-        {"params": tiny_model.params, "edits": collection}, tiny_tokens, mutable=("intermediates",)
+        {"params": tiny_model.params, "edits": collection}, tiny_tokens, capture=plan, mutable=("intermediates",)
     )
     np.testing.assert_allclose(logits, expected.logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(hidden, expected.last_hidden, rtol=1e-5, atol=1e-5)
-    # Nothing asked for: the three largest and the median of every block.
     stats, wanted = sown["intermediates"]["block_out"], expected.intermediates["block_out"]
     np.testing.assert_array_equal(stats.top_dims, wanted.top_dims)
     np.testing.assert_allclose(stats.median, wanted.median, rtol=1e-5)
+
+
+def test_no_capture_keeps_nothing_in_the_model_as_in_the_module(tiny_model, tiny_tokens, tiny_vision, tiny_images):
+    for model, inputs in ((tiny_model, tiny_tokens), (tiny_vision, tiny_images)):
+        _, sown = model.module.apply({"params": model.params}, inputs, capture=None, mutable=["intermediates"])
+        assert sown.get("intermediates", {}) == model(inputs, capture=None).intermediates == {}
