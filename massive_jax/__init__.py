@@ -15,24 +15,61 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from massive_jax import zoo
-    from massive_jax.loading import load
+    from massive_jax import bias, zoo
+    from massive_jax.compile_cache import keep_compiled
+    from massive_jax.generate import generate
+    from massive_jax.loading import convert, load, save
     from massive_jax.model import Model, Output
     from massive_jax.probe import Capture, Edit, Stats
+    from massive_jax.random_models import init
 
 __version__ = "0.1.0"
-__all__ = ["Capture", "Edit", "Model", "Output", "Stats", "load", "zoo"]
+__all__ = [
+    "Capture",
+    "Edit",
+    "Model",
+    "Output",
+    "Stats",
+    "bias",
+    "convert",
+    "generate",
+    "init",
+    "keep_compiled",
+    "load",
+    "save",
+    "zoo",
+]
 
 # Where each public name lives. Resolved on first use, so that `import massive_jax` costs next to nothing.
 _HOMES = {
     "Capture": "massive_jax.probe",
     "Edit": "massive_jax.probe",
-    "Stats": "massive_jax.probe",
     "Model": "massive_jax.model",
     "Output": "massive_jax.model",
+    "Stats": "massive_jax.probe",
+    "convert": "massive_jax.loading",
+    "init": "massive_jax.random_models",
+    "keep_compiled": "massive_jax.compile_cache",
     "load": "massive_jax.loading",
+    "save": "massive_jax.loading",
 }
-_ROOMS = ("analysis", "data", "evaluate", "files", "inputs", "models", "probe", "report", "train", "weights", "zoo")
+_ROOMS = (
+    "analysis",
+    "bias",
+    "data",
+    "evaluate",
+    "files",
+    "generate",  # can be called
+    "inputs",
+    "loading",
+    "models",
+    "parallel",
+    "probe",
+    "report",
+    "train",
+    "weights",
+    "zoo",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -284,3 +286,12 @@ def _decode(
     _, (tokens, sown, later) = lax.scan(step, (first, done, cache, text), jnp.arange(1, num_steps))
     made = jnp.concatenate([first[None], tokens]).T
     return made, sown, jnp.concatenate([logits[None], later]) if keep_logits else None
+
+
+class _Generate(types.ModuleType):
+    """This module, which is a verb too: `massive_jax.generate(model, tokens, …)` is `generate` above."""
+
+    __call__ = staticmethod(generate)
+
+
+sys.modules[__name__].__class__ = _Generate

@@ -23,6 +23,7 @@ from massive_jax.arguments import shown, yes_or_no
 from massive_jax.dtypes import DTYPES, check_dtype
 from massive_jax.model import Model
 from massive_jax.models import TransformerConfig, VisionConfig, build
+from massive_jax.parallel import check_mesh
 from massive_jax.weights import checkpoint, hub, layout, wheel
 from massive_jax.weights.gguf_source import GGUFSource
 from massive_jax.weights.loader import expected_shapes, load_params, stream_params
@@ -68,8 +69,7 @@ def load(
     """
     model = _address(model)
     _check_options(dtype, progress, allow_nonfinite)
-    if mesh is not None and not (isinstance(mesh, Mesh) and mesh.axis_names == ("data", "model")):
-        raise ValueError(f"mesh is {shown(mesh)}; give what massive_jax.parallel.make_mesh makes, or None.")
+    check_mesh(mesh)
     _check_revision(model, revision)
     if _is_checkpoint(model):
         found = checkpoint.read_metadata(model)

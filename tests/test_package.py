@@ -1,6 +1,7 @@
 """What importing costs, and what is never imported."""
 
 import ast
+import inspect
 import pathlib
 import shutil
 import subprocess
@@ -107,3 +108,16 @@ def test_type_checkers_of_a_users_code_read_the_types():
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
     assert "py.typed" in project["tool"]["setuptools"]["package-data"]["massive_jax"]
     assert (ROOT / "py.typed").is_file()
+
+
+def test_generate_is_a_verb_and_a_module(tiny_model):
+    from massive_jax.generate import left_pad
+
+    tokens, mask = left_pad([[1, 2], [3]])
+    assert mj.generate(tiny_model, tokens, mask=mask, max_new_tokens=1).tokens.shape == (2, 3)
+    assert mj.generate.left_pad is left_pad
+    assert list(inspect.signature(mj.generate).parameters)[-1] == "keep_logits"
+
+
+def test_load_without_a_name_loads_the_default():
+    assert inspect.signature(mj.load).parameters["model"].default == mj.zoo.DEFAULT_MODEL

@@ -10,10 +10,11 @@ from massive_jax.parallel.processes import (
     process_part,
     whole,
 )
-from massive_jax.parallel.rules import RULES, make_mesh, mesh_of_params, mesh_set, param_sharding, spec_of
+from massive_jax.parallel.rules import RULES, check_mesh, make_mesh, mesh_of_params, mesh_set, param_sharding, spec_of
 
 __all__ = [
     "RULES",
+    "check_mesh",
     "check_shared",
     "from_first",
     "in_any",

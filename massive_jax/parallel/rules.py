@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from massive_jax.arguments import shown
+
 # Pattern of the end of a parameter's path -> mesh axes of its last axes; leading axes (layers, experts) are not split.
 RULES: Sequence[tuple[str, tuple[str | None, ...]]] = (
     (r"(query|key|value)/kernel", ("data", "model", None)),  # [D, H, N]
@@ -47,6 +49,12 @@ def make_mesh(data: int = 1, model: int = 1) -> Mesh:
     return jax.make_mesh(
         (data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[: data * model]
     )
+
+
+def check_mesh(mesh: object) -> None:
+    """Checks that `mesh` is one that `make_mesh` makes, or None; ValueError otherwise."""
+    if mesh is not None and not (isinstance(mesh, Mesh) and mesh.axis_names == ("data", "model")):
+        raise ValueError(f"mesh is {shown(mesh)}; give what massive_jax.parallel.make_mesh makes, or None.")
 
 
 def mesh_of_params(params: Any, *others: Any) -> Mesh | None:

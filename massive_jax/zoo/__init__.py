@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from massive_jax import files
 from massive_jax.models import TransformerConfig, VisionConfig
-from massive_jax.weights.source import Source
+from massive_jax.weights.source import Source, TensorInfo
 from massive_jax.weights.table import WeightTable
 from massive_jax.zoo import (
     clip,
@@ -75,7 +76,17 @@ FAMILIES: Mapping[str, Family] = {
 PRESETS: Mapping[str, Preset] = {name: p for family in FAMILIES.values() for name, p in family.presets.items()}
 DEFAULT_MODEL = "smollm2_135m_instruct_q4_1"
 
-__all__ = ["DEFAULT_MODEL", "FAMILIES", "PRESETS", "Family", "Preset", "WheelFile", "describe", "full_name"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "FAMILIES",
+    "PRESETS",
+    "Family",
+    "Preset",
+    "WheelFile",
+    "describe",
+    "full_name",
+    "map_config",
+]
 
 
 def full_name(name: str) -> str:
@@ -91,6 +102,7 @@ def describe(source: Source) -> tuple[TransformerConfig | VisionConfig, WeightTa
       ValueError: a model type or GGUF architecture no family has (the message lists those there are), or a config
         field that would change the result and is not implemented.
     """
+    table: WeightTable | None
     if source.format == "gguf":
         architecture = source.config.get("general.architecture")
         families = {f.gguf_architecture: f for f in FAMILIES.values() if f.gguf_architecture}
@@ -103,17 +115,33 @@ def describe(source: Source) -> tuple[TransformerConfig | VisionConfig, WeightTa
         config = read_config(source, family.gguf_config)
         table = family.gguf_table
     else:
-        config = source.config
-        if "model_type" not in config and "architecture" in config:
-            config = {**config, "model_type": timm.model_type(str(config["architecture"]))}
-        model_type = config.get("model_type")
-        if not isinstance(model_type, str) or model_type not in FAMILIES:
-            raise ValueError(
-                f"{source.location}: model_type {files.shown(model_type)} is not supported; supported: "
-                f"{', '.join(sorted(FAMILIES))}."
-            )
-        table = FAMILIES[model_type].table
-    fields = Fields(config, source.location, source.tensors)
-    mapped = FAMILIES[str(config["model_type"])].config(fields)
+        config, table = source.config, None
+    mapped, family = map_config(config, source.location, source.tensors)
+    return mapped, (table or family.table).spelled(source.tensors.keys())
+
+
+def map_config(
+    config: Mapping[str, Any], location: str, tensors: Mapping[str, TensorInfo] | None = None
+) -> tuple[TransformerConfig | VisionConfig, Family]:
+    """Gives the config of this project that a Hugging Face config says, and its family.
+
+    Args:
+      config: fields as in `config.json`.
+      location: names their file in messages.
+      tensors: the weights beside it, which bound what it can ask for; None where there are none.
+
+    Raises:
+      ValueError: as `describe`.
+    """
+    if "model_type" not in config and "architecture" in config:
+        config = {**config, "model_type": timm.model_type(str(config["architecture"]))}
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ValueError(
+            f"{location}: model_type {files.shown(model_type)} is not supported; supported: "
+            f"{', '.join(sorted(FAMILIES))}."
+        )
+    fields, family = Fields(config, location, tensors), FAMILIES[model_type]
+    mapped = family.config(fields)
     fields.finish()
-    return mapped, table.spelled(source.tensors.keys())
+    return mapped, family
