@@ -217,8 +217,8 @@ def open_source(model: str | os.PathLike[str], *, revision: str | None = None) -
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith(".") and path.suffix != ".gguf":
         return HuggingFaceSource(hub.snapshot(model, revision=revision))
     raise ValueError(
-        f"no model {model!r}: it is no file or directory here, no hub id (org/name) and no zoo name. "
-        f"Zoo names: {', '.join(zoo.PRESETS)}."
+        f"no model {shown(model)}: it is no file or directory here, no hub id (org/name) and no zoo name. "
+        f"Zoo names: {', '.join(zoo.near(model))}, … (all of them: massive_jax.zoo.PRESETS)."
     )
 
 

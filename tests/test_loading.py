@@ -16,6 +16,17 @@ def test_nothing_of_that_name(name):
         mj.load(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("SmolLM2-135M-instruct", "smollm2_135m_instruct"), ("pythia-70m", "pythia_70m"), ("gpt2-mediun", "gpt2_medium")],
+)
+def test_a_name_that_is_nearly_one_of_the_zoo(name, meant):
+    with pytest.raises(ValueError, match=f"Zoo names: {meant}, ") as error:
+        mj.load(name)
+    assert len(str(error.value)) < 400
+    assert "\n" not in str(error.value)
+
+
 def test_unknown_dtype():
     with pytest.raises(ValueError, match="unknown dtype 'float8'; known: float32, bfloat16, float16, float64"):
         mj.load("smollm2_135m", dtype="float8")

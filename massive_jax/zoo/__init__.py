@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,6 +89,7 @@ __all__ = [
     "describe",
     "full_name",
     "map_config",
+    "near",
 ]
 
 
@@ -93,6 +97,12 @@ def full_name(name: str) -> str:
     """Gives the name of a preset that says what it is: `name`, or the one that it is short for; others as they are."""
     preset = PRESETS.get(name)
     return name if preset is None or preset.alias_of is None else preset.alias_of
+
+
+def near(name: str) -> list[str]:
+    """Lists the zoo names that someone who wrote `name` may have meant, the likeliest first; the default one always."""
+    written = re.sub(r"[\s-]", "_", pathlib.PurePath(name[:256]).name.lower())
+    return list(dict.fromkeys([*difflib.get_close_matches(written, PRESETS, n=4), DEFAULT_MODEL]))
 
 
 def describe(source: Source) -> tuple[TransformerConfig | VisionConfig, WeightTable]:
