@@ -77,6 +77,30 @@ def test_equals_the_full_forward_pass_at_every_site(make_model, tiny_tokens, set
     assert run.prompt.logits.shape == (len(prompt), PROMPT, model.config.vocab_size)  # captured, so whole
 
 
+def test_edits_of_keys_and_slots_are_those_of_the_full_forward_pass(make_model, tiny_tokens):
+    """A key is a token's of the whole sequence, before the token is there too; the slots come after all of them."""
+    model, prompt = make_model(num_layers=1, attention_bias=AttentionBias("kv", slots=2)), tiny_tokens[:, :PROMPT]
+    edits = [
+        *(mj.Edit("attn_logits", layer=1, key=key, op="add", value=2.0) for key in (0, PROMPT, PROMPT + 1, -1, -2)),
+        mj.Edit("attn_logits", layer=1, op="noise", value=2.0),
+        mj.Edit("attn_logits", layer=1, key=-1, op="noise", value=2.0),
+        mj.Edit("attn_probs", layer=1, key=2, value=0.5),
+        mj.Edit("attn_probs", layer=1, key=-2, op="add", value=0.5),
+        mj.Edit("attn_probs", layer=1, key=PROMPT, position=PROMPT + 2, op="add", value=0.5),
+    ]
+    names = ("block_out", "logits")
+    run = model.generate(prompt, max_new_tokens=NEW, capture=mj.Capture(names), edits=edits)
+    check_against_full_forward(model, run, prompt, names, edits)
+
+
+@pytest.mark.parametrize("place", [{}, {"position": 1}, {"key": PROMPT}, {"key": PROMPT + 2, "position": PROMPT + 1}])
+@pytest.mark.parametrize("op", ["set", "add", "noise"])
+def test_probabilities_of_keys_that_are_not_there_yet_are_refused(tiny_model, tiny_tokens, place, op):
+    edit = mj.Edit("attn_probs", layer=1, op=op, value=0.5, **place)
+    with pytest.raises(ValueError, match="at keys after the query, which are not there while generating"):
+        tiny_model.generate(tiny_tokens[:, :PROMPT], max_new_tokens=NEW, edits=edit)
+
+
 def test_edits_reach_prompt_and_new_tokens(tiny_model, tiny_tokens):
     prompt = tiny_tokens[:, :PROMPT]
     edits = [

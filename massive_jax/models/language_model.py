@@ -232,7 +232,8 @@ class _Places:
         if self.own_queries is None or self.own_keys is None:
             return UNPADDED
         behind = jnp.max(self.own_keys, axis=1, keepdims=True) + 1 + jnp.arange(num_slots)
-        return Coordinates({"T": self.own_queries, "S": jnp.concatenate([self.own_keys, behind], axis=1)})
+        positions = {"T": self.own_queries, "S": jnp.concatenate([self.own_keys, behind], axis=1)}
+        return Coordinates(positions, growing=self.slots is not None)
 
     def mask(self, window: int | None) -> jax.Array:
         """Bool [B or 1, T, S]: which query sees which key."""

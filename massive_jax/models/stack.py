@@ -59,7 +59,7 @@ def outer_tap(
     edits: dict[str, Any] = {
         site: module.get_variable("edits", site) for site in ALL_SITES if module.has_variable("edits", site)
     }
-    return Tap(edits, plan, coordinates=coordinates)
+    return Tap(edits, plan, coordinates=dataclasses.replace(coordinates, slots=config.num_slots))
 
 
 def run_blocks(

@@ -15,6 +15,7 @@ import numpy as np
 
 from massive_jax.arguments import shown
 from massive_jax.probe.capture import CapturePlan, SiteSpec
+from massive_jax.probe.coordinates import SLOTS
 from massive_jax.probe.edit import ALL_LAYERS, NO_LAYER, EditCollection, EditRows
 from massive_jax.probe.operations import OPS
 from massive_jax.probe.sites import Site, find_site
@@ -93,10 +94,13 @@ def _problems(site: Site, rows: EditRows, sizes: Mapping[str, int], mask: np.nda
     yield from _outside("layer", rows.layer, live, layers)
     yield from _outside("op", rows.op, live, range(len(OPS)))
     for axis, index in rows.index.items():
-        yield from _outside(f"index {axis}", index, live, range(-1 if axis in by_sequence else 0, sizes[axis]))
+        slots = range(SLOTS, SLOTS + sizes[axis] - sizes["T"]) if axis == site.axis_of("key") else ()
+        allowed = [*range(-1 if axis in by_sequence else 0, sizes[axis]), *slots]
+        yield from _outside(f"index {axis}", index, live, allowed)
         if axis in by_sequence and mask is not None and live is not None and not (_traced(index) or _traced(mask)):
             padding = sizes["T"] - np.asarray(mask).sum(axis=1)
-            if (np.asarray(index)[live] >= sizes[axis] - padding).any():
+            its = np.asarray(index)[live]
+            if ((its >= sizes[axis] - padding) & (its < SLOTS)).any():
                 yield f"index {axis} is beyond the end of a sequence"
 
 

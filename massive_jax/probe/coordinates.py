@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+SLOTS = 1 << 30  # more than any position: the first slot of an attention bias, the last keys of every query
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -22,25 +24,45 @@ class Coordinates:
     Attributes:
       positions: axis letter ("T", "S") -> int32 [B, size]: the position of each column, ascending; -1 for padding. An
         axis that is absent has no padding, and its columns are the positions.
+      slots: how many of the last keys are slots of an attention bias.
+      growing: whether more tokens are to come, in front of the slots.
     """
 
     positions: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+    slots: int = dataclasses.field(default=0, metadata={"static": True})
+    growing: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def along(self, axis: str, size: int) -> jax.Array:
         """Gives the position of every column: int32 [B, size], or [1, size] where all sequences have the same."""
         given = self.positions.get(axis)
         return jnp.arange(size, dtype=jnp.int32)[None] if given is None else given
 
+    def lasting(self, axis: str, size: int) -> jax.Array:
+        """Gives what `along` gives, but for slots: numbers from `SLOTS` on, the same while a sequence grows."""
+        positions = self.along(axis, size)
+        if axis != "S" or not self.slots:
+            return positions
+        slots = jnp.broadcast_to(SLOTS + jnp.arange(self.slots, dtype=jnp.int32), (len(positions), self.slots))
+        return jnp.concatenate([positions[:, : size - self.slots], slots], axis=1)
+
     def count(self, axis: str, size: int) -> jax.Array:
         """Says how many columns are no padding: int32 [B] or [1]."""
         return jnp.sum(self.along(axis, size) >= 0, axis=1, dtype=jnp.int32)
 
     def columns(self, axis: str, size: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Gives the column that holds a position of each sequence, int32 [B], and whether there is one, bool [B]."""
+        """Gives the column that holds a position of each sequence, int32 [B], and whether there is one, bool [B].
+
+        A slot may also be asked for by its number in `lasting`.
+        """
         given = self.positions.get(axis)
         if given is None:
+            if axis == "S" and self.slots:
+                positions = jnp.where(positions >= SLOTS, positions - SLOTS + size - self.slots, positions)
             return positions, (positions >= 0) & (positions < size)
-        here = (given == positions[:, None]) & (given >= 0)
+        here = self.lasting(axis, size) == positions[:, None]
+        if not self.growing:
+            here |= given == positions[:, None]
+        here &= given >= 0
         return jnp.argmax(here, axis=1).astype(jnp.int32), jnp.any(here, axis=1)
 
     def valid(self, axes: str) -> jax.Array | None:

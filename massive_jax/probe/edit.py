@@ -22,7 +22,7 @@ from jax import lax
 
 from massive_jax.arguments import is_index, seed_number, several, shown
 from massive_jax.dtypes import wide
-from massive_jax.probe.coordinates import UNPADDED, Coordinates
+from massive_jax.probe.coordinates import SLOTS, UNPADDED, Coordinates
 from massive_jax.probe.operations import OPERATIONS, OPS, Selection
 from massive_jax.probe.sites import ALL_SITES, AXIS_NAMES, WIDE_SITES, Site, check_layers, find_site
 
@@ -94,8 +94,8 @@ class EditRows:
 
     Attributes:
       layer: int32 [K], 1-based, 0 for a site outside the blocks, -2 for all layers.
-      index: axis letter -> int32 indices: [K, B] for position and key (-1 for none), [K] for the others. An axis that
-        is absent is edited whole.
+      index: axis letter -> int32 indices: [K, B] for position and key (-1 for none; a slot's key counts from
+        `massive_jax.probe.coordinates.SLOTS`), [K] for the others. An axis that is absent is edited whole.
       op: int32 [K], an index into `OPS`.
       value: float32 [K], or [K, size of the last axis] where that axis is edited whole.
       seed: uint32 [K].
@@ -136,7 +136,7 @@ def compile_edits(
     Raises:
       ValueError: something else than an `Edit` among them; unknown or absent site, unknown op or rule; layer, position,
         head, key or dim out of range; an index the site has no axis for; a value of the wrong shape, or too large; a
-        seed out of range; while generating, an operation that needs the whole sequence. Everything wrong with every
+        seed out of range; while generating, what needs the whole sequence. Everything wrong with every
         edit is in the one message.
     """
     sequences = _Sequences(tokens, mask, new_tokens)
@@ -305,10 +305,12 @@ def _pack(
         if name == "position":
             index[axis] = _positions(given, sizes["B"], sequences.lengths(sizes["B"], sizes[axis]), sequences, rules)
         elif name == "key":
-            slots = sizes[axis] - sizes["T"]
-            index[axis] = _from_the_end(
-                given, sequences, sequences.lengths(sizes["B"], sizes["T"]) + slots, "key", f"{site.name} has key"
-            )
+            tokens = sequences.lengths(sizes["B"], sizes["T"])
+            keys = tokens + sizes[axis] - sizes["T"]
+            found = _from_the_end(given, sequences, keys, "key", f"{site.name} has key")
+            # Where a sequence grows, its slots stay what they are; where its length is not known, so is which is one.
+            is_slot = (found >= tokens) & sequences.known
+            index[axis] = np.where(is_slot, SLOTS + found - tokens, found).astype(np.int32)
         elif not is_index(given) or not 0 <= given < sizes[axis]:
             raise ValueError(f"{name} {shown(given)} is out of range; {site.name} has {name} 0 to {sizes[axis] - 1}.")
         else:
@@ -342,6 +344,15 @@ def _pack(
             f"{edit.op} looks at all tokens of a sequence, which are not there while generating; edit with it in "
             "model(…), or take set, scale, add or noise."
         )
+    if sequences.new_tokens and site.name == "attn_probs" and edit.op in ("set", "add", "noise") and value.any():
+        # The softmax gives 0 to what a query does not see yet, which these make a number: of keys that are not there.
+        prompt = sequences.lengths(sizes["B"], sizes["T"]) - sequences.new_tokens
+        key, query = index.get(site.axis_of("key")), index.get(site.axis_of("position"), -1)
+        if key is None or ((key >= prompt) & (key < SLOTS) & (key > query)).any():
+            raise ValueError(
+                f"{edit.op} of attention probabilities at keys after the query, which are not there while generating; "
+                "give one key of the prompt, or edit attn_logits."
+            )
     op = np.int32(OPS.index(edit.op))
     return site, EditRows(np.int32(layer), index, op, value, np.uint32(seed_number(edit.seed)))
 

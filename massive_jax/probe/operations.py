@@ -82,7 +82,7 @@ def _noise(found: Selection) -> jax.Array:
         if axis in found.positions:
             positions = found.positions[axis]
         else:
-            positions, drawn_by = found.coordinates.along(axis, found.size(axis)), drawn_by + axis
+            positions, drawn_by = found.coordinates.lasting(axis, found.size(axis)), drawn_by + axis
             keys = keys[..., None]
         # Keys [b, …] of the axes before, and positions [b] or [b, size] -> [b, …] or [b, …, size].
         positions = positions.reshape(len(positions), *(1,) * (keys.ndim - positions.ndim), *positions.shape[1:])
