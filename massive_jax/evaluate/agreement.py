@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from massive_jax.arguments import shown
 from massive_jax.data.windows import Windows
-from massive_jax.evaluate.batches import Progress, batches, edits_for, input_length
-from massive_jax.evaluate.perplexity import perplexity
+from massive_jax.evaluate.batches import Progress, batches, check_model, checked_inputs, edits_for, input_length
+from massive_jax.evaluate.perplexity import check_windows, perplexity
 from massive_jax.model import Model
 from massive_jax.probe import Edit
 
@@ -58,6 +59,7 @@ def measure_of(model: Model, data: Windows | Images, progress: Progress | None =
     "top1_agreement", the share of images whose most likely class stays, otherwise "cosine_similarity" of the pooled
     features, averaged over the images. The unedited model is run here.
     """
+    check_data(model, data)
     if isinstance(data, Windows):
         return "perplexity", lambda edits, progress: perplexity(model, data, edits, progress)
     reference = features(model, data.inputs, progress=progress)
@@ -70,11 +72,24 @@ def measure_of(model: Model, data: Windows | Images, progress: Progress | None =
     )
 
 
+def check_data(model: Model, data: Windows | Images) -> None:
+    """Raises a ValueError where `data` is neither windows nor images, or nothing that `model` can take."""
+    if isinstance(data, Windows):
+        check_windows(model, data)
+    elif isinstance(data, Images):
+        check_model(model)
+        model.require_vision()
+        checked_inputs(model, data.inputs)
+    else:
+        raise ValueError(f"data is {shown(data)}; give Windows, as `cut_windows` makes, or Images.")
+
+
 def features(
     model: Model, images: np.ndarray, edits: Sequence[Edit] | None = None, progress: Progress | None = None
 ) -> np.ndarray:
     """Computes float32 logits [B, V] of images [B, height, width, 3]; without a head, pooled features [B, W]."""
-    found = []
+    images, found = checked_inputs(model, images), []
+    model.require_vision()
     for rows, batch in batches(images, progress, input_length(model, images)):
         out = model(batch, edits=edits_for(edits, rows))
         found.append(np.asarray(out.pooled if out.logits is None else out.logits, np.float32))
@@ -89,7 +104,9 @@ def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
       >>> cosine_similarity(np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([[2.0, 0.0], [0.0, 3.0]])).round(3).tolist()
       [1.0, 0.707]
     """
-    a, b = a.astype(np.float64), b.astype(np.float64)
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape or a.ndim < 1:
+        raise ValueError(f"features {list(a.shape)} beside {list(b.shape)}: give as many of one width.")
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return np.sum(a * b, axis=-1) / np.where(norms > 0, norms, np.nan)
 

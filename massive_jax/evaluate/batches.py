@@ -23,6 +23,22 @@ def input_length(model: Model, inputs: np.ndarray) -> int:
     return model.config.input_sizes(inputs.shape)["T"]
 
 
+def checked_inputs(model: Model, inputs: Any, mask: Any = None) -> np.ndarray:
+    """Gives `inputs`, tokens [W, T] or images [W, height, width, 3], as an array.
+
+    Raises:
+      ValueError: `model` is no `Model`; inputs or a mask that it cannot take (see `Model.__call__`).
+    """
+    check_model(model)
+    return np.asarray(model.check_inputs(inputs, mask)[0])
+
+
+def check_model(model: Any) -> None:
+    """Raises a ValueError where `model` is no `Model`."""
+    if not isinstance(model, Model):
+        raise ValueError(f"model is {shown(model)}; give a Model, such as massive_jax.load returns.")
+
+
 def batches(
     inputs: np.ndarray, progress: Progress | None = None, length: int | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from massive_jax.evaluate.agreement import cosine_similarity
-from massive_jax.evaluate.batches import Progress, edits_for
+from massive_jax.evaluate.batches import Progress, check_model, edits_for
 from massive_jax.inputs.images import ImageList
 from massive_jax.model import Model
 from massive_jax.models import VisionTransformer
@@ -38,6 +38,11 @@ class ImageOutputs:
         """Gives the fraction of the images whose largest logit is that of their label, int [B]."""
         if self.logits is None:
             raise ValueError("top-1 accuracy needs a model with a head.")
+        labels = np.asarray(labels)
+        if labels.shape != self.logits.shape[:1] or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels are {labels.dtype}{list(labels.shape)}; give int[{len(self.logits)}], one an image."
+            )
         return float(np.mean(self.logits.argmax(axis=-1) == labels))
 
     def cosine(self, other: ImageOutputs) -> float:
@@ -49,6 +54,7 @@ def run_images(
     model: Model, batches: ImageBatches, edits: Edit | Sequence[Edit] | None = None, progress: Progress | None = None
 ) -> ImageOutputs:
     """Computes features and logits of all images under `edits`; `progress` gets every batch's number of images."""
+    check_model(model)
     model.require_vision()
     features, logits = [], []
     for rows, images in batches:
@@ -58,6 +64,8 @@ def run_images(
             logits.append(np.asarray(out.logits))
         if progress is not None:
             progress(len(images))
+    if not features:
+        raise ValueError("there are no images to run.")
     return ImageOutputs(np.concatenate(features), np.concatenate(logits) if logits else None)
 
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from massive_jax.analysis import DEFINITION, FIRST_DELIMITER, Thresholds, find_massive
-from massive_jax.arguments import is_index, number, shown
+from massive_jax.arguments import is_index, number, several, shown
 from massive_jax.data.windows import Windows
-from massive_jax.evaluate.agreement import Images, Measure, measure_of
+from massive_jax.evaluate.agreement import Images, Measure, check_data, measure_of
 from massive_jax.evaluate.batches import Progress, batches, input_length
 from massive_jax.evaluate.layers import measure_layers
 from massive_jax.model import Model
@@ -57,10 +59,10 @@ class Operation:
     @classmethod
     def parse(cls, text: str) -> Operation:
         """Reads one of `KNOWN`, such as "zero" or "scale=2"; ValueError otherwise."""
-        op, _, digits = text.partition("=")
+        op, sign, digits = text.partition("=") if isinstance(text, str) else ("", "", "")
         takes_number = op in _NUMBERED
-        if op not in (*_PLAIN, *_NUMBERED) or takes_number != bool(digits):
-            raise ValueError(f"unknown operation {text!r}; known: {KNOWN} (X a number).")
+        if op not in (*_PLAIN, *_NUMBERED) or not takes_number == bool(sign) == bool(digits):
+            raise ValueError(f"unknown operation {shown(text)}; known: {KNOWN} (X a number).")
         try:
             value = float(digits) if digits else None
         except ValueError:
@@ -95,13 +97,14 @@ def parse_places(text: str) -> list[Place]:
       ValueError: not of that form; the message says which part.
     """
     places = []
-    for part in text.split(","):
-        position, _, dim = part.strip().partition(":")
-        if not dim.isdecimal() or not (position.isdecimal() or position in ("delim", FIRST_DELIMITER)):
+    for part in text.split(",") if isinstance(text, str) else (text,):
+        found = re.fullmatch(rf"\s*([0-9]{{1,18}}|delim|{FIRST_DELIMITER}):([0-9]{{1,18}})\s*", str(part))
+        if found is None:
             raise ValueError(
-                f"cannot read the place {part!r}; give --places (also --sites) as POS:DIM,… with POS a token position "
+                f"cannot read the place {shown(part)}; give --places (also --sites) as POS:DIM,… with POS a token position "
                 "or 'delim' and DIM a dim, such as 0:507,0:247; or as 'auto'."
             )
+        position, dim = found.groups()
         places.append(Place(int(position) if position.isdecimal() else FIRST_DELIMITER, int(dim)))
     if len(set(places)) < len(places):
         raise ValueError(f"the places {text!r} name a place twice.")
@@ -117,6 +120,9 @@ def hidden_state(model: Model, inputs: np.ndarray, layer: int, mask: np.ndarray 
 
 def check_places(model: Model, data: Windows | Images, places: Sequence[Place]) -> None:
     """Raises a ValueError that names the places out of range of any input."""
+    check_data(model, data)
+    if not all(isinstance(place, Place) for place in _several("places", places)):
+        raise ValueError(f"places is {shown(places)}; give a list of Place, such as `parse_places` reads.")
     width, mask = model.config.hidden_size, _mask_of(data)
     length = int(data.lengths.min()) if isinstance(data, Windows) else input_length(model, data.inputs)
     bad = [
@@ -135,6 +141,12 @@ def check_places(model: Model, data: Windows | Images, places: Sequence[Place]) 
         raise ValueError("a place is at the first delimiter, which an image does not have.")
     if at_delimiter and not (model.first_delimiter(data.inputs, mask) >= 0).any():
         raise ValueError("a place is at the first delimiter, and no window has one.")
+
+
+def _several(name: str, given: Any) -> tuple[Any, ...]:
+    if (found := several(given)) is None:
+        raise ValueError(f"{name} is {shown(given)}; give a list.")
+    return found
 
 
 def _mask_of(data: Windows | Images) -> np.ndarray | None:
@@ -226,7 +238,15 @@ def intervene(
     """Takes `measure` under each operation at all of `sites` of the output of block `layer`, by its name.
 
     The measure is the one of `measure_of` unless given.
+
+    Raises:
+      ValueError: as `check_places`; operations that are none; means that are not as many as the places.
     """
+    check_places(model, data, places)
+    if not all(isinstance(operation, Operation) for operation in _several("operations", operations)):
+        raise ValueError(f"operations is {shown(operations)}; give a list of Operation, as `Operation.parse` reads.")
+    if len(_several("means", means)) != len(places):
+        raise ValueError(f"there are {len(means)} means; give one for each of the {len(places)} places.")
     measure = measure or measure_of(model, data)[1]
     return {
         str(operation): measure(

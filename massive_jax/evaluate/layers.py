@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from massive_jax.analysis import DEFINITION, Location, Thresholds, full_size_layer, rank_locations
-from massive_jax.evaluate.batches import Progress, batches, input_length
+from massive_jax.arguments import shown
+from massive_jax.evaluate.batches import Progress, batches, checked_inputs, input_length
 from massive_jax.model import Model
 from massive_jax.probe import Capture, Stats
 
@@ -64,7 +65,8 @@ def measure_layers(
       progress: called with the number of tokens after every batch.
 
     Raises:
-      ValueError: an activation that is not finite, of which there is no median; the message names the first layer.
+      ValueError: inputs that the model cannot take; an activation that is not finite, of which there is no median;
+        the message names the first layer.
 
     Examples:
       >>> from massive_jax.evaluate import measure_layers
@@ -73,6 +75,7 @@ def measure_layers(
       >>> first.position, first.dim, round(first.value), first.massive
       (0, 507, 23147, True)
     """
+    _check_thresholds(thresholds)
     return _Measured.of(model, inputs, mask, progress).table(thresholds, slice(None))
 
 
@@ -85,6 +88,7 @@ def measure_each(
     progress: Progress | None = None,
 ) -> list[LayerTable]:
     """Measures every layer of `model` on each of several sequences: see `measure_layers`, a table a sequence."""
+    _check_thresholds(thresholds)
     measured = _Measured.of(model, tokens, mask, progress)
     return [measured.table(thresholds, slice(row, row + 1)) for row in range(len(tokens))]
 
@@ -100,6 +104,7 @@ class _Measured:
     @classmethod
     def of(cls, model: Model, inputs: np.ndarray, mask: np.ndarray | None, progress: Progress | None) -> _Measured:
         """Runs the model, a few inputs at a time."""
+        inputs = checked_inputs(model, inputs, mask)
         blocks, final = _statistics(model, inputs, mask, progress)
         return cls(blocks, final, model.first_delimiter(inputs, mask) if model.tokenizer else None)
 
@@ -149,3 +154,8 @@ def _statistics(
 
 def _concatenate(parts: list[Any], axis: int) -> Any:
     return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=axis), *parts)
+
+
+def _check_thresholds(thresholds: object) -> None:
+    if not isinstance(thresholds, Thresholds):
+        raise ValueError(f"thresholds is {shown(thresholds)}; give Thresholds(magnitude, ratio).")

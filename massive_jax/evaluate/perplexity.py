@@ -13,7 +13,7 @@ import numpy as np
 
 from massive_jax.arguments import shown, whole_number
 from massive_jax.data.windows import Windows
-from massive_jax.evaluate.batches import Progress, batches, check_edits_of, edits_for
+from massive_jax.evaluate.batches import Progress, batches, check_edits_of, check_model, checked_inputs, edits_for
 from massive_jax.model import Model, forward, own_positions
 from massive_jax.models import head_of
 from massive_jax.models.loss import chunked_nll
@@ -50,7 +50,7 @@ def perplexity(
       >>> print(f"{perplexity(model, windows):.4g}")
       92.52
     """
-    check_windows(windows)
+    check_windows(model, windows)
     skip = whole_number("skip", skip, 0, max(0, int(windows.lengths.min()) - 2))
     edits = check_edits_of(edits, len(windows.tokens))
     total = 0.0
@@ -63,10 +63,11 @@ def perplexity(
         return math.inf
 
 
-def check_windows(windows: Windows) -> None:
-    """Raises a ValueError where `windows` are none, or empty."""
-    if not isinstance(windows, Windows) or np.ndim(windows.tokens) != 2 or not len(windows.tokens):
+def check_windows(model: Model, windows: Windows) -> None:
+    """Raises a ValueError where `windows` are none, or empty, or of tokens that `model` cannot take."""
+    if not isinstance(windows, Windows) or getattr(windows.tokens, "ndim", 0) != 2 or not len(windows.tokens):
         raise ValueError(f"windows is {shown(windows)}; give Windows of one window at least, as `cut_windows` makes.")
+    checked_inputs(model, windows.tokens, windows.mask)
 
 
 def token_nll(model: Model, tokens: Any, edits: Edit | Sequence[Edit] | None = None, mask: Any = None) -> np.ndarray:
@@ -84,6 +85,7 @@ def token_nll(model: Model, tokens: Any, edits: Edit | Sequence[Edit] | None = N
     Raises:
       ValueError: a single token; an edit of the logits, which are never whole here; see also `Model.__call__`.
     """
+    check_model(model)
     tokens, positions = model.check_tokens(tokens, mask), None
     if (tokens.shape[1] if mask is None else np.asarray(mask).sum(axis=1).min()) < 2:
         raise ValueError("perplexity needs at least two tokens a window: the first is not predicted.")

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from massive_jax.analysis import attention_shares, sink_shares
+from massive_jax.arguments import shown
 from massive_jax.data.windows import Windows
-from massive_jax.evaluate.batches import Progress, batches, input_length
+from massive_jax.evaluate.batches import Progress, batches, check_model, input_length
 from massive_jax.evaluate.images import ImageBatches, run_images
-from massive_jax.evaluate.perplexity import perplexity
+from massive_jax.evaluate.perplexity import check_windows, perplexity
 from massive_jax.evaluate.quantize import quantized_inputs
 from massive_jax.model import Model
 from massive_jax.models import VisionConfig
@@ -81,6 +82,7 @@ def measure_profile(model: Model, windows: Windows, *, skip: int = 0, progress: 
     Raises:
       ValueError: windows of different lengths; see also `perplexity`.
     """
+    check_windows(model, windows)
     if windows.mask is not None:
         raise ValueError("a profile is of windows of one length; cut them with cut_windows.")
     layers = _of_layers(model, (tokens for _, tokens in batches(windows.tokens, progress)))
@@ -100,6 +102,10 @@ def measure_image_profile(
       labels: int [W], of the model's head; None to compare features.
       progress: gets the number of images of every batch.
     """
+    check_model(model)
+    model.require_vision()
+    if not callable(source):
+        raise ValueError(f"source is {shown(source)}; give a function that gives the images in batches.")
     layers = _of_layers(model, (images for _, images in source()), progress)
     original = run_images(model, source(), progress=progress)
     quantized = run_images(model, source(), quantized_inputs(model.config), progress)
@@ -117,6 +123,8 @@ def _of_layers(model: Model, inputs: Iterable[np.ndarray], progress: Progress | 
         length = input_length(model, batch)
         if progress is not None:
             progress(len(batch))
+    if not found:
+        raise ValueError("there is nothing to measure: no images.")
     largest, median = (
         np.concatenate([getattr(f["block_out"], name) for f in found], axis=1) for name in ("max", "median")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from massive_jax.arguments import whole_number
 from massive_jax.models import TransformerConfig, VisionConfig
 from massive_jax.probe import ALL_SITES, Edit
 
@@ -14,6 +15,7 @@ def quantized_inputs(config: TransformerConfig | VisionConfig, bits: int = 8) ->
 
     One massive activation sets the scale, and everything else is rounded away: why quantisation methods treat it apart.
     """
+    bits = whole_number("bits", bits, 2, 16)
     return [
         Edit(site, layer="all" if ALL_SITES[site].per_layer else None, op="quantize", value=bits)
         for site in LINEAR_INPUTS
