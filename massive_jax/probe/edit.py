@@ -347,7 +347,7 @@ def _pack(
     if sequences.new_tokens and site.name == "attn_probs" and edit.op in ("set", "add", "noise") and value.any():
         # The softmax gives 0 to what a query does not see yet, which these make a number: of keys that are not there.
         prompt = sequences.lengths(sizes["B"], sizes["T"]) - sequences.new_tokens
-        key, query = index.get(site.axis_of("key")), index.get(site.axis_of("position"), -1)
+        key, query = index.get("S"), index.get("T", -1)
         if key is None or ((key >= prompt) & (key < SLOTS) & (key > query)).any():
             raise ValueError(
                 f"{edit.op} of attention probabilities at keys after the query, which are not there while generating; "
