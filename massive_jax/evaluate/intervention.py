@@ -101,8 +101,8 @@ def parse_places(text: str) -> list[Place]:
         found = re.fullmatch(rf"\s*([0-9]{{1,18}}|delim|{FIRST_DELIMITER}):([0-9]{{1,18}})\s*", str(part))
         if found is None:
             raise ValueError(
-                f"cannot read the place {shown(part)}; give --places (also --sites) as POS:DIM,… with POS a token position "
-                "or 'delim' and DIM a dim, such as 0:507,0:247; or as 'auto'."
+                f"cannot read the place {shown(part)}; give --places (also --sites) as POS:DIM,… with POS a token "
+                "position or 'delim' and DIM a dim, such as 0:507,0:247; or as 'auto'."
             )
         position, dim = found.groups()
         places.append(Place(int(position) if position.isdecimal() else FIRST_DELIMITER, int(dim)))
