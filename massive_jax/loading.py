@@ -22,7 +22,7 @@ from massive_jax import files, zoo
 from massive_jax.arguments import shown, yes_or_no
 from massive_jax.dtypes import DTYPES, check_dtype
 from massive_jax.model import Model
-from massive_jax.models import TransformerConfig, VisionConfig, build
+from massive_jax.models import TransformerConfig, VisionConfig, build, declared
 from massive_jax.parallel import check_mesh
 from massive_jax.weights import checkpoint, hub, layout, wheel
 from massive_jax.weights.gguf_source import GGUFSource
@@ -75,7 +75,7 @@ def load(
         found = checkpoint.read_metadata(model)
         config = dataclasses.replace(found.config, dtype=dtype)
         module = build(config)
-        expected = functools.partial(expected_shapes, module)
+        expected = functools.partial(declared, module)
         params = checkpoint.load_checkpoint(
             model, expected, dtype=config.jnp_dtype, mesh=mesh, allow_nonfinite=allow_nonfinite, found=found
         )

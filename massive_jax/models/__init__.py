@@ -11,6 +11,7 @@ from massive_jax.models.config import (
     TransformerConfig,
 )
 from massive_jax.models.language_model import Head, LanguageModel, empty_cache, head_logits, head_of, last_of
+from massive_jax.models.parameters import Parameter, declared
 from massive_jax.models.vision import VisionTransformer
 from massive_jax.models.vision_config import VisionConfig
 
@@ -29,11 +30,13 @@ __all__ = [
     "Head",
     "LanguageModel",
     "NormConfig",
+    "Parameter",
     "RopeConfig",
     "TransformerConfig",
     "VisionConfig",
     "VisionTransformer",
     "build",
+    "declared",
     "empty_cache",
     "head_logits",
     "head_of",

@@ -24,6 +24,7 @@ from massive_jax.models.attention_bias import (
 from massive_jax.models.config import BlockConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
+from massive_jax.models.parameters import Module
 from massive_jax.models.positions import apply_rope
 from massive_jax.probe import ATTENTION_SITES, Tap
 
@@ -59,7 +60,7 @@ class Surroundings:
     query_scale: jax.Array | None = None
 
 
-class Attention(nn.Module):
+class Attention(Module):
     """Mixes tokens by self-attention: projections, rotary embedding, mixture of values, output projection."""
 
     config: BlockConfig
@@ -75,9 +76,9 @@ class Attention(nn.Module):
         if cfg.clip_qkv is not None:
             query, key, value = (jnp.clip(y, -cfg.clip_qkv, cfg.clip_qkv) for y in (query, key, value))
         if cfg.qk_norm is not None:
-            axes = 2 if cfg.qk_norm == "full" else 1
-            query = Norm(cfg.norm, axes, name="query_norm")(query)
-            key = Norm(cfg.norm, axes, name="key_norm")(key)
+            full = cfg.qk_norm == "full"
+            query = Norm(cfg.norm, "HN" if full else "N", name="query_norm")(query)
+            key = Norm(cfg.norm, "KN" if full else "N", name="key_norm")(key)
         query, key, value = tap("query", query), tap("key", key), tap("value", value)
         if around.cache_slots is not None:
             key, value = self._cached("key", key, around.cache_slots), self._cached("value", value, around.cache_slots)
@@ -95,7 +96,7 @@ class Attention(nn.Module):
         if cfg.gated_attention:
             mixed = OutputGate(cfg, name="gate")(x, mixed)
         mixed = tap("head_out", mixed)
-        return Projection((H, N, D), "BTHN,HND->BTD", cfg.out_bias, name="out")(mixed)
+        return Projection((H, N, D), "BTHN,HND->BTD", cfg.out_bias, "residual", name="out")(mixed)
 
     def _cached(self, name: str, new: jax.Array, slots: jax.Array) -> jax.Array:
         """All cached keys (or values) [B, S, K, N], those of the new tokens [B, T, K, N] written to their slots.

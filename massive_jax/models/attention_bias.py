@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from massive_jax.dtypes import wide
 from massive_jax.models.config import BlockConfig
 from massive_jax.models.linear import Projection
+from massive_jax.models.parameters import Module
 from massive_jax.models.positions import apply_rope
 
 
@@ -60,7 +61,7 @@ class Slots:
     keys: jax.Array | None = None
 
 
-class AttentionSlots(nn.Module):
+class AttentionSlots(Module):
     """Holds the learned slots of one layer. Parameters: key, value [K, n, N], logit [H]."""
 
     config: BlockConfig
@@ -73,10 +74,10 @@ class AttentionSlots(nn.Module):
         B, T, H, N = query.shape
         K, n = cfg.num_kv_heads, bias.slots
         init = nn.initializers.normal(0.02)  # paper's released code
-        heads = 1 if bias.shared else K
+        one = "1" if bias.shared else None  # in place of the axis of heads
 
         def learned(name: str) -> jax.Array:
-            x = self.param(name, init, (heads, n, N)).astype(query.dtype)
+            x = self.declare(name, f"{one or 'K'}nN", "slot", init, (1 if one else K, n, N)).astype(query.dtype)
             return jnp.broadcast_to(x, (K, n, N))
 
         key = value = None
@@ -100,7 +101,7 @@ class AttentionSlots(nn.Module):
         if cfg.attention_softcap is not None:
             logits = cfg.attention_softcap * jnp.tanh(logits / cfg.attention_softcap)
         if bias.kind == "sink" or bias.offset:
-            offset = self.param("logit", init, (1 if bias.shared else H,))
+            offset = self.declare("logit", one or "H", "slot", init, (1 if one else H,))
             logits = logits + offset.astype(logits.dtype)[:, None, None]
         if places.bias is not None:
             logits = logits + places.bias
@@ -110,7 +111,7 @@ class AttentionSlots(nn.Module):
         return Slots(logits, value, keys[0] if plain and len(keys) == 1 else None)
 
 
-class OutputGate(nn.Module):
+class OutputGate(Module):
     """Multiplies the heads' outputs by σ(x W), one gate a head or an element (arXiv 2505.06708, equation 5)."""
 
     config: BlockConfig

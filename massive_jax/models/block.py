@@ -10,10 +10,11 @@ from massive_jax.models.config import BlockConfig
 from massive_jax.models.experts import Experts
 from massive_jax.models.mlp import MLP
 from massive_jax.models.norms import Norm
+from massive_jax.models.parameters import Module
 from massive_jax.probe import Tap
 
 
-class Block(nn.Module):
+class Block(Module):
     """Runs attention and MLP around a residual stream; the config says where the norms are and what the MLP reads."""
 
     config: BlockConfig
@@ -46,4 +47,4 @@ class Block(nn.Module):
         """`x` times its layer scale [D], where the config has one."""
         if not self.config.layer_scale:
             return x
-        return x * self.param(name, nn.initializers.ones_init(), x.shape[-1:]).astype(x.dtype)
+        return x * self.declare(name, "D", "scale", nn.initializers.ones_init(), x.shape[-1:]).astype(x.dtype)

@@ -12,12 +12,13 @@ from massive_jax.dtypes import wide
 from massive_jax.models.config import BlockConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.mlp import ACTIVATION_FUNCTIONS
+from massive_jax.models.parameters import Module, Role
 from massive_jax.probe import Tap
 
 _SMALLEST_TILE, _LARGEST_TILE = 8, 128
 
 
-class Experts(nn.Module):
+class Experts(Module):
     """Sends every token to a few of E gated MLPs, and sums their outputs by the router's weights.
 
     The work is that of the chosen experts only (see `apply_experts`). An edit of `router_probs` changes which experts
@@ -47,13 +48,21 @@ class Experts(nn.Module):
         weights = jnp.take_along_axis(dense, chosen, axis=-1)
 
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0)
-        shapes = {"gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
-        params = {name: self.param(name, init, shape) for name, shape in shapes.items()}
+        sizes = {"E": E, "D": D, "F": F}
+        kernels: dict[str, tuple[str, Role]] = {
+            "gate": ("EDF", "kernel"),
+            "up": ("EDF", "kernel"),
+            "down": ("EFD", "residual"),
+        }
+        params = {
+            name: self.declare(name, axes, role, init, tuple(sizes[axis] for axis in axes))
+            for name, (axes, role) in kernels.items()
+        }
         if experts.clamped:
             zeros = nn.initializers.zeros_init()
-            params |= {
-                f"{name}_bias": self.param(f"{name}_bias", zeros, (E, shape[-1])) for name, shape in shapes.items()
-            }
+            for name, (axes, _) in kernels.items():
+                added = axes[-1]
+                params[f"{name}_bias"] = self.declare(f"{name}_bias", f"E{added}", "bias", zeros, (E, sizes[added]))
 
         def one_expert(expert: jax.Array, rows: jax.Array) -> jax.Array:
             def product(name: str, rows: jax.Array) -> jax.Array:

@@ -18,12 +18,13 @@ from massive_jax.models.attention_bias import SlotPlaces
 from massive_jax.models.config import RopeConfig, TransformerConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
+from massive_jax.models.parameters import Module, Role
 from massive_jax.models.positions import alibi_bias, rope_tables
 from massive_jax.models.stack import LayerKinds, outer_tap, run_blocks, sow
 from massive_jax.probe import UNPADDED, CapturePlan, Coordinates
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Module):
     """Runs token embedding, L blocks under `nn.scan`, final norm, output head.
 
     `module.apply({"params": P, "edits": E}, tokens, capture=plan, mutable=["intermediates"])`, where E comes from
@@ -107,7 +108,8 @@ class LanguageModel(nn.Module):
         """The token embedding [V, W] and the input of the first block [B, T, D]; W = D for most models."""
         cfg = self.config
         init, width = nn.initializers.normal(0.02), cfg.embedding_size or cfg.hidden_size
-        embedding = self.param("embedding", init, (cfg.vocab_size, width), jnp.float32)
+        role: Role = "head" if cfg.tie_embeddings else "table"
+        embedding = self.declare("embedding", "VW", role, init, (cfg.vocab_size, width), jnp.float32)
         x = jnp.take(embedding, tokens, axis=0).astype(cfg.jnp_dtype)
         if cfg.embedding_scale is not None:
             x = x * jnp.asarray(cfg.embedding_scale, x.dtype)
@@ -115,7 +117,7 @@ class LanguageModel(nn.Module):
             x = Projection((width, cfg.hidden_size), "BTW,WD->BTD", name="project_in")(x)
         if cfg.position == "learned":
             rows = cfg.max_position + cfg.position_offset
-            table = self.param("position_embedding", init, (rows, cfg.hidden_size), jnp.float32)
+            table = self.declare("position_embedding", "MD", "table", init, (rows, cfg.hidden_size), jnp.float32)
             x = x + jnp.take(table, positions + cfg.position_offset, axis=0).astype(x.dtype)
         return embedding, x
 
@@ -185,8 +187,8 @@ class LanguageModel(nn.Module):
         cfg = self.config
         if cfg.attention_bias is None or cfg.attention_bias.kind != "sink_token":
             return None, None
-        shape = (cfg.num_slots, cfg.hidden_size)
-        sink = self.param("sink_token", nn.initializers.normal(0.02), shape, jnp.float32).astype(cfg.jnp_dtype)[None]
+        shape, init = (cfg.num_slots, cfg.hidden_size), nn.initializers.normal(0.02)
+        sink = self.declare("sink_token", "nD", "table", init, shape, jnp.float32).astype(cfg.jnp_dtype)[None]
         places = _Places(jnp.arange(cfg.num_slots)[None], jnp.arange(cfg.num_slots)[None])
         return sink, self._surroundings(places, with_slots=False)
 
@@ -194,10 +196,12 @@ class LanguageModel(nn.Module):
         cfg = self.config
         kernel = embedding
         if not cfg.tie_embeddings:
-            kernel = self.param("head", nn.initializers.normal(0.02), embedding.shape, jnp.float32)
+            init = nn.initializers.normal(0.02)
+            kernel = self.declare("head", "VW", "head", init, embedding.shape, jnp.float32)
         bias = None
         if cfg.head_bias:
-            bias = self.param("head_bias", nn.initializers.zeros_init(), (cfg.vocab_size,), jnp.float32)
+            zeros = nn.initializers.zeros_init()
+            bias = self.declare("head_bias", "V", "bias", zeros, (cfg.vocab_size,), jnp.float32)
         return Head(kernel, bias)
 
 

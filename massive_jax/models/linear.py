@@ -13,24 +13,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from massive_jax.models.parameters import Module, Role
+
 # XLA's CPU backend adds the C terms of a float32 product up one after the other, so that the error grows with √C: at
 # C = 1536 it is 2.8 times PyTorch's, and positions with massive activations carry it into the logits (3e-4). Sums of at
 # least so many terms each, added up, are more exact than PyTorch's.
 _TERMS = 128
 
 
-class Projection(nn.Module):
+class Projection(Module):
     """Applies a linear map given by its einsum, with an optional bias shaped like the axes it adds.
 
     Attributes:
       shape: of the kernel.
       equation: e.g. "BTD,DHN->BTHN".
       use_bias: adds a bias.
+      role: of the kernel: "residual" where the output is added to the stream.
     """
 
     shape: tuple[int, ...]
     equation: str
     use_bias: bool = False
+    role: Role = "kernel"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -40,7 +44,7 @@ class Projection(nn.Module):
         contracted = [i for i, axis in enumerate(kernel_axes) if axis not in output]
         added = [i for i, axis in enumerate(kernel_axes) if axis in output]
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=contracted, out_axis=added)
-        kernel = self.param("kernel", init, self.shape).astype(x.dtype)
+        kernel = self.declare("kernel", kernel_axes, self.role, init, self.shape).astype(x.dtype)
         # As matrices: for the gradient of a kernel with more axes XLA's CPU backend transposes the larger factor, along
         # with all that is computed on the way to it.
         kept_axes = "".join(axis for axis in axes if axis in output)
@@ -51,7 +55,8 @@ class Projection(nn.Module):
         y = _product(x.reshape(-1, C), kernel.reshape(C, -1)).reshape(*leading, *kernel.shape[len(contracted) :])
         y = jnp.einsum(f"{kept_axes}{added_axes}->{output}", y)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), tuple(self.shape[i] for i in added))
+            shape, zeros = tuple(self.shape[i] for i in added), nn.initializers.zeros_init()
+            bias = self.declare("bias", "".join(kernel_axes[i] for i in added), "bias", zeros, shape)
             y = y + bias.astype(x.dtype)
         return y
 

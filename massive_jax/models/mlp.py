@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from massive_jax.models.config import BlockConfig
 from massive_jax.models.linear import Projection
+from massive_jax.models.parameters import Module
 from massive_jax.probe import Tap
 
 ACTIVATION_FUNCTIONS = {
@@ -20,7 +21,7 @@ ACTIVATION_FUNCTIONS = {
 }
 
 
-class MLP(nn.Module):
+class MLP(Module):
     """Applies down(act(gate(x)) · up(x)), with silu SwiGLU (arXiv 2002.05202); or, plain, down(act(up(x)))."""
 
     config: BlockConfig
@@ -36,4 +37,4 @@ class MLP(nn.Module):
             hidden = activation(Projection((D, F), "BTD,DF->BTF", cfg.mlp_bias, name="gate")(x)) * hidden
         else:
             hidden = activation(hidden)
-        return Projection((F, D), "BTF,FD->BTD", cfg.mlp_bias, name="down")(tap("mlp_hidden", hidden))
+        return Projection((F, D), "BTF,FD->BTD", cfg.mlp_bias, "residual", name="down")(tap("mlp_hidden", hidden))

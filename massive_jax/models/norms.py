@@ -8,35 +8,36 @@ import jax.numpy as jnp
 
 from massive_jax.dtypes import wide
 from massive_jax.models.config import NormConfig
+from massive_jax.models.parameters import Module
 
 
-class Norm(nn.Module):
+class Norm(Module):
     """Normalises over the last axis (or axes), as its config says. [..., D] -> [..., D], dtype kept.
 
     Attributes:
       config: which norm.
-      num_axes: how many last axes are normalised together (2 for all heads of a query at once).
+      axes: letters of the last axes, which are normalised together ("HN" for all heads of a query at once).
     """
 
     config: NormConfig
-    num_axes: int = 1
+    axes: str = "D"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises `x`."""
         cfg = self.config
-        axes = tuple(range(-self.num_axes, 0))
-        shape = x.shape[-self.num_axes :]
+        axes = tuple(range(-len(self.axes), 0))
+        shape = x.shape[-len(self.axes) :]
         init = nn.initializers.zeros_init() if cfg.unit_offset else nn.initializers.ones_init()
         dtype = wide(x.dtype)
         scale: jax.Array | float = 1.0
         if cfg.scale:
-            scale = self.param("scale", init, shape).astype(dtype) + cfg.unit_offset
+            scale = self.declare("scale", self.axes, "scale", init, shape).astype(dtype) + cfg.unit_offset
         y = x.astype(dtype)
         if cfg.kind == "layer":
             # Two passes: E[x²] - E[x]² loses all precision where the mean is large, as it is beside massive dims.
             y = y - jnp.mean(y, axis=axes, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=axes, keepdims=True) + cfg.eps) * scale
         if cfg.kind == "layer" and cfg.bias:
-            y = y + self.param("bias", nn.initializers.zeros_init(), shape).astype(dtype)
+            y = y + self.declare("bias", self.axes, "bias", nn.initializers.zeros_init(), shape).astype(dtype)
         return y.astype(x.dtype)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from massive_jax.models.attention import Surroundings
 from massive_jax.models.block import Block
 from massive_jax.models.config import BlockConfig
+from massive_jax.models.parameters import LAYERS
 from massive_jax.probe import (
     ALL_SITES,
     UNPADDED,
@@ -117,6 +118,7 @@ def run_blocks(
         in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=config.num_layers,
         unroll=unroll,
+        metadata_params={nn.PARTITION_NAME: LAYERS},
     )
     (x, _, results), _ = scan(Block(config, name="layers"), carry, layers, around, alone, edits)
     return x, results

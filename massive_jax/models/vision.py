@@ -17,13 +17,14 @@ from massive_jax.models.attention_bias import SlotPlaces
 from massive_jax.models.linear import Projection
 from massive_jax.models.mlp import MLP
 from massive_jax.models.norms import Norm
+from massive_jax.models.parameters import Module
 from massive_jax.models.positions import axial_rope_tables, resize_table
 from massive_jax.models.stack import outer_tap, run_blocks, sow
 from massive_jax.models.vision_config import CHANNELS, VisionConfig
 from massive_jax.probe import CapturePlan, Tap
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Module):
     """Runs patch embedding, L blocks under `nn.scan`, final norm, pooling, linear head.
 
     `module.apply({"params": P, "edits": E}, images, capture=plan, mutable=["intermediates"])`, as `LanguageModel`.
@@ -73,8 +74,9 @@ class VisionTransformer(nn.Module):
         out = None
         if cfg.num_classes:
             init, width = nn.initializers.normal(0.02), pooled.shape[-1]
-            kernel = self.param("head", init, (cfg.num_classes, width), jnp.float32)
-            bias = self.param("head_bias", nn.initializers.zeros_init(), (cfg.num_classes,), jnp.float32)
+            kernel = self.declare("head", "VW", "head", init, (cfg.num_classes, width), jnp.float32)
+            zeros = nn.initializers.zeros_init()
+            bias = self.declare("head_bias", "V", "bias", zeros, (cfg.num_classes,), jnp.float32)
             if want_logits:
                 out = jnp.einsum(
                     "BW,VW->BV", pooled, kernel.astype(pooled.dtype), preferred_element_type=wide(pooled.dtype)
@@ -94,10 +96,11 @@ class VisionTransformer(nn.Module):
         x = tap("patch_embed", x.reshape(B, rows * columns, D))
         prefix = []
         if cfg.class_token:
-            prefix.append(self.param("class_token", init, (D,), jnp.float32).astype(x.dtype)[None])
+            prefix.append(self.declare("class_token", "D", "table", init, (D,), jnp.float32).astype(x.dtype)[None])
         if cfg.position == "learned":
             native = cfg.native_grid
-            table = self.param("position_embedding", init, (cfg.table_prefix + native[0] * native[1], D), jnp.float32)
+            shape = (cfg.table_prefix + native[0] * native[1], D)
+            table = self.declare("position_embedding", "MD", "table", init, shape, jnp.float32)
             own, patches = table[: cfg.table_prefix], table[cfg.table_prefix :]
             if grid != native:
                 patches = resize_table(patches, native, grid, antialias=cfg.interpolation == "bicubic_antialias")
@@ -105,7 +108,8 @@ class VisionTransformer(nn.Module):
             if cfg.table_prefix:
                 prefix[0] = prefix[0] + own.astype(x.dtype)
         if cfg.registers:
-            prefix.append(self.param("registers", init, (cfg.registers, D), jnp.float32).astype(x.dtype))
+            shape = (cfg.registers, D)
+            prefix.append(self.declare("registers", "ZD", "table", init, shape, jnp.float32).astype(x.dtype))
         x = jnp.concatenate([*(jnp.broadcast_to(token, (B, *token.shape)) for token in prefix), x], axis=1)
         return Norm(cfg.norm, name="embed_norm")(x) if cfg.embed_norm else x
 
@@ -123,14 +127,14 @@ class VisionTransformer(nn.Module):
             }
             pooled = jnp.concatenate(parts[cfg.pooling](), axis=-1)
         if cfg.pooled_norm:
-            pooled = Norm(cfg.norm, name="pooled_norm")(pooled)
+            pooled = Norm(cfg.norm, "W", name="pooled_norm")(pooled)
         if cfg.pooled_dense:
             width = pooled.shape[-1]
             pooled = jnp.tanh(Projection((width, width), "BW,WD->BD", True, name="pooled_dense")(pooled))
         return pooled
 
 
-class AttentionPool(nn.Module):
+class AttentionPool(Module):
     """Attends with a learned query to all tokens, then norm, MLP, residual ("MAP head", arXiv 2205.01580)."""
 
     config: VisionConfig
@@ -140,7 +144,7 @@ class AttentionPool(nn.Module):
         """Maps [B, T, D] to [B, D]."""
         cfg = self.config
         D, H, N = cfg.hidden_size, cfg.num_heads, cfg.head_dim
-        probe = self.param("probe", nn.initializers.normal(0.02), (D,), jnp.float32).astype(x.dtype)
+        probe = self.declare("probe", "D", "table", nn.initializers.normal(0.02), (D,), jnp.float32).astype(x.dtype)
         probe = jnp.broadcast_to(probe, (x.shape[0], 1, D))
         query = Projection((D, H, N), "BTD,DHN->BTHN", True, name="query")(probe)
         key = Projection((D, H, N), "BTD,DHN->BTHN", True, name="key")(x)

@@ -7,8 +7,7 @@ the parameters, as in fully sharded data parallelism) and "model" (heads, MLP wi
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,24 +15,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from massive_jax.arguments import shown
 
-# Pattern of the end of a parameter's path -> mesh axes of its last axes; leading axes (layers, experts) are not split.
-RULES: Sequence[tuple[str, tuple[str | None, ...]]] = (
-    (r"(query|key|value)/kernel", ("data", "model", None)),  # [D, H, N]
-    (r"(query|key|value)/bias", ("model", None)),  # [H, N]
-    (r"attn/out/kernel", ("model", None, "data")),  # [H, N, D]
-    (r"attn/slots/(key|value)", ("model", None, None)),  # [K, n, N]
-    (r"attn/slots/logit", ("model",)),  # [H]
-    (r"attn/gate/gate/kernel", ("data", "model", None)),  # [D, H, N]
-    (r"mlp/(gate|up)/kernel", ("data", "model")),  # [D, F]
-    (r"mlp/(gate|up)/bias", ("model",)),  # [F]
-    (r"mlp/down/kernel", ("model", "data")),  # [F, D]
-    (r"experts/(gate|up)", ("data", "model")),  # [D, F]
-    (r"experts/(gate|up)_bias", ("model",)),  # [F]
-    (r"experts/down", ("model", "data")),  # [F, D]
-    (r"(^|/)(embedding|head)", ("model", "data")),  # [V, D]
-    (r"head_bias", ("model",)),  # [V]
-    (r".*", ()),  # norms and the rest: everywhere
-)
+# Axis letter -> the axis of the mesh that it is split over. The others (layers, experts, head widths …) are not split.
+RULES: Mapping[str, str] = {
+    "D": "data",
+    "W": "data",
+    "H": "model",
+    "K": "model",
+    "F": "model",
+    "V": "model",
+}
+_STACKED = "LE"  # axes along which equal parameters are stacked
 
 
 def make_mesh(data: int = 1, model: int = 1) -> Mesh:
@@ -71,17 +62,27 @@ def mesh_set(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """Gives the rule for the parameter at `path` ("layers/attn/query/kernel"); axes that do not divide stay whole."""
-    axes = next(axes for pattern, axes in RULES if re.search(pattern + "$", path))
-    padded = (None,) * (len(shape) - len(axes)) + axes
-    fitting = (
-        axis if axis is not None and size % mesh.shape[axis] == 0 else None
-        for axis, size in zip(padded, shape, strict=True)
-    )
-    return PartitionSpec(*fitting)
+def spec_of(axes: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """Returns how a parameter is split: by `RULES`, an axis of the mesh once, and only where it divides.
+
+    A vector along the width, a norm's scale or a bias, is whole everywhere: all of it is needed where it is used.
+
+    Args:
+      axes: the parameter's, as it declares them (`massive_jax.models.declared`): "LDHN".
+      shape: a size for each.
+      mesh: what `make_mesh` made.
+    """
+    wide = len(axes.translate({ord(letter): None for letter in _STACKED})) > 1
+    free = set(mesh.shape)
+    found: list[str | None] = []
+    for letter, size in zip(axes, shape, strict=True):
+        axis = RULES.get(letter)
+        splits = axis in free and size % mesh.shape[axis] == 0 and (axis != "data" or wide)
+        found.append(axis if splits else None)
+        free -= {axis} if splits else set()
+    return PartitionSpec(*found)
 
 
-def param_sharding(path: str, shape: Sequence[int], mesh: Mesh | None) -> NamedSharding | None:
-    """Says where the parameter at `path` is kept on `mesh`; None without one."""
-    return None if mesh is None else NamedSharding(mesh, spec_of(path, shape, mesh))
+def param_sharding(axes: str, shape: Sequence[int], mesh: Mesh | None) -> NamedSharding | None:
+    """Returns where a parameter of these axes is kept on `mesh`; None without one."""
+    return None if mesh is None else NamedSharding(mesh, spec_of(axes, shape, mesh))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,8 +11,7 @@ from typing import Any
 import jax
 
 from massive_jax.files import atomic_write
-from massive_jax.models import TransformerConfig, VisionConfig, build
-from massive_jax.weights.loader import expected_shapes
+from massive_jax.models import TransformerConfig, VisionConfig, build, declared
 
 # Products in 16 bits, dense, in FLOP/s of one device, by the start of its name (the vendors' data sheets).
 PEAK_FLOPS = {
@@ -39,20 +39,15 @@ def flops_per_token(config: TransformerConfig | VisionConfig, context: int) -> f
     """Counts FLOPs of one token's forward and backward pass, as PaLM does (arXiv 2204.02311, appendix B).
 
     Six for each weight that multiplies (tables that are looked up do not; a tied head does; an image's head is for no
-    token), and those of attention over the whole context.
+    token; of experts, those that a token goes to), and those of attention over the whole context.
     """
-    shapes = expected_shapes(build(config))
-    if isinstance(config, VisionConfig):
-        looked_up = {"position_embedding", "class_token", "registers", "head", "head_bias"}
-    else:
-        looked_up = {"position_embedding"} | (set() if config.tie_embeddings else {"embedding"})
     weights = 0
-    for path, shape in shapes.items():
-        if path in looked_up:
+    for parameter in declared(build(config)).values():
+        if parameter.role == "table" or (isinstance(config, VisionConfig) and "V" in parameter.axes):
             continue
-        size = 1
-        for n in shape:
-            size *= n
+        size = math.prod(parameter.shape)
+        if parameter.per_expert and config.experts is not None:
+            size = size * config.experts.num_chosen // config.experts.num_experts
         weights += size
     return 6.0 * weights + 12.0 * config.num_layers * config.num_heads * config.head_dim * context
 

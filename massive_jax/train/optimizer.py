@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from massive_jax.arguments import number
-
-_NEVER_DECAYED = ("scale", "bias")
+from massive_jax.models import LanguageModel, VisionTransformer, declared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,28 +67,28 @@ class OptimizerConfig:
         return jnp.where(step < self.warmup_steps, warm, low + cosine * (self.learning_rate - low))
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Makes the optimiser that `config` describes."""
+def make_optimizer(config: OptimizerConfig, decays: Any) -> optax.GradientTransformation:
+    """Makes the optimiser that `config` describes; `decays` says of every parameter whether it does (see `decayed`)."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
-            config.schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed
+            config.schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decays
         ),
     )
 
 
-def decayed(params: Any) -> Any:
-    """Tells which parameters decay: those with two axes or more in one layer (nanoGPT's rule); no norm, no bias.
+def decayed(module: LanguageModel | VisionTransformer) -> Any:
+    """Says which parameters of a model decay: matrices, as in nanoGPT; no norm, no bias, no other vector.
 
-    The layers' stacked parameters have one axis more than those of one layer, and a projection's bias is shaped by
-    heads here: both are one-dimensional vectors in nanoGPT, which goes by the number of axes alone. Extra keys and
-    values of an attention bias (per layer, a head's width each) decay, as the paper's do.
+    What is stacked counts as one layer's, and one expert's, and a projection's bias is one even where it is shaped by
+    heads: nanoGPT, which goes by the number of axes alone, has vectors for both. Extra keys and values of an attention
+    bias (per layer, a head's width each) decay, as the paper's do.
+
+    Returns:
+      Bools in a tree like the model's parameters.
     """
-
-    def decays(path: str, leaf: Any) -> bool:
-        if path.rsplit("/", 1)[-1].endswith(_NEVER_DECAYED):
-            return False
-        return len(leaf.shape) - path.startswith("layers/") >= 2
-
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    return flax.traverse_util.unflatten_dict({path: decays(path, leaf) for path, leaf in flat.items()}, sep="/")
+    decays = {
+        path: parameter.role not in ("scale", "bias") and len(parameter.own_axes) > 1
+        for path, parameter in declared(module).items()
+    }
+    return flax.traverse_util.unflatten_dict(decays, sep="/")

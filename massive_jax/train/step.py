@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import zlib
 from typing import Any
 
@@ -13,10 +12,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from massive_jax.models import LanguageModel, VisionTransformer
+from massive_jax.models import LanguageModel, Parameter, VisionTransformer, declared
 from massive_jax.parallel import mesh_set, on_mesh, param_sharding
 from massive_jax.train.objective import NEXT_TOKEN, Objective
-from massive_jax.train.optimizer import OptimizerConfig, make_optimizer
+from massive_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer
 
 _NANOGPT_STD = 0.02
 
@@ -66,6 +65,11 @@ class Trainer:
     kernel_std: float | None = _NANOGPT_STD
     ema: float = 0.0
 
+    @property
+    def transformation(self) -> optax.GradientTransformation:
+        """The optimiser of this model's parameters."""
+        return make_optimizer(self.optimizer, decayed(self.module))
+
     def init(self, seed: int) -> TrainState:
         """Makes the state to start from: kernels normal, those that add to the stream over √(2L), as nanoGPT's."""
         state = _init(self, jax.random.key(seed))
@@ -100,11 +104,12 @@ class Trainer:
     def abstract(self) -> TrainState:
         """Gives the state's shapes, dtypes and shardings."""
         shapes = jax.eval_shape(functools.partial(_initial, self), jax.random.key(0))
-        alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        parameters, alone = declared(self.module), jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
         def placed(path: Any, x: Any) -> jax.ShapeDtypeStruct:
             # The optimiser's moments are kept like the parameters whose names their paths end with.
-            sharding = param_sharding(_name(path), x.shape, self.mesh) or alone
+            parameter = parameters.get(_name(path))
+            sharding = param_sharding("" if parameter is None else parameter.axes, x.shape, self.mesh) or alone
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         return jax.tree_util.tree_map_with_path(placed, shapes)
@@ -117,23 +122,33 @@ class Trainer:
         return jax.tree.map(lambda x: on_mesh(x, sharding), batch)
 
 
-def _initial(trainer: Trainer, key: jax.Array) -> TrainState:
-    example = trainer.module.config.example
-    params = trainer.module.init(key, jnp.zeros(example.shape, example.dtype))["params"]
-    depth = (2 * trainer.module.config.num_layers) ** 0.5
+def starting_scale(parameter: Parameter, num_layers: int) -> float | None:
+    """Gives what a kernel's numbers are multiplied by at the start; None for what is no kernel and starts as it is.
 
-    def kernel(path: Any, leaf: jax.Array) -> jax.Array:
+    Kernels that add to the stream, experts' too, are divided by √(2L), as nanoGPT's: L layers add to it twice each.
+    What is in no layer (an image's pooling) adds to a stream of its own, once.
+    """
+    if parameter.role not in ("kernel", "residual"):
+        return None
+    return (2 * num_layers) ** -0.5 if parameter.role == "residual" and parameter.per_layer else 1.0
+
+
+def _initial(trainer: Trainer, key: jax.Array) -> TrainState:
+    config, parameters = trainer.module.config, declared(trainer.module)
+    params = trainer.module.init(key, jnp.zeros(config.example.shape, config.example.dtype))["params"]
+
+    def started(path: Any, leaf: jax.Array) -> jax.Array:
         name = _name(path)
-        if not name.endswith("/kernel"):
+        scale = starting_scale(parameters[name], config.num_layers)
+        if scale is None:
             return leaf
-        scale = 1 / depth if re.search(r"(attn/out|mlp/down)/kernel$", name) else 1.0
         if trainer.kernel_std is None:
             return scale * leaf
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
         return scale * trainer.kernel_std * jax.random.normal(own, leaf.shape, leaf.dtype)
 
-    params = jax.tree_util.tree_map_with_path(kernel, params)
-    opt_state = make_optimizer(trainer.optimizer).init(params)
+    params = jax.tree_util.tree_map_with_path(started, params)
+    opt_state = trainer.transformation.init(params)
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), params if trainer.ema else None)
 
 
@@ -158,7 +173,7 @@ _loss = jax.jit(_mean_loss, static_argnums=0)
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _step(trainer: Trainer, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
     loss, grads = _gradient(trainer, state.params, batch)
-    updates, opt_state = make_optimizer(trainer.optimizer).update(grads, state.opt_state, state.params)
+    updates, opt_state = trainer.transformation.update(grads, state.opt_state, state.params)
     metrics = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),

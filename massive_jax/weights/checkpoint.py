@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 
 from massive_jax import files
 from massive_jax.inputs.tokenizer import Tokenizer
-from massive_jax.models import TransformerConfig, VisionConfig
+from massive_jax.models import Parameter, TransformerConfig, VisionConfig
 from massive_jax.parallel import is_first, once, whole
 from massive_jax.weights import layout
 from massive_jax.weights.loader import Part
@@ -328,7 +328,7 @@ def read_metadata(path: str | os.PathLike[str]) -> Checkpoint:
 
 def load_checkpoint(
     path: str | os.PathLike[str],
-    expected: Callable[[], Mapping[str, tuple[int, ...]]],
+    expected: Callable[[], Mapping[str, Parameter]],
     *,
     dtype: Any,
     mesh: Mesh | None = None,
@@ -339,8 +339,8 @@ def load_checkpoint(
 
     Args:
       path: a directory or `gs://…`.
-      expected: gives parameter path -> shape, of the model its config describes. Asked while the arrays are being read:
-        tracing a module takes as long.
+      expected: gives what `massive_jax.models.declared` says of the model that its config describes. Asked while the
+        arrays are being read, where they are not to be split: tracing a module takes as long.
       dtype: of the parameters; cast while reading where it differs from the stored one.
       mesh: see `massive_jax.parallel`.
       allow_nonfinite: takes parameters that are NaN or infinite, or become so in `dtype`.

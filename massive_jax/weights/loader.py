@@ -17,6 +17,7 @@ import tqdm
 from jax.sharding import Mesh
 
 from massive_jax import files
+from massive_jax.models import declared
 from massive_jax.parallel import param_sharding
 from massive_jax.weights import layout, numbers
 from massive_jax.weights.source import Source
@@ -58,8 +59,9 @@ def load_params(
         tensor of no floating-point type; weights that are NaN or infinite in `dtype`; an output head that the config
         ties to the embedding and that is another.
     """
-    expected = expected_shapes(module)
-    shardings = {path: param_sharding(path, shape, mesh) for path, shape in expected.items()}
+    parameters = declared(module)
+    expected = {path: parameter.shape for path, parameter in parameters.items()}
+    shardings = {path: param_sharding(it.axes, it.shape, mesh) for path, it in parameters.items()}
     params: dict[str, jax.Array] = {}
     parts = stream_params(
         source, expected, table, sizes=sizes, dtype=dtype, allow_nonfinite=allow_nonfinite, progress=progress
@@ -151,8 +153,7 @@ def stream_params(
 
 def expected_shapes(module: Any) -> dict[str, tuple[int, ...]]:
     """Gives path -> shape of every parameter of `module`, a model, without allocating any."""
-    tree = jax.eval_shape(module.init, jax.random.key(0), module.config.example)["params"]
-    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+    return {path: parameter.shape for path, parameter in declared(module).items()}
 
 
 def count_params(module: Any) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from massive_jax import files
+from massive_jax.models import Parameter
 from massive_jax.parallel import param_sharding
 from massive_jax.weights import layout, numbers
 
@@ -69,7 +70,7 @@ def on_disk(path: str, first: int | None) -> str:
 
 def read_params(
     path: epath.Path,
-    expected: Callable[[], Mapping[str, tuple[int, ...]]],
+    expected: Callable[[], Mapping[str, Parameter]],
     *,
     dtype: Any,
     mesh: Mesh | None,
@@ -81,15 +82,20 @@ def read_params(
     Every array is compared with its checksum. Where several processes read one checkpoint, each compares a part of the
     arrays, which it reads whole: of the others it reads only what its own devices hold.
     """
-    reading = _Reading(dtype, mesh, records)
     try:
         stored = _open(path)
+        shapes = {name: _whole_shape(groups) for name, groups in stored.items()}
+        reading = _Reading(dtype, records)
+        if mesh is not None:  # how an array is split is for its parameter to say
+            _check_shapes(shapes, parameters := expected())
+            reading.shardings = {name: param_sharding(it.axes, it.shape, mesh) for name, it in parameters.items()}
         with futures.ThreadPoolExecutor(_READERS) as pool:
             found = {
                 name: pool.submit(reading.read, name, groups, i) for i, (name, groups) in enumerate(stored.items())
             }
             try:
-                _check_shapes({name: _whole_shape(groups) for name, groups in stored.items()}, expected())
+                if mesh is None:
+                    _check_shapes(shapes, expected())
                 params = {name: array.result() for name, array in found.items()}
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -132,8 +138,8 @@ class _Reading:
     """How arrays are read, and what was found wrong with them."""
 
     dtype: Any
-    mesh: Mesh | None
     records: Mapping[str, Record] | None
+    shardings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of no name: the default device
     changed: list[str] = dataclasses.field(default_factory=list)
     broken: list[str] = dataclasses.field(default_factory=list)
     beyond: list[str] = dataclasses.field(default_factory=list)
@@ -148,7 +154,7 @@ class _Reading:
     def read(self, name: str, groups: _Groups, number: int) -> jax.Array:
         """A parameter, the `number`-th, from its groups of layers, onto its devices."""
         shape = _whole_shape(groups)
-        sharding = param_sharding(name, shape, self.mesh) or SingleDeviceSharding(jax.devices()[0])
+        sharding = self.shardings.get(name) or SingleDeviceSharding(jax.devices()[0])
         places: _Places = [
             (index, layout.Memory().array(_shape_of(index, shape), self.dtype))
             for index in sharding.addressable_devices_indices_map(shape).values()
@@ -289,7 +295,8 @@ def _whole_shape(groups: _Groups) -> tuple[int, ...]:
     return (stop, *shapes.pop())
 
 
-def _check_shapes(stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+def _check_shapes(stored: Mapping[str, tuple[int, ...]], parameters: Mapping[str, Parameter]) -> None:
+    expected = {name: parameter.shape for name, parameter in parameters.items()}
     wrong = [
         f"{name} {list(stored[name]) if name in stored else 'missing'}"
         f" (expected {list(expected[name]) if name in expected else 'none'})"

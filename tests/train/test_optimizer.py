@@ -1,21 +1,22 @@
 """The recipe: what decays, by how much, under which learning rate."""
 
+import dataclasses
 import math
 
 import jax
 import numpy as np
 import optax
 import pytest
-from train_shapes import BIASED, RECIPE
+from train_shapes import BIASED, GPT, RECIPE
 
-from massive_jax.models import LanguageModel
+from massive_jax.models import AttentionBias, LanguageModel
 from massive_jax.train import OptimizerConfig, decayed, make_optimizer
 
 
 def test_decay_mask_is_nanogpts():
     """Matrices and embeddings decay; norms, stacked over layers [L, D], and biases, [L, H, N] among them, do not."""
-    shapes = jax.eval_shape(LanguageModel(BIASED).init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
-    mask = {"/".join(k.key for k in path): bool(m) for path, m in jax.tree.leaves_with_path(decayed(shapes))}
+    tree = decayed(LanguageModel(BIASED))
+    mask = {"/".join(k.key for k in path): bool(m) for path, m in jax.tree.leaves_with_path(tree)}
     assert {name for name, decays in mask.items() if decays} == {
         "embedding",
         "position_embedding",
@@ -26,8 +27,8 @@ def test_decay_mask_is_nanogpts():
 
 
 def test_extra_keys_and_values_decay_and_a_logit_a_head_does_not():
-    extra = {"layers": {"attn": {"bias_key": np.zeros((2, 4, 1, 8)), "sinks": np.zeros((2, 4))}}}
-    assert decayed(extra) == {"layers": {"attn": {"bias_key": True, "sinks": False}}}
+    found = decayed(LanguageModel(dataclasses.replace(GPT, attention_bias=AttentionBias("kv", offset=True))))
+    assert found["layers"]["attn"]["slots"] == {"key": True, "value": True, "logit": False}
 
 
 def test_schedule():
@@ -44,7 +45,7 @@ def test_one_step_by_hand():
     """Adam's first step is the sign of the gradient; decay comes on top, for what decays, times the learning rate."""
     params = {"embedding": np.full((2, 2), 2.0, np.float32), "norm": {"scale": np.ones(2, np.float32)}}
     grads = jax.tree.map(lambda p: np.full_like(p, 5.0), params)
-    optimizer = make_optimizer(RECIPE)
+    optimizer = make_optimizer(RECIPE, {"embedding": True, "norm": {"scale": False}})
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     rate = 1e-2 / 4
     np.testing.assert_allclose(updates["embedding"], -rate * (1 + 0.1 * 2.0), rtol=1e-5)
@@ -54,7 +55,7 @@ def test_one_step_by_hand():
 def test_gradients_are_clipped_together():
     """Of a small gradient after a large clipped one, Adam sees both at their clipped size."""
     params = {"embedding": np.zeros((1, 1), np.float32)}
-    optimizer = make_optimizer(OptimizerConfig(warmup_steps=0, decay_steps=10))
+    optimizer = make_optimizer(OptimizerConfig(warmup_steps=0, decay_steps=10), {"embedding": True})
     state = optimizer.init(params)
     _, state = optimizer.update({"embedding": np.full((1, 1), 100.0, np.float32)}, state, params)
     adam = optax.tree.get(state, "mu")

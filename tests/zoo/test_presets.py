@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from massive_jax import zoo
-from massive_jax.models import build
-from massive_jax.weights.loader import count_params, expected_shapes
+from massive_jax.models import build, declared
+from massive_jax.weights.loader import count_params
 from massive_jax.weights.table import expand
 from massive_jax.zoo.fields import Fields
 
@@ -27,10 +27,19 @@ def test_the_full_size_model_has_the_published_number_of_parameters(name):
     family, module = module_of(name)
     assert count_params(module) == zoo.PRESETS[name].num_params
     assert name in family.presets
-    # The weight table has a row for every one of them.
-    config = module.config
-    paths = {row.path for _, row, _ in expand(family.table.rows, config.num_layers, config.sizes(1, 1)["E"])}
-    assert set(expected_shapes(module)) <= paths
+    # The weight table has a row for every one of them, which gives it the axes that the model declares.
+    config, parameters = module.config, declared(module)
+    rows = {row.path: row for _, row, _ in expand(family.table.rows, config.num_layers, config.sizes(1, 1)["E"])}
+    assert set(parameters) <= set(rows)
+    for path, it in parameters.items():
+        given, ours = alike((rows[path].axes or "").partition("->")[2]), alike(it.axes)
+        assert ours.endswith(given), path
+        assert not given or set(ours.removesuffix(given)) <= set("LE"), path
+
+
+def alike(axes):
+    """Axes with one letter for what tables may call by another: heads of all kinds, widths."""
+    return axes.replace("(KX)", "H").translate(str.maketrans("KYW", "HHD"))
 
 
 def test_nothing_is_allocated():
