@@ -130,7 +130,7 @@ def starting_scale(parameter: Parameter, num_layers: int) -> float | None:
     """
     if parameter.role not in ("kernel", "residual"):
         return None
-    return (2 * num_layers) ** -0.5 if parameter.role == "residual" and parameter.per_layer else 1.0
+    return 1 / (2 * num_layers) ** 0.5 if parameter.role == "residual" and parameter.per_layer else 1.0
 
 
 def _initial(trainer: Trainer, key: jax.Array) -> TrainState:

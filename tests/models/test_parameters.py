@@ -139,7 +139,7 @@ def test_what_does_not_divide_is_whole():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_adds_to_the_stream_starts_smaller(name):
     config = CONFIGS[name]
-    smaller = (2 * config.num_layers) ** -0.5
+    smaller = 1 / (2 * config.num_layers) ** 0.5
     for path, it in declared(build(config)).items():
         scale = starting_scale(it, config.num_layers)
         if path in ("layers/attn/out/kernel", "layers/mlp/down/kernel", "layers/experts/down"):
