@@ -18,9 +18,8 @@ from massive_jax.arguments import seed_number, shown
 from massive_jax.dtypes import DTYPES, check_dtype
 from massive_jax.memory import total_memory
 from massive_jax.model import Model
-from massive_jax.models import LanguageModel, TransformerConfig, VisionConfig, VisionTransformer, build
+from massive_jax.models import LanguageModel, TransformerConfig, VisionConfig, VisionTransformer, build, declared
 from massive_jax.parallel import check_mesh, param_sharding
-from massive_jax.weights.loader import expected_shapes
 from massive_jax.weights.source import Origin
 
 
@@ -68,10 +67,10 @@ def init(
     # Before the module is traced, which makes tables of a head's width: projections to queries alone.
     _check_fits(name, config, config.num_layers * config.hidden_size * config.num_heads * config.head_dim, mesh)
     module = build(config)
-    shapes = expected_shapes(module)
-    _check_fits(name, config, sum(map(math.prod, shapes.values())), mesh)
+    parameters = declared(module)
+    _check_fits(name, config, sum(math.prod(parameter.shape) for parameter in parameters.values()), mesh)
     shardings = flax.traverse_util.unflatten_dict(
-        {path: param_sharding(path, shape, mesh) for path, shape in shapes.items()}, sep="/"
+        {path: param_sharding(it.axes, it.shape, mesh) for path, it in parameters.items()}, sep="/"
     )
     made = jax.jit(functools.partial(_drawn, module), out_shardings=None if mesh is None else shardings)
     words = f"random, seed {seed}"
