@@ -35,7 +35,7 @@ from massive_jax.analysis import FIRST_DELIMITER, Location, Thresholds, find_mas
 from massive_jax.data import load_text
 from massive_jax.evaluate import LayerTable, input_length, measure_each, measure_layers
 from massive_jax.files import printable, write_json
-from massive_jax.model import left_pad
+from massive_jax.forward import left_pad
 from massive_jax.report import plot_layerwise
 
 _TOP = 3

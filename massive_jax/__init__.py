@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from massive_jax import bias, zoo
     from massive_jax.compile_cache import keep_compiled
+    from massive_jax.forward import Output
     from massive_jax.generate import generate
     from massive_jax.loading import convert, load, save
-    from massive_jax.model import Model, Output
+    from massive_jax.model import Model
     from massive_jax.probe import Capture, Edit, Stats
     from massive_jax.random_models import init
 
@@ -45,7 +46,7 @@ _HOMES = {
     "Capture": "massive_jax.probe",
     "Edit": "massive_jax.probe",
     "Model": "massive_jax.model",
-    "Output": "massive_jax.model",
+    "Output": "massive_jax.forward",
     "Stats": "massive_jax.probe",
     "convert": "massive_jax.loading",
     "init": "massive_jax.random_models",

@@ -11,7 +11,7 @@ import functools
 import sys
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,13 @@ import numpy as np
 from jax import lax
 
 from massive_jax.arguments import number, seed_number, shown, whole_number, yes_or_no
-from massive_jax.model import Model, Output, own_positions
-from massive_jax.model import left_pad as left_pad
+from massive_jax.forward import Output, own_positions
+from massive_jax.forward import left_pad as left_pad
 from massive_jax.models import LanguageModel, empty_cache, last_of
 from massive_jax.probe import Capture, CapturePlan, Edit, EditCollection, compile_edits
+
+if TYPE_CHECKING:
+    from massive_jax.model import Model
 
 _MOST = (1 << 31) - 1  # tokens of a sequence: its positions are int32
 

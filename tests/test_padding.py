@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import BOS
 
 import massive_jax as mj
-from massive_jax.model import _forward, left_pad, own_positions
+from massive_jax.forward import _forward, left_pad, own_positions
 from massive_jax.models import AlibiConfig, AttentionBias, ExpertsConfig, NormConfig, RopeConfig
 from massive_jax.probe import ALL_SITES
 

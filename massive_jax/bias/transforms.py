@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from massive_jax.model import Model, forward
+from massive_jax.forward import check_tokens, forward
+from massive_jax.model import Model
 from massive_jax.models import AttentionBias, LanguageModel, TransformerConfig
 from massive_jax.probe import Capture, Edit, compile_captures
 
@@ -82,7 +83,7 @@ def absorb_mean(
       ValueError: the model has a bias already; tokens or positions out of range; no sequence with a sink.
     """
     _require_no_bias(config)
-    tokens = Model(LanguageModel(config), params, config).check_tokens(tokens)
+    tokens = check_tokens(config, tokens)
     positions = np.broadcast_to(np.asarray(position), len(tokens))
     if positions.min() < -1 or positions.max() >= tokens.shape[1]:
         raise ValueError(f"position {position} is out of range; the tokens have 0 to {tokens.shape[1] - 1}.")
@@ -195,7 +196,7 @@ def remove_bias(config: TransformerConfig, params: Params) -> tuple[TransformerC
 
 def rebuild(model: Model, config: TransformerConfig, params: Params) -> Model:
     """Gives `model` another config and other parameters; its tokenizer and name are kept."""
-    return dataclasses.replace(model, module=LanguageModel(config), params=params, config=config)
+    return model.with_params(config, params)
 
 
 def _require_no_bias(config: TransformerConfig) -> None:
@@ -212,7 +213,7 @@ def _keys_and_values(
 ) -> tuple[jax.Array, jax.Array]:
     """Keys, before the rotary embedding, and values of every layer: int [B, T] -> two [L, B, T, K, N]."""
     module = LanguageModel(config)
-    tokens = Model(module, params, config).check_tokens(tokens)
+    tokens = check_tokens(config, tokens)
     plan = compile_captures(Capture(("key", "value")), config.num_layers)
     found = forward(module, params, edits or {}, plan, tokens, logits=False).intermediates
     return found["key"], found["value"]

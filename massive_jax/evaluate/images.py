@@ -14,7 +14,6 @@ from massive_jax.evaluate.agreement import cosine_similarity
 from massive_jax.evaluate.batches import Progress, check_model, edits_for
 from massive_jax.inputs.images import ImageList
 from massive_jax.model import Model
-from massive_jax.models import VisionTransformer
 from massive_jax.probe import Edit
 from massive_jax.weights.linear_head import LinearHead
 
@@ -98,4 +97,4 @@ def attach_head(model: Model, head: LinearHead) -> Model:
         )
     config = dataclasses.replace(config, num_classes=len(head.bias))
     params = {**model.params, "head": jnp.asarray(head.weight), "head_bias": jnp.asarray(head.bias)}
-    return dataclasses.replace(model, module=VisionTransformer(config), params=params, config=config)
+    return model.with_params(config, params)

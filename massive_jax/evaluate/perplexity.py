@@ -14,7 +14,8 @@ import numpy as np
 from massive_jax.arguments import shown, whole_number
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.batches import Progress, batches, check_edits_of, check_model, checked_inputs, edits_for
-from massive_jax.model import Model, forward, own_positions
+from massive_jax.forward import forward, own_positions
+from massive_jax.model import Model
 from massive_jax.models import head_of
 from massive_jax.models.loss import chunked_nll
 from massive_jax.parallel import mesh_of_params, mesh_set

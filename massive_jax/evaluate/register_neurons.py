@@ -20,8 +20,8 @@ from massive_jax.analysis import full_size_layer
 from massive_jax.arguments import number, whole_number
 from massive_jax.evaluate.batches import Progress
 from massive_jax.evaluate.images import ImageBatches, ImageOutputs
-from massive_jax.model import Model, forward
-from massive_jax.models import build
+from massive_jax.forward import forward
+from massive_jax.model import Model
 from massive_jax.probe import Capture, Edit
 from massive_jax.probe.sites import check_layers
 
@@ -135,7 +135,7 @@ def add_register(model: Model) -> Model:
     new = jnp.zeros((1, config.hidden_size), config.jnp_dtype)
     old = [model.params["registers"]] if config.registers > 1 else []
     params = {**model.params, "registers": jnp.concatenate([*old, new])}
-    return dataclasses.replace(model, module=build(config), params=params, config=config)
+    return model.with_params(config, params)
 
 
 def move_neurons(model: Model, neurons: Sequence[RegisterNeuron]) -> list[Edit]:

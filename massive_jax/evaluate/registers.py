@@ -14,7 +14,8 @@ import numpy as np
 from massive_jax.analysis.registers import RegisterMeans
 from massive_jax.evaluate.batches import Progress
 from massive_jax.evaluate.images import ImageBatches
-from massive_jax.model import Model, forward
+from massive_jax.forward import forward
+from massive_jax.model import Model
 from massive_jax.models import VisionConfig
 from massive_jax.probe import Capture
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from massive_jax.analysis import attention_shares, sink_shares
-from massive_jax.model import forward
+from massive_jax.forward import forward
 from massive_jax.models import LanguageModel, VisionTransformer
 from massive_jax.parallel import whole
 from massive_jax.probe import Capture, compile_captures

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from massive_jax.model import _forward, forward
+from massive_jax.forward import _forward, forward
 from massive_jax.probe import OPS, Capture, Edit, stack_edits
 
 ELEMENT_OPS = [op for op in OPS if op not in ("quantize", "move")]  # what means something for one element
