@@ -23,19 +23,19 @@ FLOORS = (
 
 
 def imports_of(path):
-    """What a file imports of the package, as (module, name or None), at the top or in a function; not for types only."""
+    """What a file imports of the package, as (module, name or None), types only left out."""
 
     class Finder(ast.NodeVisitor):
         found = ()
 
-        def visit_If(self, node):  # noqa: N802
+        def visit_If(self, node):
             if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
                 self.generic_visit(node)
 
-        def visit_ImportFrom(self, node):  # noqa: N802
+        def visit_ImportFrom(self, node):
             self.found += tuple((node.module, alias.name) for alias in node.names)
 
-        def visit_Import(self, node):  # noqa: N802
+        def visit_Import(self, node):
             self.found += tuple((alias.name, None) for alias in node.names)
 
     finder = Finder()
