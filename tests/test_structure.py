@@ -10,13 +10,13 @@ import massive_jax
 ROOT = pathlib.Path(massive_jax.__file__).parent
 # From the ground up. A room may import those of the floors below it.
 FLOORS = (
-    ("arguments", "dtypes", "memory", "files", "parallel"),
-    ("inputs", "probe"),
+    ("arguments", "dtypes", "memory", "files"),
+    ("inputs", "parallel", "probe"),
     ("models",),
     ("weights", "forward"),
-    ("zoo", "generate"),
+    ("zoo", "generate", "compile_cache"),
     ("model",),
-    ("loading", "data", "analysis", "bias"),
+    ("loading", "data", "analysis", "bias", "random_models"),
     ("evaluate",),
     ("report", "train"),
 )
