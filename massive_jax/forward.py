@@ -24,7 +24,7 @@ from massive_jax.probe import CapturePlan, EditCollection
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """What a forward pass gives.
+    """Holds what a forward pass gives.
 
     Attributes:
       logits: [B, T, V] float32, of an image [B, V]; None where they were not asked for, or there is no head. Zeros at
@@ -49,7 +49,7 @@ def forward(
     logits: bool = True,
     positions: Any = None,
 ) -> Output:
-    """The compiled forward pass: one program a shape of its arguments, whatever the edits, layers and positions are.
+    """Runs the compiled forward pass: one program a shape of its arguments, whatever edits and layers are.
 
     `positions`, int [B, T], are those of `own_positions`; None for a batch without padding.
     """
@@ -77,7 +77,7 @@ def _forward(
 def left_pad(
     sequences: Sequence[Sequence[int] | np.ndarray], pad: int = 0, length: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of different lengths as one batch, padded in front.
+    """Puts token ids of different lengths into one batch, padded in front.
 
     Args:
       sequences: token ids, at least one in each.
@@ -103,7 +103,7 @@ def left_pad(
 
 
 def own_positions(mask: Any) -> Any:
-    """The position of every token in its own sequence: bool mask [B, T] -> int32 [B, T], -1 for padding."""
+    """Gives the position of every token in its own sequence: bool mask [B, T] -> int32 [B, T], -1 for padding."""
     xp = jnp if isinstance(mask, jax.Array) else np
     return xp.where(mask, xp.cumsum(mask, axis=1, dtype=np.int32) - 1, np.int32(-1))
 

@@ -41,7 +41,7 @@ DELIMITERS = (".", "\n")  # the tokens that carry massive activations besides th
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A language or vision model ready to be called.
+    """Holds a language or vision model, ready to be called.
 
     Attributes:
       module: the Flax module, for pure-functional use.
@@ -91,7 +91,7 @@ class Model:
 
     @property
     def title(self) -> str:
-        """Its name without the directories, where it was loaded by a path."""
+        """Gives its name without the directories, where it was loaded by a path."""
         return short_name(self.name)
 
     def generate(self, tokens: Any, **options: Any) -> Generation:
@@ -99,7 +99,7 @@ class Model:
         return generate(self, tokens, **options)
 
     def tokenize(self, text: str | Sequence[str], bos: bool = False) -> np.ndarray:
-        """Token ids of one text or several of equal length: int32 [B, T]. No special token unless `bos`.
+        """Turns one text, or several of equal length, into token ids: int32 [B, T]. No special token unless `bos`.
 
         Raises:
           ValueError: no tokenizer; an empty text; texts of different lengths; `bos` where the tokenizer has none.
@@ -119,7 +119,7 @@ class Model:
         return np.asarray(rows, np.int32)
 
     def tokenize_batch(self, texts: Sequence[str], bos: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids of texts of any lengths, padded in front, and the mask that goes with them.
+        """Turns texts of any lengths into token ids, padded in front, and the mask that goes with them.
 
         Args:
           texts: one text or more.
@@ -150,20 +150,20 @@ class Model:
         return left_pad(rows, length=min(-(-longest // _PADDED_TO) * _PADDED_TO, context))
 
     def bos_id(self) -> int:
-        """Id of the beginning-of-sequence token; ValueError where the tokenizer has none."""
+        """Gives the id of the beginning-of-sequence token; ValueError where the tokenizer has none."""
         bos = self.require_tokenizer().bos_id
         if bos is None:
             raise ValueError(f"{self.name}: the tokenizer has no BOS token; run without it.")
         return bos
 
     def require_tokenizer(self) -> Tokenizer:
-        """The tokenizer; ValueError where the checkpoint has none."""
+        """Gives the tokenizer; ValueError where the checkpoint has none."""
         if self.tokenizer is None:
             raise ValueError(f"{self.name}: the checkpoint has no tokenizer; give token ids, or add tokenizer.json.")
         return self.tokenizer
 
     def preprocess(self, images: Any, size: int | None = None) -> np.ndarray:
-        """Images as the checkpoint wants them: float32 [B, height, width, 3].
+        """Prepares images as the checkpoint wants them: float32 [B, height, width, 3].
 
         Args:
           images: an image (PIL, or an array uint8 [height, width, 3]), a path, or a list of these.
@@ -175,7 +175,7 @@ class Model:
         return self.require_processor()(images, size)
 
     def require_processor(self) -> ImageProcessor:
-        """The preprocessing of images; ValueError where the checkpoint does not say how, or is a language model."""
+        """Gives the preprocessing of images; ValueError where the checkpoint has none, or is a language model."""
         self.require_vision()
         if self.processor is None:
             raise ValueError(
@@ -185,19 +185,19 @@ class Model:
         return self.processor
 
     def require_language(self) -> TransformerConfig:
-        """The config of a language model; ValueError for a vision model."""
+        """Gives the config of a language model; ValueError for a vision model."""
         if not isinstance(self.config, TransformerConfig):
             raise ValueError(f"{self.name} is a vision model: it takes images, not tokens; see `preprocess`.")
         return self.config
 
     def require_vision(self) -> VisionConfig:
-        """The config of a vision model; ValueError for a language model."""
+        """Gives the config of a vision model; ValueError for a language model."""
         if not isinstance(self.config, VisionConfig):
             raise ValueError(f"{self.name} is a language model: it takes tokens, not images; see `tokenize`.")
         return self.config
 
     def token_texts(self, inputs: Any) -> list[str]:
-        """What each token of one input is called, for labels: T strings.
+        """Names each token of one input, for labels: T strings.
 
         Of a sequence int [T] the tokens' texts, or ids where there is no tokenizer; of an image [height, width, 3] CLS,
         reg1, … and the (row,column) of each patch.
@@ -208,7 +208,7 @@ class Model:
         return [self.tokenizer.token_text(i) if self.tokenizer else str(i) for i in ids]
 
     def check_inputs(self, inputs: Any, mask: Any = None) -> tuple[Any, Any]:
-        """`inputs` as an array that this model can take, and `own_positions`; see `__call__` for the errors."""
+        """Gives `inputs` as an array that this model can take, and `own_positions`; see `__call__` for the errors."""
         if isinstance(self.config, VisionConfig):
             if mask is not None:
                 raise ValueError("a mask is for tokens: images have no padding.")
@@ -217,11 +217,11 @@ class Model:
         return tokens, None if mask is None else own_positions(mask)
 
     def check_images(self, images: Any) -> Any:
-        """`images` as an array float32 [B, height, width, 3] that this model can take; see `__call__`."""
+        """Gives `images` as an array float32 [B, height, width, 3] that this model can take; see `__call__`."""
         return check_images(self.require_vision(), images)
 
     def check_tokens(self, tokens: Any, mask: Any = None) -> Any:
-        """`tokens` as an array int [B, T] that this model can take, 0 at padding; see `__call__` for the errors."""
+        """Gives `tokens` as an array int [B, T] that this model takes, 0 at padding; errors as `__call__`."""
         return check_tokens(self.require_language(), tokens, mask)
 
     def with_params(self, config: TransformerConfig | VisionConfig, params: Any) -> Model:
@@ -231,7 +231,7 @@ class Model:
     def compile_edits(
         self, edits: Edit | Sequence[Edit] | EditCollection | None, inputs: Any, mask: Any = None
     ) -> EditCollection:
-        """`edits` as the `edits` collection for `inputs` (see `massive_jax.probe.compile_edits`)."""
+        """Gives `edits` as the `edits` collection for `inputs` (see `massive_jax.probe.compile_edits`)."""
         concrete = None if isinstance(inputs, jax.core.Tracer) else inputs
         sizes, absent = self.config.input_sizes(inputs.shape), self.config.absent_sites
         if isinstance(edits, Mapping):
@@ -239,20 +239,20 @@ class Model:
         return compile_edits(edits, sizes, concrete, self.rules(), absent, self.config.jnp_dtype, mask)
 
     def compile_captures(self, capture: Capture | Sequence[Capture] | CapturePlan | None) -> CapturePlan:
-        """`capture` as a plan for this model (see `massive_jax.probe.compile_captures`)."""
+        """Gives `capture` as a plan for this model (see `massive_jax.probe.compile_captures`)."""
         num_layers, absent = self.config.num_layers, self.config.absent_sites
         if isinstance(capture, CapturePlan):
             return check_plan(capture, num_layers, absent)
         return compile_captures(capture, num_layers, absent)
 
     def rules(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
-        """The position rules that an `Edit` may name."""
+        """Gives the position rules that an `Edit` may name."""
         if isinstance(config := self.config, VisionConfig):
             return {**RULES, "last": lambda x: np.full(len(x), config.num_tokens(*x.shape[1:3]) - 1, np.int32)}
         return {**RULES, "first_delimiter": self.first_delimiter}
 
     def first_delimiter(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        """Position of the first "." or newline token after position 0 in every sequence; -1 for none. [B, T] -> [B]."""
+        """Finds the first "." or newline token after position 0 in every sequence; -1 for none. [B, T] -> [B]."""
         if mask is not None:
             return np.concatenate([self.first_delimiter(row[own][None]) for row, own in zip(tokens, mask, strict=True)])
         tokenizer = self.require_tokenizer()

@@ -14,7 +14,7 @@ import massive_jax as mj
 ROOT = pathlib.Path(mj.__file__).parent
 # What a thing does comes first: a noun leaves a reader to guess who does what. Add a verb here if one is missing.
 VERBS = """
-Accepts Bounds Prepares
+Accepts Bounds Declares Initialises Prepares
 Adds Applies Asks Attends Averages Builds Changes Checks Chooses Closes Compares Compiles Completes
 Computes Configures Continues Converts Copies Counts Cuts Decides Describes Does Downloads Draws Drops Edits
 Embeds Escapes Fetches Fills Finds Gates Gathers Gives Groups Has Holds Joins Keeps Lays Lets Lists Loads

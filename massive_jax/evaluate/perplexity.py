@@ -65,7 +65,7 @@ def perplexity(
 
 
 def check_windows(model: Model, windows: Windows) -> None:
-    """Raises a ValueError where `windows` are none, or empty, or of tokens that `model` cannot take."""
+    """Raises a ValueError where `windows` are none, or empty."""
     if not isinstance(windows, Windows) or getattr(windows.tokens, "ndim", 0) != 2 or not len(windows.tokens):
         raise ValueError(f"windows is {shown(windows)}; give Windows of one window at least, as `cut_windows` makes.")
     checked_inputs(model, windows.tokens, windows.mask)

@@ -27,7 +27,7 @@ LAYERS = "L"
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """What is known of a parameter without its numbers.
+    """Says what is known of a parameter without its numbers.
 
     Attributes:
       axes: a letter an axis, layers first, then experts: "LEDF".
@@ -41,22 +41,22 @@ class Parameter:
 
     @property
     def per_layer(self) -> bool:
-        """Whether it is stacked over the layers."""
+        """Tells whether it is stacked over the layers."""
         return self.axes.startswith(LAYERS)
 
     @property
     def own_axes(self) -> str:
-        """The axes of one layer's, and of one expert's where experts are stacked: "DF" of "LEDF"."""
+        """Gives the axes of one layer's, and of one expert's where experts are stacked: "DF" of "LEDF"."""
         return own_axes(self.axes)
 
     @property
     def per_expert(self) -> bool:
-        """Whether it is stacked over experts; a router, whose outputs the experts are, is not."""
+        """Tells whether it is stacked over experts; a router, whose outputs the experts are, is not."""
         return "E" in self.axes.removesuffix(self.own_axes)
 
 
 def own_axes(axes: str) -> str:
-    """`axes` without those that equal parameters are stacked along: layers and experts, in front of something else."""
+    """Gives `axes` without those that equal parameters are stacked along: layers and experts, in front."""
     return re.sub("^L?E?(?=.)", "", axes)
 
 
@@ -83,7 +83,7 @@ class _Boxed(nn.meta.AxisMetadata[Any]):
 
 
 class Module(nn.Module):
-    """A Flax module whose parameters are declared; `init` gives plain arrays, as that of any other."""
+    """Declares its parameters, as a Flax module; `init` gives plain arrays, as that of any other."""
 
     @nn.nowrap
     def declare(

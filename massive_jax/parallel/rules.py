@@ -63,7 +63,7 @@ def mesh_set(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 
 
 def spec_of(axes: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """Returns how a parameter is split: by `RULES`, an axis of the mesh once, and only where it divides.
+    """Gives the rule for the parameter at `path` ("layers/attn/query/kernel"); axes that do not divide stay whole.
 
     A vector along the width, a norm's scale or a bias, is whole everywhere: all of it is needed where it is used.
 
@@ -84,5 +84,5 @@ def spec_of(axes: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
 
 
 def param_sharding(axes: str, shape: Sequence[int], mesh: Mesh | None) -> NamedSharding | None:
-    """Returns where a parameter of these axes is kept on `mesh`; None without one."""
+    """Says where the parameter at `path` is kept on `mesh`; None without one."""
     return None if mesh is None else NamedSharding(mesh, spec_of(axes, shape, mesh))

@@ -68,7 +68,7 @@ class OptimizerConfig:
 
 
 def make_optimizer(config: OptimizerConfig, decays: Any) -> optax.GradientTransformation:
-    """Makes the optimiser that `config` describes; `decays` says of every parameter whether it does (see `decayed`)."""
+    """Makes the optimiser that `config` describes."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
@@ -78,7 +78,7 @@ def make_optimizer(config: OptimizerConfig, decays: Any) -> optax.GradientTransf
 
 
 def decayed(module: LanguageModel | VisionTransformer) -> Any:
-    """Says which parameters of a model decay: matrices, as in nanoGPT; no norm, no bias, no other vector.
+    """Tells which parameters decay: those with two axes or more in one layer (nanoGPT's rule); no norm, no bias.
 
     What is stacked counts as one layer's, and one expert's, and a projection's bias is one even where it is shaped by
     heads: nanoGPT, which goes by the number of axes alone, has vectors for both. Extra keys and values of an attention

@@ -67,7 +67,7 @@ class Trainer:
 
     @property
     def transformation(self) -> optax.GradientTransformation:
-        """The optimiser of this model's parameters."""
+        """Gives the optimiser of this model's parameters."""
         return make_optimizer(self.optimizer, decayed(self.module))
 
     def init(self, seed: int) -> TrainState:
