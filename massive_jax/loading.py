@@ -165,20 +165,27 @@ def convert(
             )
 
 
-def save(model: Model, out: str | os.PathLike[str]) -> None:
+def save(model: Model, out: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> None:
     """Writes a model that is in memory as a checkpoint of this project, in the dtype of its parameters.
 
     Args:
       model: a loaded, trained or transformed model.
       out: directory or gs://…; nothing may be there yet. `load(out)` reads it.
+      allow_nonfinite: takes weights that are NaN or infinite, which are an error otherwise, here and in `load(out)`.
 
     Raises:
-      ValueError: something is at `out`, another process writes there, or it cannot be written.
+      ValueError: parameters that are not those of the model's config, or are no weights; something is at `out`,
+        another process writes there, or it cannot be written.
     """
     if not isinstance(model, Model):
         raise ValueError(f"model is {shown(model)}; give a Model, such as massive_jax.load returns.")
     out = _address(out, "out")
+    yes_or_no("allow_nonfinite", allow_nonfinite)
     checkpoint.check_free(out)
+    try:
+        checkpoint.check_params(model.params, declared(build(model.config)), allow_nonfinite=allow_nonfinite)
+    except ValueError as error:
+        raise ValueError(f"{model.name}: {error}") from None
     checkpoint.save_params(
         out,
         model.config,

@@ -1,8 +1,10 @@
 """Finding the checkpoint that a name means."""
 
+import dataclasses
 import os
 
 import jax
+import numpy as np
 import pytest
 
 import massive_jax as mj
@@ -214,3 +216,44 @@ def test_what_is_left_of_a_converted_checkpoint(tmp_path, tiny_model):
     (tmp_path / "it" / "_CHECKPOINT_METADATA").unlink()
     with pytest.raises(ValueError, match="it holds no finished checkpoint; convert the model again"):
         mj.load(tmp_path / "it")
+
+
+# What `save` is given -------------------------------------------------------------------------------------------------
+
+UNFIT = {
+    "NaN": (lambda x: x.at[0, 0].set(np.nan), "NaN or infinite: embedding"),
+    "infinite": (lambda x: x.at[0, 0].set(-np.inf), "NaN or infinite: embedding"),
+    "another shape": (lambda x: x[:5], r"embedding \[5, 32\] \(expected \[260, 32\]\)"),
+    "integers": (lambda x: x.astype(int), "no weights, which are floating: embedding of int32"),
+    "nothing": (lambda x: None, r"embedding \[\] \(expected"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_save_looks_at_the_parameters(tiny_model, tmp_path, case):
+    change, message = UNFIT[case]
+    params = {**tiny_model.params, "embedding": change(tiny_model.params["embedding"])}
+    model = dataclasses.replace(tiny_model, params=params)
+    with pytest.raises(ValueError, match=f"^tiny: .*{message}"):
+        loading.save(model, tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("params", [None, {}, {"layers": {}}])
+def test_save_misses_parameters(tiny_model, tmp_path, params):
+    with pytest.raises(ValueError, match="not those of the config: embedding missing"):
+        loading.save(dataclasses.replace(tiny_model, params=params), tmp_path / "out")
+
+
+def test_save_of_another_config(tiny_model, tmp_path):
+    config = dataclasses.replace(tiny_model.config, vocab_size=300)
+    with pytest.raises(ValueError, match=r"embedding \[260, 32\] \(expected \[300, 32\]\)"):
+        loading.save(dataclasses.replace(tiny_model, config=config), tmp_path / "out")
+
+
+def test_nan_is_saved_where_it_is_meant_to_be(tiny_model, tmp_path):
+    params = {**tiny_model.params, "embedding": tiny_model.params["embedding"].at[0, 0].set(np.nan)}
+    loading.save(dataclasses.replace(tiny_model, params=params), tmp_path / "out", allow_nonfinite=True)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        mj.load(tmp_path / "out")
+    assert np.isnan(mj.load(tmp_path / "out", allow_nonfinite=True).params["embedding"][0, 0])

@@ -21,6 +21,7 @@ from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
 import flax.traverse_util
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -32,7 +33,7 @@ from massive_jax.parallel import is_first, once, whole
 from massive_jax.weights import layout
 from massive_jax.weights.loader import Part
 from massive_jax.weights.quiet import quiet_storage
-from massive_jax.weights.stored_arrays import LAYERS, Record, in_words, on_disk, read_params
+from massive_jax.weights.stored_arrays import LAYERS, Record, check_shapes, in_words, on_disk, read_params
 
 if TYPE_CHECKING:
     from etils import epath
@@ -212,6 +213,39 @@ def save_params(
     save_checkpoint(
         path, config, parts(), expected, dtype=dtype, tokenizer=tokenizer, processor=processor, provenance=provenance
     )
+
+
+def check_params(params: Any, expected: Mapping[str, Parameter], *, allow_nonfinite: bool = False) -> None:
+    """Looks at parameters that are in memory before they are written.
+
+    Args:
+      params: nested, as a model has them.
+      expected: parameter path -> what the config declares.
+      allow_nonfinite: takes those that are NaN or infinite.
+
+    Raises:
+      ValueError: parameters that are not those expected, are not floating, or NaN or infinite; all of them are named.
+    """
+    flat = flax.traverse_util.flatten_dict(params, sep="/") if isinstance(params, Mapping) else {}
+    try:
+        check_shapes({name: np.shape(x) for name, x in flat.items()}, expected)
+    except ValueError as error:
+        raise ValueError(f"the parameters are not those of the config: {error}.") from None
+    wrong = [
+        f"{name} of {x.dtype if hasattr(x, 'dtype') else type(x).__name__}"
+        for name, x in flat.items()
+        if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating)
+    ]
+    if wrong:
+        raise ValueError(f"parameters that are no weights, which are floating: {files.listed(wrong, 5)}.")
+    if not allow_nonfinite and (bad := [name for name, x in flat.items() if not _all_finite(x)]):
+        raise ValueError(
+            f"parameters that are NaN or infinite: {files.listed(bad, 5)}. Where they are meant to be, allow_nonfinite "
+            "saves them all the same."
+        )
+
+
+_all_finite = jax.jit(lambda x: jnp.all(jnp.isfinite(x)))
 
 
 class _Writer:

@@ -87,7 +87,7 @@ def read_params(
         shapes = {name: _whole_shape(groups) for name, groups in stored.items()}
         reading = _Reading(dtype, records)
         if mesh is not None:  # how an array is split is for its parameter to say
-            _check_shapes(shapes, parameters := expected())
+            check_shapes(shapes, parameters := expected())
             reading.shardings = {name: param_sharding(it.axes, it.shape, mesh) for name, it in parameters.items()}
         with futures.ThreadPoolExecutor(_READERS) as pool:
             found = {
@@ -95,7 +95,7 @@ def read_params(
             }
             try:
                 if mesh is None:
-                    _check_shapes(shapes, expected())
+                    check_shapes(shapes, expected())
                 params = {name: array.result() for name, array in found.items()}
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -295,7 +295,8 @@ def _whole_shape(groups: _Groups) -> tuple[int, ...]:
     return (stop, *shapes.pop())
 
 
-def _check_shapes(stored: Mapping[str, tuple[int, ...]], parameters: Mapping[str, Parameter]) -> None:
+def check_shapes(stored: Mapping[str, tuple[int, ...]], parameters: Mapping[str, Parameter]) -> None:
+    """Raises a ValueError that lists the arrays, path -> shape, which are not those of `parameters`."""
     expected = {name: parameter.shape for name, parameter in parameters.items()}
     wrong = [
         f"{name} {list(stored[name]) if name in stored else 'missing'}"
