@@ -113,7 +113,9 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
         first = str(error).partition("\n")[0]
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in first:
-            return f"out of memory; try a shorter --context or --prompt, or --dtype=bfloat16. ({first})"
+            return (
+                f"out of memory; try a smaller --batch, a shorter --context or --prompt, or --dtype=bfloat16. ({first})"
+            )
         return first
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
