@@ -147,6 +147,13 @@ def _listed(module: str) -> list[str]:
     return []
 
 
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Has a page take from the site itself what its search needs under file://, so that it works without network."""
+    from mkdocs.utils import get_relative_url
+
+    return output.replace("https://unpkg.com/iframe-worker/shim", get_relative_url("assets/iframe-worker.js", page.url))
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Adds the pages that are generated."""
     from mkdocs.structure.files import File
