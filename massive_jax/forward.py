@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from massive_jax.arguments import shown
+from massive_jax.arguments import several, shown, whole_number
 from massive_jax.models import LanguageModel, TransformerConfig, VisionConfig, VisionTransformer
 from massive_jax.models.vision_config import CHANNELS
 from massive_jax.parallel import mesh_of_params, mesh_set
@@ -88,16 +88,25 @@ def left_pad(
       int32 [B, T] and bool [B, T], False for padding.
 
     Raises:
-      ValueError: no sequences; one that is empty or longer than `length`.
+      ValueError: no sequences; one that is empty, longer than `length` or not of integers; a `pad` or `length` that is
+        no whole number.
     """
-    longest = max(map(len, sequences), default=0)
-    T = longest if length is None else length
-    if not sequences or longest > T:
-        raise ValueError(f"{len(sequences)} sequences of up to {longest} tokens do not fit a batch of length {T}.")
-    tokens, mask = np.full((len(sequences), T), pad, np.int32), np.zeros((len(sequences), T), bool)
-    for row, ids in enumerate(sequences):
-        if len(ids) == 0:
+    given = several(sequences)
+    if given is None:
+        raise ValueError(f"sequences is {shown(sequences)}; give a list of the token ids of each.")
+    rows = [_array(f"sequence {row}", ids) for row, ids in enumerate(given)]
+    for row, ids in enumerate(rows):
+        if ids.shape == (0,):
             raise ValueError(f"sequence {row} is empty.")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise ValueError(f"sequence {row} is {ids.dtype}{list(ids.shape)}; give integers [position].")
+    pad = whole_number("pad", pad, -(1 << 31), (1 << 31) - 1)
+    longest = max(map(len, rows), default=0)
+    T = longest if length is None else whole_number("length", length, 1)
+    if not rows or longest > T:
+        raise ValueError(f"{len(rows)} sequences of up to {longest} tokens do not fit a batch of length {T}.")
+    tokens, mask = np.full((len(rows), T), pad, np.int32), np.zeros((len(rows), T), bool)
+    for row, ids in enumerate(rows):
         tokens[row, T - len(ids) :], mask[row, T - len(ids) :] = ids, True
     return tokens, mask
 

@@ -123,8 +123,11 @@ def generate(
       >>> model.tokenizer.decode(made[0])
       'The capital of France is Paris.\n\nThe'
     """
-    given = np.asarray(tokens)
-    tokens = model.check_tokens(given, mask)
+    if isinstance(tokens, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+        raise ValueError(
+            "generate is compiled itself and cannot run under a jax transform; give tokens that are there."
+        )
+    given, tokens = tokens, model.check_tokens(tokens, mask)
     B, T = tokens.shape
     mask = np.ones((B, T), bool) if mask is None else np.asarray(mask)
     positions = own_positions(mask)
@@ -173,7 +176,7 @@ def generate(
         jnp.asarray(positions),
         jnp.asarray(tokens),
     )
-    everything = np.concatenate([given.astype(np.int32), np.asarray(made)], axis=1)
+    everything = np.concatenate([np.asarray(given).astype(np.int32), np.asarray(made)], axis=1)
     return Generation(everything, first, steps, logits)
 
 

@@ -133,10 +133,11 @@ class Model:
           ValueError: as `tokenize`; a text that is longer than the context. The message says which.
         """
         context = self.require_language().context_length
-        if not isinstance(texts, str | Sequence) or not texts:
-            raise ValueError(f"there are no texts in {texts!r}; give a list of them.")
+        given = (texts,) if isinstance(texts, str) else several(texts)
+        if not given:
+            raise ValueError(f"there are no texts in {shown(texts)}; give a list of them.")
         rows = []
-        for i, text in enumerate([texts] if isinstance(texts, str) else texts):
+        for i, text in enumerate(given):
             try:
                 rows.append(self.tokenize(text, bos)[0])
             except ValueError as error:

@@ -246,6 +246,36 @@ def test_prompts_of_many_lengths_share_their_programs(tiny_model):
     assert _forward._cache_size() <= before + 1
 
 
+def test_texts_in_an_array_are_texts(tiny_model):
+    for texts in (np.array(["Rain.", "A man"]), ("Rain.", "A man"), (text for text in ("Rain.", "A man"))):
+        np.testing.assert_array_equal(tiny_model.tokenize_batch(texts)[1].sum(axis=1), [5, 5])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sequences": None}, "sequences is None; give a list"),
+        ({"sequences": "ab"}, "sequences is 'ab'"),
+        ({"sequences": ["ab"]}, r"sequence 0 is <U2\[\]; give integers"),
+        ({"sequences": [1, 2]}, r"sequence 0 is int64\[\]; give integers"),
+        ({"sequences": [[1], [1.5]]}, r"sequence 1 is float64\[1\]; give integers"),
+        ({"sequences": [[1]], "length": 1.5}, "length is 1.5; give a whole number"),
+        ({"sequences": [[1]], "pad": "x"}, "pad is 'x'; give a whole number"),
+        ({"sequences": [[1]], "pad": 1 << 31}, "pad is 2147483648"),
+    ],
+)
+def test_left_pad_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        left_pad(**arguments)
+
+
+def test_generation_is_no_part_of_a_jax_transform(tiny_model, tiny_tokens):
+    with pytest.raises(ValueError, match="cannot run under a jax transform"):
+        jax.jit(lambda tokens: tiny_model.generate(tokens, max_new_tokens=2).tokens)(tiny_tokens)
+    with pytest.raises(ValueError, match=r"tokens is \[\[1\], \[2, 3\]\], which is no array"):
+        tiny_model.generate([[1], [2, 3]], max_new_tokens=2)
+
+
 # Bad masks ------------------------------------------------------------------------------------------------------------
 
 BAD = {
