@@ -24,6 +24,12 @@ WHOLE = {
     "parity.md": "benchmarks/PARITY.md",
     "zoo.md": "massive_jax/zoo/README.md",
 }
+# Page -> the source that it is generated from, which a link leads to where there is no site.
+GENERATED = {
+    "sites.md": "massive_jax/probe/sites.py",
+    "experiments.md": "experiments",
+    "reference/train.md": "massive_jax/train",
+}
 # Page of the reference -> modules whose public names it shows; of a room, those that its `__init__` lists.
 REFERENCE = {
     "massive_jax": ["massive_jax.loading", "massive_jax.model", "massive_jax.forward"],
@@ -40,11 +46,11 @@ _LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def relinked(text: str, source: str) -> str:
-    """Points the relative links of a file of the repository at the pages that show their targets.
+    """Points the relative links of `source`, a file of the repository, at the pages that show their targets.
 
     A target that the site does not show loses its link: the words stay.
     """
-    pages = {path: page for page, path in WHOLE.items()}
+    pages = {path: page for page, path in (WHOLE | GENERATED).items()}
 
     def replace(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), found[1]))
@@ -145,6 +151,11 @@ def _listed(module: str) -> list[str]:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return sorted(name for name in ast.literal_eval(node.value) if not name.isupper())
     return []
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Points the links of the pages in docs/ at pages: in the repository they lead to files."""
+    return relinked(markdown, f"docs/{page.file.src_uri}") if page.file.generated_by is None else markdown
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
