@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from massive_jax.arguments import several, shown, whole_number
+from massive_jax.cards import Card
 from massive_jax.models import LanguageModel, TransformerConfig, VisionConfig, VisionTransformer
 from massive_jax.models.vision_config import CHANNELS
 from massive_jax.parallel import mesh_of_params, mesh_set
@@ -22,8 +23,8 @@ from massive_jax.probe import CapturePlan, EditCollection
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Output:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Output(Card):
     """Holds what a forward pass gives.
 
     Attributes:

@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from massive_jax.arguments import number, seed_number, shown, whole_number, yes_or_no
+from massive_jax.cards import Card
 from massive_jax.forward import Output, own_positions
 from massive_jax.forward import left_pad as left_pad
 from massive_jax.models import LanguageModel, empty_cache, last_of
@@ -61,8 +62,8 @@ class Streaming:
         return jnp.where(positions < 0, self.size, jnp.where(positions < self.sinks, positions, rolling))
 
 
-@dataclasses.dataclass(frozen=True)
-class Generation:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Generation(Card):
     """Holds generated text.
 
     Attributes:

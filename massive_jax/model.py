@@ -14,10 +14,12 @@ import jax
 import numpy as np
 
 from massive_jax.arguments import several, shown, yes_or_no
+from massive_jax.cards import CardTable
 from massive_jax.files import short_name
 from massive_jax.forward import Output, check_images, check_tokens, forward, left_pad, own_positions
 from massive_jax.generate import Generation, generate
 from massive_jax.inputs.tokenizer import Tokenizer
+from massive_jax.model_card import html_card, model_card, site_table
 from massive_jax.models import LanguageModel, TransformerConfig, VisionConfig, VisionTransformer, build
 from massive_jax.probe import (
     RULES,
@@ -39,7 +41,7 @@ _PADDED_TO = 64  # lengths of `tokenize_batch`
 DELIMITERS = (".", "\n")  # the tokens that carry massive activations besides the first one (paper, section 2.2)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """Holds a language or vision model, ready to be called.
 
@@ -88,6 +90,16 @@ class Model:
         inputs, positions = self.check_inputs(inputs, mask)
         logits, compiled = yes_or_no("logits", logits), self.compile_edits(edits, inputs, mask)
         return forward(self.module, self.params, compiled, self.compile_captures(capture), inputs, logits, positions)
+
+    def __repr__(self) -> str:
+        return model_card(self)
+
+    def _repr_html_(self) -> str:
+        return html_card(self)
+
+    def sites(self) -> CardTable:
+        """Gives the table of what can be captured and edited: name, axes, shape and meaning of every site."""
+        return site_table(self.config)
 
     @property
     def title(self) -> str:

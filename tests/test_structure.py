@@ -11,9 +11,10 @@ ROOT = pathlib.Path(massive_jax.__file__).parent
 # From the ground up. A room may import those of the floors below it.
 FLOORS = (
     ("arguments", "dtypes", "memory", "files"),
+    ("cards",),
     ("inputs", "parallel", "probe"),
     ("models",),
-    ("weights", "forward"),
+    ("weights", "forward", "model_card"),
     ("zoo", "generate", "compile_cache"),
     ("model",),
     ("loading", "data", "analysis", "bias", "random_models"),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from massive_jax.cards import Card
 from massive_jax.probe.coordinates import UNPADDED, Coordinates
 from massive_jax.probe.sites import AXIS_NAMES, Site
 
@@ -22,8 +23,8 @@ _ABOVE_ALL = np.uint32(0xFFFFFFFF)
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Stats:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Stats(Card):
     """Holds reductions of a site.
 
     Leading axes: [L', B] for a per-layer site, [B] otherwise; None where not asked for.
