@@ -100,7 +100,7 @@ def token_nll(model: Model, tokens: Any, edits: Edit | Sequence[Edit] | None = N
 
 
 @functools.partial(jax.jit, static_argnames=("module",))
-def _nll(module: Any, params: Any, edits: Any, tokens: jax.Array, positions: jax.Array | None) -> jax.Array:
+def _nll(module: Any, params: Any, edits: Any, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
     hidden = forward(module, params, edits, CapturePlan(), tokens, logits=False, positions=positions).last_hidden
     if positions is not None:
         # Each sequence's own tokens first, in their order: a token is predicted by the one before it.

@@ -172,7 +172,8 @@ def stack_edits(collections: Sequence[EditCollection]) -> EditCollection:
     """Stacks compiled edits along a new first axis, for `jax.vmap` over interventions.
 
     Raises:
-      ValueError: the collections edit different sites or different axes, or differ in their number of rows.
+      ValueError: something else than compiled edits; the collections edit different sites or different axes, or
+        differ in their number of rows.
 
     Examples:
       >>> from massive_jax.probe import CapturePlan, stack_edits
@@ -184,6 +185,11 @@ def stack_edits(collections: Sequence[EditCollection]) -> EditCollection:
       >>> jax.vmap(run)(stacked).shape  # two interventions at once
       (2, 1, 4, 49152)
     """
+    found = several(collections)
+    if found is None or not all(isinstance(collection, Mapping) for collection in found):
+        raise ValueError(
+            f"collections is {shown(collections)}; give a list of edits compiled by `Model.compile_edits`."
+        )
     structures = {jax.tree.structure(c) for c in collections}
     shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(c)) for c in collections}
     if not collections or len(structures) > 1 or len(shapes) > 1:

@@ -454,3 +454,9 @@ def test_a_message_is_one_line_whatever_the_value():
         compile_edits(Edit("block_out", layer=9, value=np.zeros(5000)), SIZES)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("given", [None, 3, "ab", [1, 2], [Edit("embed")], Edit("embed")])
+def test_only_compiled_edits_are_stacked(given):
+    with pytest.raises(ValueError, match="give a list of edits compiled by"):
+        stack_edits(given)
