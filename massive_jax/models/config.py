@@ -363,6 +363,11 @@ class BlockConfig:
         return 0 if self.attention_bias is None else self.attention_bias.num_slots
 
     @property
+    def windowed_layers(self) -> tuple[bool, ...]:
+        """Which layers have the window, L booleans."""
+        return self.window_layers or (self.window is not None,) * self.num_layers
+
+    @property
     def gated_attention(self) -> bool:
         """Tells whether the heads' outputs have gates."""
         return self.attention_bias is not None and self.attention_bias.kind in ("gate_head", "gate_element")

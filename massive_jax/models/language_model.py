@@ -20,7 +20,7 @@ from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
 from massive_jax.models.parameters import Module, Role
 from massive_jax.models.positions import alibi_bias, rope_tables
-from massive_jax.models.stack import LayerKinds, outer_tap, run_blocks, sow
+from massive_jax.models.stack import LayerKinds, Pass, outer_tap, run_blocks, sow
 from massive_jax.probe import UNPADDED, CapturePlan, Coordinates
 
 
@@ -87,9 +87,8 @@ class LanguageModel(Module):
 
         embedding, x = self._embed(tokens, places.queries)
         x = tap("embed", x)
-        sizes, around = cfg.sizes(B, T, places.keys.shape[1]), self._surroundings(places)
-        sink, alone = self._sink_tokens()
-        x, results = run_blocks(cfg, x, tap, sizes, around, self._windowed(), sink, alone, self.remat, self.unroll)
+        sequence = Pass(x, self._surroundings(places), places.keys.shape[1])
+        x, results = run_blocks(cfg, tap, sequence, self._sink_tokens(), remat=self.remat, unroll=self.unroll)
 
         x = tap("final_norm", Norm(cfg.norm, name="norm")(x) if cfg.final_norm else x)
         if cfg.embedding_size is not None:
@@ -120,10 +119,6 @@ class LanguageModel(Module):
             table = self.declare("position_embedding", "MD", "table", init, (rows, cfg.hidden_size), jnp.float32)
             x = x + jnp.take(table, positions + cfg.position_offset, axis=0).astype(x.dtype)
         return embedding, x
-
-    def _windowed(self) -> tuple[bool, ...]:
-        cfg = self.config
-        return cfg.window_layers or (cfg.window is not None,) * cfg.num_layers
 
     def _places(self, B: int, T: int, positions: jax.Array | None, slots: jax.Array | None) -> _Places:
         """Where the tokens of this call and those of the cache stand in their sequences."""
@@ -182,15 +177,16 @@ class LanguageModel(Module):
             return around(cfg.rope if cfg.window is None else local_rope, mask, cfg.window), None
         return around(cfg.rope, places.mask(None), None), around(local_rope, places.mask(cfg.window), cfg.window)
 
-    def _sink_tokens(self) -> tuple[jax.Array | None, LayerKinds | None]:
-        """The learned sink tokens [1, n, D], None without any, and what they see: each other."""
-        cfg = self.config
+    def _sink_tokens(self) -> Pass | None:
+        """The learned sink tokens [1, n, D] on their way, each seeing those before it; None without any."""
+        cfg, n = self.config, self.config.num_slots
         if cfg.attention_bias is None or cfg.attention_bias.kind != "sink_token":
-            return None, None
-        shape, init = (cfg.num_slots, cfg.hidden_size), nn.initializers.normal(0.02)
-        sink = self.declare("sink_token", "nD", "table", init, shape, jnp.float32).astype(cfg.jnp_dtype)[None]
-        places = _Places(jnp.arange(cfg.num_slots)[None], jnp.arange(cfg.num_slots)[None])
-        return sink, self._surroundings(places, with_slots=False)
+            return None
+        init = nn.initializers.normal(0.02)
+        sink = self.declare("sink_token", "nD", "table", init, (n, cfg.hidden_size), jnp.float32)
+        x = sink.astype(cfg.jnp_dtype)[None]
+        places = _Places(jnp.arange(n)[None], jnp.arange(n)[None])
+        return Pass(x, self._surroundings(places, with_slots=False), n)
 
     def _head(self, embedding: jax.Array) -> Head:
         cfg = self.config

@@ -6,7 +6,7 @@ Axis letters: see `massive_jax.probe.sites`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import flax.linen as nn
@@ -63,29 +63,31 @@ def outer_tap(
     return Tap(edits, plan, coordinates=dataclasses.replace(coordinates, slots=config.num_slots))
 
 
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """Tokens on their way through the blocks.
+
+    Attributes:
+      x: [B, T, D], the input of block 1.
+      around: what their attention sees.
+      num_keys: S, how many tokens they may see: themselves, or what a cache has room for.
+    """
+
+    x: jax.Array
+    around: LayerKinds
+    num_keys: int
+
+
 def run_blocks(
-    config: BlockConfig,
-    x: jax.Array,
-    tap: Tap,
-    sizes: Mapping[str, int],
-    around: LayerKinds,
-    windowed: Sequence[bool] | None = None,
-    sink: jax.Array | None = None,
-    alone: LayerKinds | None = None,
-    remat: str = "none",
-    unroll: int = 1,
+    config: BlockConfig, tap: Tap, sequence: Pass, sink: Pass | None = None, *, remat: str = "none", unroll: int = 1
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Runs the L blocks under `nn.scan`; their parameters are the submodule "layers" of the module that calls.
 
     Args:
       config: of the model.
-      x: [B, T, D], the input of block 1.
       tap: see `outer_tap`.
-      sizes: a size for every axis letter.
-      around: what attention sees.
-      windowed: which layers are windowed, L booleans.
-      sink: sink tokens [1, n, D], which run beside the sequence and are slots of its attention; None for none.
-      alone: what they see: each other.
+      sequence: the tokens.
+      sink: sink tokens, B = 1, which run beside the sequence and are slots of its attention; None for none.
       remat: what of a block is computed again in the backward pass instead of kept: a name in `REMAT`.
       unroll: blocks in the body of the loop.
 
@@ -93,10 +95,11 @@ def run_blocks(
       The output of block L [B, T, D], and what was captured in the blocks, for `sow`.
     """
     edits, plan, coordinates = tap.all_edits, tap.plan, tap.coordinates
-    flags = jnp.asarray(tuple(windowed or (False,) * config.num_layers))
-    layers = (jnp.arange(1, config.num_layers + 1), flags, dict(plan.slots))
+    layers = (jnp.arange(1, config.num_layers + 1), jnp.asarray(config.windowed_layers), dict(plan.slots))
     nothing_kept = empty_results(_KEYS_AND_VALUES, config.sizes(1, config.num_slots), config.jnp_dtype)
-    carry = (x, sink, empty_results(plan, sizes, config.jnp_dtype))
+    B, T, _ = sequence.x.shape
+    sizes = config.sizes(B, T, sequence.num_keys)
+    carry = (sequence.x, None if sink is None else sink.x, empty_results(plan, sizes, config.jnp_dtype))
 
     def step(block: Block, carry: Any, layer: Any, around: Any, alone: Any, edits: Any) -> tuple[Any, None]:
         x, sink, results = carry
@@ -120,7 +123,8 @@ def run_blocks(
         unroll=unroll,
         metadata_params={nn.PARTITION_NAME: LAYERS},
     )
-    (x, _, results), _ = scan(Block(config, name="layers"), carry, layers, around, alone, edits)
+    alone = None if sink is None else sink.around
+    (x, _, results), _ = scan(Block(config, name="layers"), carry, layers, sequence.around, alone, edits)
     return x, results
 
 

@@ -19,7 +19,7 @@ from massive_jax.models.mlp import MLP
 from massive_jax.models.norms import Norm
 from massive_jax.models.parameters import Module
 from massive_jax.models.positions import axial_rope_tables, resize_table
-from massive_jax.models.stack import outer_tap, run_blocks, sow
+from massive_jax.models.stack import Pass, outer_tap, run_blocks, sow
 from massive_jax.models.vision_config import CHANNELS, VisionConfig
 from massive_jax.probe import CapturePlan, Tap
 
@@ -61,14 +61,15 @@ class VisionTransformer(Module):
     ) -> tuple[jax.Array | None, jax.Array, jax.Array]:
         cfg = self.config
         tap = outer_tap(self, cfg, plan)
-        sizes, grid = cfg.input_sizes(images.shape), cfg.grid(*images.shape[1:3])
+        grid = cfg.grid(*images.shape[1:3])
         x = tap("embed", self._embed(images, grid, tap))
         rope = None
         if cfg.position == "rope":
             rope = axial_rope_tables(cfg.rope, cfg.head_dim, grid, cfg.prefix)
         slots = SlotPlaces() if cfg.num_slots else None
         around = Surroundings(rope, rope, None, None, slot_places=slots)
-        x, results = run_blocks(cfg, x, tap, sizes, (around, None), remat=self.remat, unroll=self.unroll)
+        sequence = Pass(x, (around, None), x.shape[1])
+        x, results = run_blocks(cfg, tap, sequence, remat=self.remat, unroll=self.unroll)
         hidden = tap("final_norm", Norm(cfg.norm, name="norm")(x) if cfg.final_norm else x)
         pooled = self._pool(hidden)
         out = None
