@@ -53,6 +53,13 @@ class Model:
       name: what it was loaded as, for results.
       processor: of images; None where the checkpoint has none.
       origin: where the parameters come from; None where that is not known.
+
+    Examples:
+      >>> tokens = model.tokenize("Summer is warm.")
+      >>> model.token_texts(tokens[0])
+      ['Summer', ' is', ' warm', '.']
+      >>> model(tokens).logits.shape
+      (1, 4, 49152)
     """
 
     module: LanguageModel | VisionTransformer
@@ -143,6 +150,11 @@ class Model:
 
         Raises:
           ValueError: as `tokenize`; a text that is longer than the context. The message says which.
+
+        Examples:
+          >>> tokens, mask = model.tokenize_batch(["A short one.", "A text of another length."])
+          >>> tokens.shape, mask.sum(axis=1).tolist()
+          ((2, 64), [4, 6])
         """
         context = self.require_language().context_length
         given = (texts,) if isinstance(texts, str) else several(texts)

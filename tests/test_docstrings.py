@@ -68,7 +68,7 @@ EXAMPLES = {test.name: test for test in examples()}
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_give_what_they_say(name, default_model, capsys):
-    """With the default model as `model`, and `mj`, `np` and `jax` imported: docs/api says so."""
+    """With the default model as `model`, and `mj`, `np` and `jax` imported: the reference says so."""
     test = EXAMPLES[name]
     test.globs |= {"mj": mj, "np": np, "jax": jax, "model": default_model}
     failed, _ = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)
@@ -79,4 +79,4 @@ def test_the_most_used_names_have_examples():
     """The dozen that a newcomer meets first."""
     found = {name.rpartition(".")[2] for name in EXAMPLES}
     expected = {"load", "Capture", "Edit", "stack_edits", "generate", "perplexity", "measure_layers", "find_massive"}
-    assert expected | {"cut_windows", "absorb_prefix", "AttentionBias", "of_bytes"} <= found
+    assert expected | {"cut_windows", "absorb_prefix", "AttentionBias", "of_bytes", "Model"} <= found
