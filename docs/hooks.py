@@ -87,7 +87,9 @@ def _as_markdown(docstring: str) -> str:
         else:
             # A file's keys stand between brackets that are no links, and <…> that is no markup.
             words = " ".join(line.strip() for line in lines)
-            blocks.append(re.sub(r"([\[\]<>{}*_|])", r"\\\1", words))
+            parts = re.split(r"(`[^`]*`)", words)  # every other one is code
+            parts[::2] = [re.sub(r"([\[\]<>{}*_|])", r"\\\1", part) for part in parts[::2]]
+            blocks.append("".join(parts))
     return "\n\n".join(blocks)
 
 

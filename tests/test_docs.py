@@ -104,6 +104,12 @@ def test_every_program_is_on_the_page_of_experiments(hooks):
     assert "```sh\npython -m experiments.layerwise --workdir=results\n" in page
 
 
+def test_words_of_a_docstring_are_no_markup(hooks):
+    text = "Does it.\n\n  python -m x --a=[b]\n\nx.json: [{a_b, c}] of\n`a_b`; <d>."
+    expected = "Does it.\n\n```sh\npython -m x --a=[b]\n```\n\nx.json: \\[\\{a\\_b, c\\}\\] of `a_b`; \\<d\\>."
+    assert hooks._as_markdown(text) == expected
+
+
 def test_the_reference_shows_what_the_rooms_show(hooks):
     pages = hooks.reference_pages()
     for room in ("analysis", "bias", "data", "evaluate", "models", "parallel", "probe", "report", "train", "zoo"):
