@@ -17,7 +17,7 @@ from absl import flags
 from experiments import common
 from experiments.flags import model, processes, seed
 from massive_jax.models import AttentionBias
-from massive_jax.models.config import ATTENTION_BIASES, SLOT_KINDS
+from massive_jax.models.attention_bias import ATTENTION_BIASES, SLOT_KINDS
 from massive_jax.models.stack import REMAT
 from massive_jax.parallel import once
 from massive_jax.train import OptimizerConfig, Preempted, RunConfig, mesh_of

@@ -15,17 +15,79 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from massive_jax.dtypes import wide
-from massive_jax.models.config import BlockConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.parameters import Module
 from massive_jax.models.positions import apply_rope
+
+if TYPE_CHECKING:
+    from massive_jax.models.config import BlockConfig
+
+SLOT_KINDS = ("kv", "k", "v", "softmax1", "sink", "sink_token")
+ATTENTION_BIASES = (*SLOT_KINDS, "gate_head", "gate_element", "sigmoid")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionBias:
+    """Configures what attention can rest on other than a token: an explicit attention bias (paper, section 5).
+
+    Most kinds are slots: n more entries of the softmax, each with a logit s and a value v′, which every query sees:
+
+      "kv": softmax(Q [Kᵀ k′] / √d) [V; v′ᵀ], k′ and v′ learned (paper, equation 3): s = q·k′ / √d.
+      "k": k′ learned, v′ = 0.   "v": v′ learned, s = 0.
+      "softmax1": s = 0, v′ = 0: a softmax with n more in the denominator.
+      "sink": s a learned number a head, v′ = 0 (gpt-oss).
+      "sink_token": k′ and v′ are the keys and values of n learned tokens in front of the sequence, which run through
+        the blocks beside it (paper, appendix).
+
+    The others change the attention itself:
+
+      "gate_head", "gate_element": the heads' outputs times a sigmoid of a linear map of the block's normed input, one a
+        head or one an element (arXiv 2505.06708).
+      "sigmoid": sigmoid(logits) in place of the softmax, without normalisation (arXiv 2410.10781).
+
+    Attributes:
+      kind: one of the above.
+      slots: n.
+      shared: one slot for all heads, instead of one a key/value head (sinks: a query head).
+      prefix: "kv" only: the slots are tokens that stood in front of the sequence, at positions 0 to n - 1: k′ is turned
+        by the rotary embedding of its place, windows and ALiBi count it, and the sequence's positions begin at n.
+      offset: a learned number a head is added to s.
+
+    Examples:
+      >>> from massive_jax.models import AttentionBias
+      >>> AttentionBias("kv", slots=2).num_slots
+      2
+    """
+
+    kind: str
+    slots: int = 1
+    shared: bool = False
+    prefix: bool = False
+    offset: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ATTENTION_BIASES:
+            raise ValueError(f"attention bias {self.kind!r} is not known; known: {', '.join(ATTENTION_BIASES)}.")
+        if not isinstance(self.slots, int) or self.slots < 1:
+            raise ValueError(f"an attention bias of {self.slots!r} slots: expected a positive integer.")
+        if self.kind not in SLOT_KINDS and (self.slots > 1 or self.shared or self.prefix or self.offset):
+            raise ValueError(f"attention bias {self.kind!r} has no slots: leave slots, shared, prefix and offset out.")
+        if self.prefix and self.kind != "kv":
+            raise ValueError(f"attention bias {self.kind!r} cannot stand for a prefix; only 'kv' can.")
+        if self.kind == "sink_token" and self.shared:
+            raise ValueError("attention bias 'sink_token' has a key and a value for every head: it cannot be shared.")
+
+    @property
+    def num_slots(self) -> int:
+        """Gives the number of slots, n; 0 for the kinds that have no slots."""
+        return self.slots if self.kind in SLOT_KINDS else 0
 
 
 @jax.tree_util.register_dataclass

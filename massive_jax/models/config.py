@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from massive_jax.dtypes import DTYPES, check_dtype
+from massive_jax.models.attention_bias import AttentionBias
+from massive_jax.models.norms import NormConfig
+from massive_jax.models.positions import AlibiConfig, RopeConfig
 from massive_jax.probe import EXPERT_SITES, VISION_SITES
 
-ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2")
 ATTENTION_KERNELS = ("xla", "cudnn", "splash")
 NORM_PLACEMENTS = ("pre", "after_residual", "output", "pre_and_output")
@@ -21,104 +23,6 @@ RESIDUALS = ("serial", "parallel", "parallel_shared_norm")
 POSITIONS = ("rope", "learned", "alibi")
 QK_NORMS = (None, "head", "full")
 MLPS = ("gated", "plain", "experts")
-SLOT_KINDS = ("kv", "k", "v", "softmax1", "sink", "sink_token")
-ATTENTION_BIASES = (*SLOT_KINDS, "gate_head", "gate_element", "sigmoid")
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeConfig:
-    """Configures the rotary position embedding (arXiv 2104.09864) and its context extensions.
-
-    Attributes:
-      theta: base of the geometric series of wavelengths.
-      kind: "default"; "linear" (positions divided by `factor`); "dynamic" (NTK-aware: the base grows once the
-        sequence is longer than `original_max_position`); "llama3" (wavelengths beyond the original context stretched
-        by `factor`, smoothly); "yarn" (arXiv 2309.00071); "factors" (frequencies divided by the given `factors`).
-      factor: context extension factor.
-      original_max_position: context length before the extension, in tokens.
-      low_freq_factor: llama3: wavelengths longer than original_max_position / this are stretched in full.
-      high_freq_factor: llama3: wavelengths shorter than original_max_position / this are left alone.
-      beta_fast: yarn: rotations over the original context above which a frequency is left alone.
-      beta_slow: yarn: rotations below which a frequency is stretched in full.
-      attention_factor: yarn: multiplies cos and sin; None for the paper's 0.1·ln(factor) + 1.
-      mscale: yarn: with `mscale_all_dim`, the attention factor is a ratio of two such logarithms.
-      mscale_all_dim: see `mscale`.
-      truncate: yarn: round the bounds of the ramp to whole frequencies.
-      factors: "factors": one divisor a frequency, rotary_dim / 2 of them.
-      rotary_dim: how many of a head's dims are turned, the first ones; None for all.
-      interleaved: pairs are neighbouring dims (GPT-J) instead of dims half the width apart.
-    """
-
-    theta: float = 10000.0
-    kind: str = "default"
-    factor: float = 1.0
-    original_max_position: int | None = None
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
-    factors: tuple[float, ...] | None = None
-    rotary_dim: int | None = None
-    interleaved: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in ROPE_KINDS:
-            raise ValueError(f"rope scaling {self.kind!r} is not implemented; known: {', '.join(ROPE_KINDS)}.")
-        if self.kind in ("dynamic", "llama3", "yarn") and not self.original_max_position:
-            raise ValueError(f"rope scaling {self.kind!r} needs original_max_position (got none).")
-        if not (0 < self.theta < math.inf and 0 < self.factor < math.inf):
-            raise ValueError(f"rope theta and factor must be positive and finite; got {self.theta} and {self.factor}.")
-        if self.kind == "yarn" and self.theta == 1:
-            raise ValueError("rope scaling 'yarn' needs a theta other than 1, whose wavelengths are all one.")
-
-
-@dataclasses.dataclass(frozen=True)
-class AlibiConfig:
-    """Configures a bias of the attention logits that grows linearly with the key's position (arXiv 2108.12409).
-
-    Attributes:
-      max_exponent: the steepest head's slope is 2^-(max_exponent / heads), the shallowest's 2^-max_exponent.
-      round_up: for a number of heads that is no power of two, slopes are taken from the next larger power (MPT)
-        instead of filled up from it after the next smaller one's (Falcon, BLOOM).
-      from_last: positions count from the last key, which has bias 0 (MPT), instead of from the first.
-      before_scale: added to q·k before the scaling by 1/√N (Falcon).
-      bfloat16: slopes and biases are rounded to bfloat16, whatever the model's dtype (Falcon).
-    """
-
-    max_exponent: float = 8.0
-    round_up: bool = True
-    from_last: bool = True
-    before_scale: bool = False
-    bfloat16: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class NormConfig:
-    """Configures a norm over the last axis.
-
-    Attributes:
-      kind: "rms" (arXiv 1910.07467) or "layer" (arXiv 1607.06450).
-      eps: added to the mean square, or to the variance.
-      bias: of a layer norm.
-      scale: whether there is one; else it is 1.
-      unit_offset: the stored scale is the scale minus one (Gemma).
-    """
-
-    kind: str = "rms"
-    eps: float = 1e-6
-    bias: bool = True
-    scale: bool = True
-    unit_offset: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("rms", "layer"):
-            raise ValueError(f"norm {self.kind!r} is not implemented; known: rms, layer.")
-        if not 0 <= self.eps < math.inf:
-            raise ValueError(f"a norm's eps is {self.eps!r}, expected a finite number of at least 0.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,63 +47,6 @@ class ExpertsConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.num_chosen <= self.num_experts:
             raise ValueError(f"{self.num_chosen} experts a token of {self.num_experts}: expected 1 to that many.")
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionBias:
-    """Configures what attention can rest on other than a token: an explicit attention bias (paper, section 5).
-
-    Most kinds are slots: n more entries of the softmax, each with a logit s and a value v′, which every query sees:
-
-      "kv": softmax(Q [Kᵀ k′] / √d) [V; v′ᵀ], k′ and v′ learned (paper, equation 3): s = q·k′ / √d.
-      "k": k′ learned, v′ = 0.   "v": v′ learned, s = 0.
-      "softmax1": s = 0, v′ = 0: a softmax with n more in the denominator.
-      "sink": s a learned number a head, v′ = 0 (gpt-oss).
-      "sink_token": k′ and v′ are the keys and values of n learned tokens in front of the sequence, which run through
-        the blocks beside it (paper, appendix).
-
-    The others change the attention itself:
-
-      "gate_head", "gate_element": the heads' outputs times a sigmoid of a linear map of the block's normed input, one a
-        head or one an element (arXiv 2505.06708).
-      "sigmoid": sigmoid(logits) in place of the softmax, without normalisation (arXiv 2410.10781).
-
-    Attributes:
-      kind: one of the above.
-      slots: n.
-      shared: one slot for all heads, instead of one a key/value head (sinks: a query head).
-      prefix: "kv" only: the slots are tokens that stood in front of the sequence, at positions 0 to n - 1: k′ is turned
-        by the rotary embedding of its place, windows and ALiBi count it, and the sequence's positions begin at n.
-      offset: a learned number a head is added to s.
-
-    Examples:
-      >>> from massive_jax.models import AttentionBias
-      >>> AttentionBias("kv", slots=2).num_slots
-      2
-    """
-
-    kind: str
-    slots: int = 1
-    shared: bool = False
-    prefix: bool = False
-    offset: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in ATTENTION_BIASES:
-            raise ValueError(f"attention bias {self.kind!r} is not known; known: {', '.join(ATTENTION_BIASES)}.")
-        if not isinstance(self.slots, int) or self.slots < 1:
-            raise ValueError(f"an attention bias of {self.slots!r} slots: expected a positive integer.")
-        if self.kind not in SLOT_KINDS and (self.slots > 1 or self.shared or self.prefix or self.offset):
-            raise ValueError(f"attention bias {self.kind!r} has no slots: leave slots, shared, prefix and offset out.")
-        if self.prefix and self.kind != "kv":
-            raise ValueError(f"attention bias {self.kind!r} cannot stand for a prefix; only 'kv' can.")
-        if self.kind == "sink_token" and self.shared:
-            raise ValueError("attention bias 'sink_token' has a key and a value for every head: it cannot be shared.")
-
-    @property
-    def num_slots(self) -> int:
-        """Gives the number of slots, n; 0 for the kinds that have no slots."""
-        return self.slots if self.kind in SLOT_KINDS else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

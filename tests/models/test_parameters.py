@@ -19,7 +19,7 @@ from massive_jax.models import (
     build,
     declared,
 )
-from massive_jax.models.config import ATTENTION_BIASES, SLOT_KINDS
+from massive_jax.models.attention_bias import ATTENTION_BIASES, SLOT_KINDS
 from massive_jax.models.norms import Norm
 from massive_jax.models.parameters import Module
 from massive_jax.parallel import RULES, spec_of
