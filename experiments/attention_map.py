@@ -6,16 +6,13 @@
 Writes attention_map.json, attention_map.npz (logits and probs, [T, S], masked entries NaN) and attention_map.png.
 On the default model about 6 s; expect most of the attention on position 0 after layer 12 (paper, section 4).
 
-attention_map.json: model, dtype, bos, text (null), tokens, windows, context, layer, head, massive_positions (where
-any layer has a massive activation), shares: per layer the share of attention on those, averaged over heads and queries;
-emergence_layer: the first layer with one, or null. Of an image (the first): as in layerwise.json.
+attention_map.json: `massive_jax.report.results.AttentionMap`. Of an image: the first.
 """
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -27,7 +24,8 @@ from massive_jax.analysis import attention_shares, find_massive
 from massive_jax.evaluate import LayerTable, input_length, measure_layers
 from massive_jax.files import atomic_write, write_json
 from massive_jax.models.attention import causal_mask
-from massive_jax.report import label, plot_attention
+from massive_jax.report import as_json, label, plot_attention
+from massive_jax.report.results import AttentionMap
 
 _HEAD = flags.DEFINE_string("head", "mean", "Head to draw, from 0; 'mean' averages over the heads.")
 flags.register_validator(_HEAD, lambda text: text == "mean" or text.isdecimal(), "give 'mean' or a head, from 0 on.")
@@ -57,8 +55,8 @@ def run(
     head: int | None,
     workdir: pathlib.Path,
     source: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Draws layer `number` (None: the one after activations reach full size) for one input; returns a record."""
+) -> AttentionMap:
+    """Draws layer `number` (None: the one after activations reach full size) for one input; returns the result."""
     number = number or min(table.full_size_layer + 1, len(table.layers))
     # The share is a reduction of every layer; the whole logits and probabilities are kept of one.
     share = mj.Capture("attn_probs", mass=True)
@@ -75,18 +73,18 @@ def run(
     )
     massive = [find_massive(summary.locations) for summary in table.layers]
     positions = sorted({int(found.position) for layer in massive for found in layer})
-    result = {
+    tokens, slots = common.token_texts(model, inputs), range(1, model.config.num_slots + 1)
+    result = AttentionMap(
         **common.header(model, inputs, source),
-        "layer": number,
-        "head": "mean" if head is None else head,
-        "massive_positions": positions,
-        "shares": [float(s) for s in attention_shares(np.asarray(mass), positions)],
-        "emergence_layer": next((i for i, found in enumerate(massive, 1) if found), None),
-    }
-    if model.config.num_slots:
-        slots = [f"slot {i}" for i in range(1, model.config.num_slots + 1)]
-        result["key_tokens"] = [*result["tokens"], *slots]
-    write_json(workdir / "attention_map.json", result)
+        tokens=tokens,
+        layer=number,
+        head="mean" if head is None else head,
+        massive_positions=tuple(positions),
+        shares=tuple(float(s) for s in attention_shares(np.asarray(mass), positions)),
+        emergence_layer=next((i for i, found in enumerate(massive, 1) if found), None),
+        key_tokens=(*tokens, *(f"slot {i}" for i in slots)) if slots else None,
+    )
+    write_json(workdir / "attention_map.json", as_json(result))
     with atomic_write(workdir / "attention_map.npz") as path:
         np.savez_compressed(path, logits=logits, probs=probs)
     plot_attention(result, logits, probs, workdir / "attention_map.png")
@@ -106,10 +104,10 @@ def main() -> None:
     inputs, source = common.prompt_or_image(lm)
     table = measure_layers(lm, inputs, thresholds=definition.thresholds())
     result = run(lm, inputs, table, number, head, out, source)
-    if result["massive_positions"]:
-        where = ", ".join(f"{p} {label(result['tokens'][p])}" for p in result["massive_positions"])
-        print(f"massive tokens at position {where}; from layer {result['emergence_layer']} on")
-        common.print_table(("layer", "attention on them"), list(enumerate(result["shares"], 1)))
+    if result.massive_positions:
+        where = ", ".join(f"{p} {label(result.tokens[p])}" for p in result.massive_positions)
+        print(f"massive tokens at position {where}; from layer {result.emergence_layer} on")
+        common.print_table(("layer", "attention on them"), list(enumerate(result.shares, 1)))
     else:
         print("no token has a massive activation at any layer.")
     print(f"wrote {out / 'attention_map.json'}, .npz and .png")

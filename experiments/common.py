@@ -25,10 +25,12 @@ from experiments.flags import model as model_flags
 from experiments.flags import prompt as prompt_flags
 from experiments.flags import text as text_flags
 from massive_jax.data import ImageList, Windows, cut_windows, image_batches, list_images
-from massive_jax.evaluate import Images
+from massive_jax.evaluate import Images, Profile
 from massive_jax.files import locked, printable
+from massive_jax.inputs.images import stack_images
 from massive_jax.models import VisionConfig
 from massive_jax.report import label, number
+from massive_jax.report.results import Activation, ImageSource, ProfileCurves, ProfileLayer, TextSource
 
 _IMAGES = 16  # that are held in memory, where no number is given
 
@@ -229,10 +231,10 @@ def check_inputs(*, prompt_and_text: bool = False, one_prompt: bool = False) -> 
 
 
 def images(model: mj.Model, most: int | None = None) -> Images:
-    """The images that the flags ask for; ValueError where there are none, or the model cannot take them."""
-    paths = image_files(model).paths[: most or image_flags.NUM_IMAGES.value or _IMAGES]
-    pixels = model.check_images(model.preprocess(list(paths), image_flags.IMAGE_SIZE.value))
-    return Images(pixels, tuple(path.name for path in paths))
+    """The images that the flags ask for, in memory; ValueError where there are none, or the model cannot take them."""
+    files = image_files(model).first(most or image_flags.NUM_IMAGES.value or _IMAGES)
+    pixels = stack_images([image for _, batch in image_source(model, files)() for image in batch])
+    return Images(model.check_images(pixels), tuple(path.name for path in files.paths))
 
 
 def takes_images(model: mj.Model) -> bool:
@@ -279,10 +281,11 @@ def image_source(model: mj.Model, files: ImageList) -> Callable[[], Iterator[tup
 
 
 def image_header(model: mj.Model, files: ImageList) -> dict[str, Any]:
-    """The fields that a result on image files starts with: those of the first image, the path given, and how many."""
-    first = model.preprocess(files.paths[0], image_flags.IMAGE_SIZE.value)
+    """The same of a result on image files: those of the first image, the path given, and how many."""
+    _, first = next(image_source(model, files.first(1))())
     return {
         **header(model, first, [str(image_flags.IMAGES.value)]),
+        "tokens": token_texts(model, first),
         "count": len(files),
         "classes": len(files.classes) or None,
     }
@@ -296,32 +299,23 @@ def progress(total: int, what: str, unit: str = "tok") -> Iterator[Callable[[int
 
 
 def header(model: mj.Model, inputs: np.ndarray, source: str | Sequence[str] | None = None) -> dict[str, Any]:
-    """The fields every result starts with: what was run, on what.
+    """What every result starts with: the fields of a `massive_jax.report.results.Run`.
 
     Args:
       model: the model.
-      inputs: int [W, T]; the texts in the header are the first row's. Or images [B, height, width, 3].
+      inputs: int [W, T], or images [B, height, width, 3].
       source: the name of the text they are windows of, None for a prompt; or the images' names.
     """
+    about = {"model": model.name, "weights": stored_as(model), "dtype": model.config.dtype}
     if isinstance(model.config, VisionConfig):
-        return {
-            "model": model.name,
-            "weights": stored_as(model),
-            "dtype": model.config.dtype,
-            "images": list(source or ()),
-            "image_size": list(inputs.shape[1:3]),
-            "tokens": model.token_texts(inputs[0]),
-        }
-    return {
-        "model": model.name,
-        "weights": stored_as(model),
-        "dtype": model.config.dtype,
-        "bos": model_flags.BOS.value,
-        "text": source,
-        "tokens": model.token_texts(inputs[0]),
-        "windows": len(inputs),
-        "context": inputs.shape[1] - model_flags.BOS.value,
-    }
+        return {**about, "source": ImageSource(images=tuple(source or ()), image_size=tuple(inputs.shape[1:3]))}
+    bos, text = model_flags.BOS.value, None if source is None else str(source)
+    return {**about, "source": TextSource(bos=bos, text=text, windows=len(inputs), context=inputs.shape[1] - bos)}
+
+
+def token_texts(model: mj.Model, inputs: np.ndarray) -> tuple[str, ...]:
+    """Texts of the tokens of the first of `inputs`."""
+    return tuple(model.token_texts(inputs[0]))
 
 
 def stored_as(model: mj.Model) -> str | None:
@@ -336,6 +330,17 @@ def shared_token(model: mj.Model, inputs: np.ndarray, w: int, position: int) -> 
     return model.token_texts(inputs[w])[position]
 
 
+def profile_layers(profile: Profile) -> tuple[ProfileLayer, ...]:
+    """A profile's layers, as results have them."""
+    return tuple(ProfileLayer(**layer) for layer in profile.layers())
+
+
+def profile_curves(name: str, profile: Profile) -> ProfileCurves:
+    """A profile's curves, as figures have them."""
+    curves = {of: tuple(getattr(profile, of).tolist()) for of in ("largest", "median", "sink_rate")}
+    return ProfileCurves(name=name, **curves)
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Prints rows under aligned columns; numbers to the right."""
     cells = [[_cell(value) for value in row] for row in rows]
@@ -346,10 +351,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         print("  ".join(parts).rstrip())
 
 
-def place(found: dict[str, Any]) -> str:
+def place(found: Activation) -> str:
     """A found activation's place in words: (position token, dim)."""
-    token = "" if found["token"] is None else f" {label(found['token'])}"
-    return f"({found['position']}{token}, {found['dim']})"
+    token = "" if found.token is None else f" {label(found.token)}"
+    return f"({found.position}{token}, {found.dim})"
 
 
 def _cell(value: Any) -> str:

@@ -9,11 +9,9 @@ models with different tokenizers do not compare. Images in class folders are jud
 cosine similarity of their quantised features to the unquantised ones; all of them are read unless --num_images says
 less.
 
-Prints a line a model and writes compare_bias.json: text, windows, context (or images, count), models: [{model,
-attention_bias, registers, loss (nats a token) and perplexity (or top1 or cosine_similarity), int8_per_tensor (the same
-measure), largest, sink_rate (of the layer where it is largest), layers: [{layer, largest, median, sink_rate,
-slot_rate}]}]; and compare_bias.png. The sink is position 0, of an image its most attended token. With images also
-compare_attention.png: the class token's attention over the first image, in the last block of each model that has one.
+Prints a line a model and writes compare_bias.json (`massive_jax.report.results.Comparison`) and compare_bias.png. The
+sink is position 0, of an image its most attended token. With images also compare_attention.png: the class token's
+attention over the first image, in the last block of each model that has one.
 """
 
 from __future__ import annotations
@@ -41,7 +39,8 @@ from massive_jax.evaluate import (
 )
 from massive_jax.evaluate.profile import PASSES
 from massive_jax.files import write_json
-from massive_jax.report import Panel, number, plot_overlay, plot_profiles, precision
+from massive_jax.report import Panel, as_json, number, plot_overlay, plot_profiles, precision
+from massive_jax.report.results import ComparedModel, Comparison, Named, Numbers, Profiles
 
 _MODELS = flags.DEFINE_list("models", [], "Two models or more: directories, zoo names, files.")
 flags.register_validator(_MODELS, lambda models: len(models) != 1, "give two models or more, MODEL,MODEL.")
@@ -53,22 +52,21 @@ if __name__ == "__main__":
         flags.declare_key_flag(name)
 
 
-def record(model: mj.Model, profile: Profile) -> dict[str, Any]:
+def compared(model: mj.Model, profile: Profile) -> ComparedModel:
     """What compare_bias.json holds of a model."""
     bias = model.config.attention_bias
-    loss = {"loss": math.log(profile.original)} if profile.metric == "perplexity" else {}
-    return {
-        "model": model.name,
-        "weights": common.stored_as(model),
-        "attention_bias": None if bias is None else dataclasses.asdict(bias),
-        "registers": registers_of(model),
-        **loss,
-        profile.metric: profile.original,
-        "int8_per_tensor": profile.quantized,
-        "largest": float(profile.largest.max()),
-        "sink_rate": float(profile.sink_rate.max()),
-        "layers": profile.layers(),
-    }
+    return ComparedModel(
+        model=model.name,
+        weights=common.stored_as(model),
+        attention_bias=None if bias is None else dataclasses.asdict(bias),
+        registers=registers_of(model),
+        loss=math.log(profile.original) if profile.metric == "perplexity" else None,
+        int8_per_tensor=profile.quantized,
+        largest=float(profile.largest.max()),
+        sink_rate=float(profile.sink_rate.max()),
+        layers=common.profile_layers(profile),
+        **{profile.metric: profile.original},
+    )
 
 
 def weights_of(models: list[mj.Model]) -> str | None:
@@ -115,7 +113,7 @@ def draw_attention(models: list[mj.Model], names: list[str], path: pathlib.Path)
     if len(panels) == 1 or len(grids) > 1:
         return False
     plot_overlay(
-        {"model": ", ".join(model.title for model in models)},
+        Named(model=", ".join(model.title for model in models)),
         "Attention of the class token in the last block",
         "mean over heads, all on one scale",
         models[-1].require_processor().pixels(image)[0],
@@ -137,22 +135,22 @@ def main() -> None:
     if len(set(vision)) > 1:
         raise ValueError("--models has language and vision models; compare those of one kind.")
     header, conditions, profiles = (measure_images if vision[0] else measure_texts)(models)
-    records = [record(model, profile) for model, profile in zip(models, profiles, strict=True)]
+    found = [compared(model, profile) for model, profile in zip(models, profiles, strict=True)]
     names, metric = names_of(models), profiles[0].metric
     shown = "loss" if metric == "perplexity" else metric
-    write_json(out / "compare_bias.json", {**header, "models": records})
-    pairs = list(zip(names, records, strict=True))
-    dtype = precision({"dtype": models[0].config.dtype, "weights": weights_of(models)})
-    figure = {
-        "title": "Largest activation: " + ", ".join(f"{name} {number(r['largest'], 3)}" for name, r in pairs),
-        "conditions": f"{dtype} · {conditions} · {_words(shown)}: "
-        + ", ".join(f"{name} {r[shown]:.3f}" for name, r in pairs),
-        "sink": "one token" if vision[0] else "position 0",
-        "models": [{"name": n, **dataclasses.asdict(p)} for n, p in zip(names, profiles, strict=True)],
-    }
+    write_json(out / "compare_bias.json", as_json(Comparison(**header, models=tuple(found))))
+    pairs = list(zip(names, found, strict=True))
+    dtype = precision(Numbers(dtype=models[0].config.dtype, weights=weights_of(models)))
+    figure = Profiles(
+        title="Largest activation: " + ", ".join(f"{name} {number(of.largest, 3)}" for name, of in pairs),
+        conditions=f"{dtype} · {conditions} · {_words(shown)}: "
+        + ", ".join(f"{name} {getattr(of, shown):.3f}" for name, of in pairs),
+        sink="one token" if vision[0] else "position 0",
+        models=tuple(common.profile_curves(name, p) for name, p in zip(names, profiles, strict=True)),
+    )
     plot_profiles(figure, out / "compare_bias.png")
     keys = [*dict.fromkeys((shown, metric)), "int8_per_tensor", "largest", "sink_rate"]
-    rows = [(name, *(r[key] for key in keys)) for name, r in pairs]
+    rows = [(name, *(getattr(of, key) for key in keys)) for name, of in pairs]
     words = [*(_words(key) for key in keys[:-3]), f"int8 {_words(metric)}", "largest activation", "sink rate"]
     common.print_table(("model", *words), rows)
     drawn = vision[0] and draw_attention(models, names, out / "compare_attention.png")

@@ -13,11 +13,8 @@ in int8 (one scale per tensor) to be about 18 instead of 32. What is left betwee
 --dtype=float64 shows.
 
 Each window is --context tokens of text, after the prefix. Perplexities are over the same tokens: those from the second
-of each window on. Writes explicit_bias.json: model, dtype, text, windows, context, prefix: {text, tokens}, perplexity:
-{original, explicit}, largest: {original, explicit}, int8_per_tensor: {original, explicit}, logits: {largest_difference,
-relative_difference (the largest of any position, of its logits' norm), positions, beyond_1e-4 (how many of them differ
-by more of their norm)}, layers: {original, explicit}: [{layer, largest, median, sink_rate, slot_rate}]; and
-explicit_bias.png, the layers before and after.
+of each window on. Writes explicit_bias.json (`massive_jax.report.results.ExplicitBias`) and explicit_bias.png, the
+layers before and after.
 """
 
 from __future__ import annotations
@@ -25,8 +22,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import flags
@@ -40,7 +36,8 @@ from massive_jax.evaluate import compare_logits, measure_profile
 from massive_jax.evaluate.profile import PASSES
 from massive_jax.files import write_json
 from massive_jax.loading import save
-from massive_jax.report import number, plot_profiles, precision
+from massive_jax.report import as_json, number, plot_profiles, precision
+from massive_jax.report.results import ExplicitBias, LogitsApart, Prefix, Profiles
 
 _PREFIX = flags.DEFINE_string(
     "prefix", "bos", "What stands in front of every window: 'bos'; a text; or 'mean' (see above)."
@@ -65,7 +62,7 @@ def prefix_tokens(model: mj.Model, prefix: str) -> list[int]:
 
 def run(
     model: mj.Model, windows: Windows, prefix: Sequence[int], workdir: pathlib.Path, *, text: str, name: str
-) -> tuple[dict[str, Any], mj.Model]:
+) -> tuple[ExplicitBias, mj.Model]:
     """Measures the model behind `prefix` and the new one without; writes the results, returns them and the new model.
 
     `windows` are without the prefix; an empty one stands for the mean of their first tokens.
@@ -84,54 +81,50 @@ def run(
             "explicit": measure_profile(explicit, windows, progress=progress),
         }
         logits = compare_logits(model, behind.tokens, explicit, tokens, progress)
-    result: dict[str, Any] = {
-        "model": model.name,
-        "weights": common.stored_as(model),
-        "dtype": model.config.dtype,
-        "text": text,
-        "windows": len(tokens),
-        "context": windows.context,
-        "prefix": {"text": name, "tokens": list(prefix)},
-        "perplexity": {which: p.original for which, p in profiles.items()},
-        "largest": {which: float(p.largest.max()) for which, p in profiles.items()},
-        "int8_per_tensor": {which: p.quantized for which, p in profiles.items()},
-        "logits": {
-            "largest_difference": logits.largest_difference,
-            "relative_difference": logits.relative_difference,
-            "positions": logits.positions,
-            "beyond_1e-4": logits.beyond,
-        },
-        "layers": {which: p.layers() for which, p in profiles.items()},
-    }
-    write_json(workdir / "explicit_bias.json", result)
-    largest, quantised = result["largest"], result["int8_per_tensor"]
-    figure = {
-        "title": f"{model.title}, {name} as explicit bias: largest activation {number(largest['original'])} → "
-        f"{number(largest['explicit'])}",
-        "conditions": f"{precision(result)} · {len(tokens)} windows of {windows.context} tokens · perplexity "
-        f"{number(profiles['original'].original)} → {number(profiles['explicit'].original)}, int8 "
-        f"{number(quantised['original'])} → {number(quantised['explicit'])} · dotted: median",
-        "models": [{"name": which, **dataclasses.asdict(p)} for which, p in profiles.items()],
-    }
+    result = ExplicitBias(
+        model=model.name,
+        weights=common.stored_as(model),
+        dtype=model.config.dtype,
+        text=text,
+        windows=len(tokens),
+        context=windows.context,
+        prefix=Prefix(text=name, tokens=tuple(prefix)),
+        perplexity={which: p.original for which, p in profiles.items()},
+        largest={which: float(p.largest.max()) for which, p in profiles.items()},
+        int8_per_tensor={which: p.quantized for which, p in profiles.items()},
+        logits=LogitsApart(**dataclasses.asdict(logits)),
+        layers={which: common.profile_layers(p) for which, p in profiles.items()},
+    )
+    write_json(workdir / "explicit_bias.json", as_json(result))
+
+    def change(pair: Mapping[str, float]) -> str:
+        return f"{number(pair['original'])} → {number(pair['explicit'])}"
+
+    figure = Profiles(
+        title=f"{model.title}, {name} as explicit bias: largest activation {change(result.largest)}",
+        conditions=f"{precision(result)} · {len(tokens)} windows of {windows.context} tokens · perplexity "
+        f"{change(result.perplexity)}, int8 {change(result.int8_per_tensor)} · dotted: median",
+        models=tuple(common.profile_curves(which, p) for which, p in profiles.items()),
+    )
     plot_profiles(figure, workdir / "explicit_bias.png")
     return result, explicit
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: ExplicitBias) -> None:
     """Prints the table."""
     rows = [
-        (what, *(result[key][which] for which in ("original", "explicit")))
-        for what, key in (
-            ("perplexity", "perplexity"),
-            ("perplexity, int8 inputs, a scale per tensor", "int8_per_tensor"),
-            ("largest activation", "largest"),
+        (what, *(pair[which] for which in ("original", "explicit")))
+        for what, pair in (
+            ("perplexity", result.perplexity),
+            ("perplexity, int8 inputs, a scale per tensor", result.int8_per_tensor),
+            ("largest activation", result.largest),
         )
     ]
     common.print_table(("", "original", "explicit"), rows)
-    found = result["logits"]
+    found = result.logits
     print(
-        f"logits differ by at most {number(found['largest_difference'])}, and by {found['relative_difference']:.1e} of "
-        f"their norm at any of {found['positions']:,} positions; by more than 1e-4 at {found['beyond_1e-4']}"
+        f"logits differ by at most {number(found.largest_difference)}, and by {found.relative_difference:.1e} of "
+        f"their norm at any of {found.positions:,} positions; by more than 1e-4 at {found.beyond}"
     )
 
 

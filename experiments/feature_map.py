@@ -5,17 +5,13 @@
 
 Writes feature_map.json and feature_map.png. On the default model about 5 s; expect one spike at position 0, dim 507.
 
-feature_map.json: model, dtype, bos, text (null), tokens, windows, context, thresholds, layer, median (magnitude),
-massive: [{position, dim, token, value, ratio}], those of the 16 largest that meet the definition, values signed; dims:
-the labelled ones, where a magnitude or its ratio to the median meets its criterion. Of an image (the first): as in
-layerwise.json.
+feature_map.json: `massive_jax.report.results.FeatureMap`. Of an image: the first.
 """
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -26,7 +22,8 @@ from experiments.flags import definition, layer, model, prompt
 from massive_jax.analysis import Thresholds, find_massive
 from massive_jax.evaluate import LayerTable, hidden_state, measure_layers
 from massive_jax.files import write_json
-from massive_jax.report import label, plot_feature_map
+from massive_jax.report import as_json, label, plot_feature_map
+from massive_jax.report.results import FeatureMap, MassiveActivation
 
 _DIMS = 6  # labelled, besides the massive ones
 
@@ -45,25 +42,28 @@ def run(
     workdir: pathlib.Path,
     thresholds: Thresholds,
     source: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Draws layer `number` (None: where activations reach full size) for one input; returns the record."""
+) -> FeatureMap:
+    """Draws layer `number` (None: where activations reach full size) for one input; returns the result."""
     number = number or table.full_size_layer
     hidden = hidden_state(model, inputs, number)[0]
     summary = table.layers[number - 1]
     massive = find_massive(summary.locations)
-    texts = model.token_texts(inputs[0])
-    result = {
+    texts = common.token_texts(model, inputs)
+    result = FeatureMap(
         **common.header(model, inputs, source),
-        "thresholds": {"magnitude": thresholds.magnitude, "ratio": thresholds.ratio},
-        "layer": number,
-        "median": summary.median,
-        "massive": [
-            {"position": f.position, "dim": f.dim, "token": texts[int(f.position)], "value": f.value, "ratio": f.ratio}
+        tokens=texts,
+        thresholds=thresholds,
+        layer=number,
+        median=summary.median,
+        massive=tuple(
+            MassiveActivation(
+                position=int(f.position), dim=f.dim, token=texts[int(f.position)], value=f.value, ratio=f.ratio
+            )
             for f in massive
-        ],
-        "dims": sorted({f.dim for f in [*massive, *find_massive(summary.locations, either=True, limit=_DIMS)]}),
-    }
-    write_json(workdir / "feature_map.json", result)
+        ),
+        dims=tuple(sorted({f.dim for f in [*massive, *find_massive(summary.locations, either=True, limit=_DIMS)]})),
+    )
+    write_json(workdir / "feature_map.json", as_json(result))
     plot_feature_map(result, np.abs(hidden), workdir / "feature_map.png")
     return result
 
@@ -76,8 +76,8 @@ def main() -> None:
     inputs, source = common.prompt_or_image(lm)
     table = measure_layers(lm, inputs, thresholds=thresholds)
     result = run(lm, inputs, table, number, out, thresholds, source)
-    rows = [(m["position"], label(m["token"]), m["dim"], m["value"], m["ratio"]) for m in result["massive"]]
-    print(f"layer {result['layer']}, median magnitude {result['median']:.4g}:")
+    rows = [(m.position, label(m.token), m.dim, m.value, m.ratio) for m in result.massive]
+    print(f"layer {result.layer}, median magnitude {result.median:.4g}:")
     if rows:
         common.print_table(("position", "token", "dim", "value", "times the median"), rows)
     else:

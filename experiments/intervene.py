@@ -17,10 +17,7 @@ log-likelihood / predicted tokens).
 A vision model runs --images and is compared with itself unedited: top1_agreement, the share of images whose most likely
 class stays, where it has a head; otherwise cosine_similarity of the pooled features, averaged over the images.
 
-intervene.json: model, dtype, bos, text, windows, context, layer, sites: [{position, dim, value_mean}], mean_values,
-controls: [{position, dim}], seed, predicted_tokens, perplexity: {original, zero, mean, random_zero, …}. JSON has no
-infinity: such a number is null, and the key non_finite says what it was. Of images: images and image_size in place of
-bos, text, windows, context and predicted_tokens, and top1_agreement or cosine_similarity in place of perplexity.
+intervene.json: `massive_jax.report.results.Intervention`.
 """
 
 from __future__ import annotations
@@ -52,9 +49,9 @@ from massive_jax.evaluate import (
     place_means,
 )
 from massive_jax.files import write_json
+from massive_jax.report import as_json, plot_intervention
 from massive_jax.report import number as in_words
-from massive_jax.report import plot_intervention
-from massive_jax.report.intervention import METRICS
+from massive_jax.report.results import ControlPlace, EditedPlace, Intervention
 
 _PLACES = flags.DEFINE_string(
     "places",
@@ -114,7 +111,7 @@ def run(
     source: str | Sequence[str],
     controls: bool = True,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Intervention:
     """Measures, writes intervene.json and intervene.png, and returns what was written."""
     passes = 1 + 1 + len(operations) * (2 if controls else 1)
     with common.progress(_tokens(model, data) * passes, "interventions") as progress:
@@ -133,21 +130,21 @@ def run(
             control_means = place_means(model, data, number, control)
             changed = intervene(model, data, number, control, operations, control_means, progress, seed, measure)
             found |= {f"random_{name}": value for name, value in changed.items()}
-    result = {
+    measured: dict[str, Any] = {metric: found}
+    result = Intervention(
         **common.header(model, data.inputs, source),
-        "layer": number,
-        "sites": [
-            {"position": place.position, "dim": place.dim, "value_mean": mean}
+        layer=number,
+        sites=tuple(
+            EditedPlace(position=place.position, dim=place.dim, value_mean=mean)
             for place, mean in zip(places, means, strict=True)
-        ],
-        "mean_values": means,
-        "controls": [{"position": place.position, "dim": place.dim} for place in control],
-        "seed": seed,
-        **({"predicted_tokens": data.num_predicted} if isinstance(data, Windows) else {}),
-        metric: found,
-    }
-    del result["tokens"]  # the whole of a window says nothing here
-    write_json(workdir / "intervene.json", result)
+        ),
+        mean_values=tuple(means),
+        controls=tuple(ControlPlace(position=place.position, dim=place.dim) for place in control),
+        seed=seed,
+        predicted_tokens=data.num_predicted if isinstance(data, Windows) else None,
+        **measured,
+    )
+    write_json(workdir / "intervene.json", as_json(result))
     plot_intervention(result, workdir / "intervene.png")
     return result
 
@@ -157,12 +154,11 @@ def _tokens(model: mj.Model, data: Windows | Images) -> int:
     return len(data.inputs) * input_length(model, data.inputs)
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Intervention) -> None:
     """Prints the places and what the interventions did."""
-    places = ", ".join(f"{s['position']}:{s['dim']} (mean {in_words(s['value_mean'])})" for s in result["sites"])
-    print(f"layer {result['layer']}, places position:dim {places}")
-    metric = next(name for name in METRICS if name in result)
-    common.print_table(("intervention", metric.replace("_", " ")), list(result[metric].items()))
+    places = ", ".join(f"{s.position}:{s.dim} (mean {in_words(s.value_mean)})" for s in result.sites)
+    print(f"layer {result.layer}, places position:dim {places}")
+    common.print_table(("intervention", result.metric.replace("_", " ")), list(result.measured.items()))
 
 
 def check_effect() -> None:
@@ -179,7 +175,7 @@ def check_flags(model: mj.Model, data: Windows | Images) -> None:
 
 def from_flags(
     model: mj.Model, data: Windows | Images, workdir: pathlib.Path, *, required: bool = True
-) -> dict[str, Any]:
+) -> Intervention:
     """`run` with what the flags say; where no place is found and none is `required`, the original only."""
     with common.progress(_tokens(model, data), "finding places") as progress:
         number, places = find_places(

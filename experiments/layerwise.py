@@ -8,15 +8,8 @@ Runs the prompt (or several: --prompt=A --prompt=B, of any lengths), or windows 
 --context is given; a vision model --images. Writes layerwise.json and layerwise.png. On the default model about 5 s;
 expect 23,147 at layer 12, position 0, dim 507, some 13,000 times the median (paper, sections 2 and 2.1).
 
-layerwise.json: model, dtype, bos, text (null for the prompt), tokens (of the first window), windows, context,
-thresholds, layers: [{layer, top: [{value, position, dim, token, share}], median}], the output of block `layer`,
-1-based, values signed; final_norm: the same after the final norm; massive: [{layer, value, position, dim, token, ratio,
-meets_magnitude, meets_ratio}], those of a layer's 16 largest locations that meet one criterion or both. Over several
-windows a value is the mean over the windows that have the location among their 16 largest, and share is the fraction of
-those; massive are locations with a share of at least one half; position is "first_delimiter" where they follow that
-token; token is null where it differs between the windows. Of images: in place of bos, text, windows and context images
-(their names) and image_size; tokens are CLS, reg1, …, (row,column). Of several prompts: {prompts: [{prompt, and what
-layerwise.json holds of it alone}]}, and layerwise_1.png, … in their order.
+layerwise.json: `massive_jax.report.results.Layerwise`. Of several prompts: {prompts: [{prompt, and what layerwise.json
+holds of it alone}]}, and layerwise_1.png, … in their order.
 """
 
 from __future__ import annotations
@@ -33,10 +26,11 @@ from experiments import common
 from experiments.flags import definition, model, prompt, text
 from massive_jax.analysis import FIRST_DELIMITER, Location, Thresholds, find_massive
 from massive_jax.data import load_text
-from massive_jax.evaluate import LayerTable, input_length, measure_each, measure_layers
+from massive_jax.evaluate import LayerSummary, LayerTable, input_length, measure_each, measure_layers
 from massive_jax.files import printable, write_json
 from massive_jax.forward import left_pad
-from massive_jax.report import plot_layerwise
+from massive_jax.report import as_json, plot_layerwise
+from massive_jax.report.results import FoundActivation, Layer, Layerwise, TopActivation
 
 _TOP = 3
 
@@ -53,29 +47,27 @@ def run(
     workdir: pathlib.Path,
     thresholds: Thresholds,
     source: str | Sequence[str] | None = None,
-) -> tuple[dict[str, Any], LayerTable]:
+) -> tuple[Layerwise, LayerTable]:
     """Measures tokens [W, T] or images (of `source`), writes layerwise.json and .png, and returns what was written."""
     result, table = measure(model, inputs, thresholds, source)
-    write_json(workdir / "layerwise.json", result)
+    write_json(workdir / "layerwise.json", as_json(result))
     plot_layerwise(result, workdir / "layerwise.png")
     return result, table
 
 
 def run_prompts(
     model: mj.Model, prompts: Mapping[str, np.ndarray], workdir: pathlib.Path, thresholds: Thresholds
-) -> list[dict[str, Any]]:
+) -> list[Layerwise]:
     """Measures several prompts, tokens [1, T] each, in one batch, and writes a record and a figure of every one.
 
-    Returns the records.
+    Returns the results.
     """
     tokens, mask = left_pad([ids[0] for ids in prompts.values()])
     with common.progress(tokens.size, "layers") as progress:
         tables = measure_each(model, tokens, mask, thresholds=thresholds, progress=progress)
-    results = [
-        {"prompt": prompt, **record(model, ids, table, thresholds)}
-        for (prompt, ids), table in zip(prompts.items(), tables, strict=True)
-    ]
-    write_json(workdir / "layerwise.json", {"prompts": results})
+    results = [record(model, ids, table, thresholds) for ids, table in zip(prompts.values(), tables, strict=True)]
+    records = [{"prompt": prompt, **as_json(result)} for prompt, result in zip(prompts, results, strict=True)]
+    write_json(workdir / "layerwise.json", {"prompts": records})
     for number, result in enumerate(results, 1):
         plot_layerwise(result, workdir / f"layerwise_{number}.png")
     return results
@@ -83,8 +75,8 @@ def run_prompts(
 
 def measure(
     model: mj.Model, inputs: np.ndarray, thresholds: Thresholds, source: str | Sequence[str] | None = None
-) -> tuple[dict[str, Any], LayerTable]:
-    """Measures tokens [W, T] or images (of `source`): the record for layerwise.json, and the table it is made of."""
+) -> tuple[Layerwise, LayerTable]:
+    """Measures tokens [W, T] or images (of `source`): the result, and the table it is made of."""
     with common.progress(len(inputs) * input_length(model, inputs), "layers") as progress:
         table = measure_layers(model, inputs, thresholds=thresholds, progress=progress)
     return record(model, inputs, table, thresholds, source), table
@@ -96,51 +88,46 @@ def record(
     table: LayerTable,
     thresholds: Thresholds,
     source: str | Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """The record for layerwise.json of a table of `inputs`."""
+) -> Layerwise:
+    """The result that a table of `inputs` is."""
 
-    def place(location: Location) -> dict[str, Any]:
+    def where(location: Location) -> dict[str, Any]:
         w, position = location.example
         rows = inputs[w : w + 1] if location.position == FIRST_DELIMITER else inputs
-        return {
-            "value": location.value,
-            "position": location.position,
-            "dim": location.dim,
-            "token": common.shared_token(model, rows, w if len(rows) > 1 else 0, position),
-        }
+        token = common.shared_token(model, rows, w if len(rows) > 1 else 0, position)
+        return {"value": location.value, "position": location.position, "dim": location.dim, "token": token}
 
-    def layer(summary: Any) -> dict[str, Any]:
-        top = [{**place(found), "share": found.share} for found in summary.locations[:_TOP]]
-        return {"layer": summary.layer, "top": top, "median": summary.median}
+    def layer(summary: LayerSummary) -> Layer:
+        top = tuple(TopActivation(**where(found), share=found.share) for found in summary.locations[:_TOP])
+        return Layer(layer=summary.layer, top=top, median=summary.median)
 
-    return {
+    return Layerwise(
         **common.header(model, inputs, source),
-        "thresholds": {"magnitude": thresholds.magnitude, "ratio": thresholds.ratio},
-        "layers": [layer(summary) for summary in table.layers],
-        "final_norm": layer(table.final_norm),
-        "massive": [
-            {
-                "layer": summary.layer,
-                **place(found),
-                "ratio": found.ratio,
-                "meets_magnitude": found.meets_magnitude,
-                "meets_ratio": found.meets_ratio,
-            }
-            for summary in table.layers
+        tokens=common.token_texts(model, inputs),
+        thresholds=thresholds,
+        layers=tuple(layer(summary) for summary in table.layers),
+        final_norm=layer(table.final_norm),
+        massive=tuple(
+            FoundActivation(
+                **where(found),
+                layer=number,
+                ratio=found.ratio,
+                meets_magnitude=found.meets_magnitude,
+                meets_ratio=found.meets_ratio,
+            )
+            for number, summary in enumerate(table.layers, 1)
             for found in find_massive(summary.locations, either=True)
-        ],
-    }
+        ),
+    )
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Layerwise) -> None:
     """Prints the table: a line a layer."""
     rows = []
-    for layer in [*result["layers"], result["final_norm"]]:
-        found = [f"{top['value']:,.1f} {common.place(top)}" for top in layer["top"]]
-        massive = sum(
-            m["layer"] == layer["layer"] and m["meets_magnitude"] and m["meets_ratio"] for m in result["massive"]
-        )
-        rows.append((layer["layer"] or "final norm", *found, *[""] * (_TOP - len(found)), layer["median"], massive))
+    for layer in (*result.layers, *([] if result.final_norm is None else [result.final_norm])):
+        found = [f"{top.value:,.1f} {common.place(top)}" for top in layer.top]
+        massive = sum(one.layer == layer.layer and one.massive for one in result.massive)
+        rows.append((layer.layer or "final norm", *found, *[""] * (_TOP - len(found)), layer.median, massive))
     common.print_table(("layer", "largest (position token, dim)", "second", "third", "median", "massive"), rows)
 
 

@@ -8,10 +8,7 @@ those neurons' activations to it. The outliers' norms go to that token, and the 
 Writes register_neurons.json and register_neurons.png (one image: its outlier patches, and norms and attention before
 and after).
 
-register_neurons.json: model, dtype, images, image_size, tokens, count, classes, layer (whose output shows the
-outliers), outlier (how many times the median norm), neurons [{layer, dim, activation}]; norms: per layer, averaged over
-the images, of the largest and the median patch and of the largest other token, {original, moved}; measures: cosine, and
-top1 {original, moved} with a head and classes.
+register_neurons.json: `massive_jax.report.results.RegisterNeurons`.
 """
 
 from __future__ import annotations
@@ -19,7 +16,6 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -30,6 +26,7 @@ from experiments.flags import images
 from massive_jax.data import ImageList
 from massive_jax.evaluate import (
     OUTLIER,
+    PatchNorms,
     add_register,
     check_classes,
     find_register_neurons,
@@ -39,7 +36,8 @@ from massive_jax.evaluate import (
 )
 from massive_jax.files import write_json
 from massive_jax.probe import Edit
-from massive_jax.report import Panel, plot_overlay
+from massive_jax.report import Panel, as_json, plot_overlay
+from massive_jax.report.results import ImageMeasures, Neuron, Norms, NormsOfLayer, RegisterNeurons
 
 _NEURONS = flags.DEFINE_integer("neurons", 10, "How many neurons to move.", lower_bound=1)
 _LAYER = flags.DEFINE_integer(
@@ -61,8 +59,8 @@ if __name__ == "__main__":
         flags.declare_key_flag(name)
 
 
-def run(vit: mj.Model, found: ImageList, workdir: pathlib.Path) -> dict[str, Any]:
-    """Finds the neurons of `vit` on the images and measures it before and after they are moved; returns the record."""
+def run(vit: mj.Model, found: ImageList, workdir: pathlib.Path) -> RegisterNeurons:
+    """Finds the neurons of `vit` on the images and measures it before and after they are moved; returns the result."""
     config = vit.require_vision()
     batches = common.image_source(vit, found)
     labels = found.labels if config.num_classes else None
@@ -83,34 +81,31 @@ def run(vit: mj.Model, found: ImageList, workdir: pathlib.Path) -> dict[str, Any
         edits = move_neurons(moved, neurons)
         norms = {"original": patch_norms(vit, batches(), (), done), "moved": patch_norms(moved, batches(), edits, done)}
     before, after = norms["original"].outputs, norms["moved"].outputs
-    measures: dict[str, Any] = {"cosine": after.cosine(before)}
-    if labels is not None:
-        measures["top1"] = {"original": before.top1(labels), "moved": after.top1(labels)}
-    result = {
+    top1 = None if labels is None else {"original": before.top1(labels), "moved": after.top1(labels)}
+    result = RegisterNeurons(
         **common.image_header(vit, found),
-        "layer": layer,
-        "outlier": _OUTLIER.value,
-        "neurons": neurons,
-        "norms": [
-            {
-                "layer": number + 1,
-                **{
-                    which: {name: float(getattr(norm, name)[number].mean()) for name in ("largest", "median", "other")}
-                    for which, norm in norms.items()
-                },
-            }
-            for number in range(config.num_layers)
-        ],
-        "measures": measures,
-    }
-    write_json(workdir / "register_neurons.json", result)
+        layer=layer,
+        outlier=_OUTLIER.value,
+        neurons=tuple(Neuron(layer=n.layer, dim=n.dim, activation=n.activation) for n in neurons),
+        norms=tuple(
+            NormsOfLayer(layer=number, **{which: _norms(norm, number) for which, norm in norms.items()})
+            for number in range(1, config.num_layers + 1)
+        ),
+        measures=ImageMeasures(cosine=after.cosine(before), top1=top1),
+    )
+    write_json(workdir / "register_neurons.json", as_json(result))
     _, image = next(iter(batches()))
     _draw(result, vit, moved, edits, image[:1], workdir / "register_neurons.png")
     return result
 
 
+def _norms(found: PatchNorms, layer: int) -> Norms:
+    """Those after block `layer`, averaged over the images."""
+    return Norms(**{name: float(getattr(found, name)[layer - 1].mean()) for name in ("largest", "median", "other")})
+
+
 def _draw(
-    result: dict[str, Any],
+    result: RegisterNeurons,
     vit: mj.Model,
     moved: mj.Model,
     edits: Sequence[Edit],
@@ -119,7 +114,7 @@ def _draw(
 ) -> None:
     """One image: its outlier patches, and norms and attention before and after."""
     grid = vit.require_vision().grid(*image.shape[1:3])
-    both = (patch_maps(vit, image, result["layer"]), patch_maps(moved, image, result["layer"], edits))
+    both = (patch_maps(vit, image, result.layer), patch_maps(moved, image, result.layer, edits))
     norms, maps = [norm for norm, _ in both], [attention for _, attention in both]
     outliers = np.argwhere(norms[0] > _OUTLIER.value * np.median(norms[0]))
     panels = [Panel(f"The image; outlined: {len(outliers)} outliers", marked=[(int(r), int(c)) for r, c in outliers])]
@@ -132,7 +127,7 @@ def _draw(
     plot_overlay(
         result,
         "Outlier patches before and after their neurons are moved to a register",
-        f"norms after block {result['layer']} · attention of the class token in the last block, mean over heads",
+        f"norms after block {result.layer} · attention of the class token in the last block, mean over heads",
         vit.require_processor().pixels(image)[0],
         grid,
         panels,
@@ -146,16 +141,15 @@ def main() -> None:
     out, vit = common.workdir(), common.load_model()
     found = common.image_files(vit)
     result = run(vit, found, out)
-    common.print_table(("layer", "neuron", "activation"), [(n.layer, n.dim, n.activation) for n in result["neurons"]])
-    at = result["norms"][result["layer"] - 1]
+    common.print_table(("layer", "neuron", "activation"), [(n.layer, n.dim, n.activation) for n in result.neurons])
+    at, measures = result.norms[result.layer - 1], result.measures
     print(
-        f"after block {result['layer']}, norm of the largest patch {at['original']['largest']:.4g} → "
-        f"{at['moved']['largest']:.4g}, of the largest other token {at['original']['other']:.4g} → "
-        f"{at['moved']['other']:.4g}; cosine of the features {result['measures']['cosine']:.6f}"
+        f"after block {result.layer}, norm of the largest patch {at.original.largest:.4g} → {at.moved.largest:.4g}, of "
+        f"the largest other token {at.original.other:.4g} → {at.moved.other:.4g}; cosine of the features "
+        f"{measures.cosine:.6f}"
     )
-    if "top1" in result["measures"]:
-        top1 = result["measures"]["top1"]
-        print(f"top-1: {100 * top1['original']:.2f} % → {100 * top1['moved']:.2f} %")
+    if measures.top1 is not None:
+        print(f"top-1: {100 * measures.top1['original']:.2f} % → {100 * measures.top1['moved']:.2f} %")
     print(f"wrote {out / 'register_neurons.json'} and .png")
 
 

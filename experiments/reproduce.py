@@ -3,15 +3,14 @@
   python -m experiments.reproduce --model=smollm2_135m --workdir=results
 
 Runs layerwise, feature_map and attention_map on the prompt, and intervene on windows of the text (see each for its
-files), and writes report.html, which opens from disk, and summary.json. A model without massive activations gets a
-report that says so. On the default model about 30 s on two cores.
+files), and writes report.html, which opens from disk, and summary.json (`massive_jax.report.results.Findings`). A model
+without massive activations gets a report that says so. On the default model about 30 s on two cores.
 """
 
 from __future__ import annotations
 
 import pathlib
 import time
-from typing import Any
 
 import jax
 from absl import flags
@@ -21,61 +20,75 @@ from experiments import attention_map, common, feature_map, intervene, layerwise
 from experiments.flags import definition, layer, model, prompt, seed, text
 from massive_jax.data import load_text
 from massive_jax.files import short_name, write_json
-from massive_jax.report import Section, Summary, Table, label, number, precision, write_report
+from massive_jax.report import Section, Summary, Table, as_json, label, number, precision, write_report
+from massive_jax.report.results import (
+    Activation,
+    AttentionMap,
+    EditedAt,
+    FeatureMap,
+    Findings,
+    FoundActivation,
+    Intervention,
+    Layerwise,
+    TextSource,
+)
 
 if __name__ == "__main__":
     for module in (common, model, prompt, text, layer, definition, intervene, attention_map, seed):
         flags.adopt_module_key_flags(module)
 
 
-def summarise(layers: dict[str, Any], attention: dict[str, Any], changed: dict[str, Any], at: int) -> dict[str, Any]:
+def summarise(layers: Layerwise, attention: AttentionMap, changed: Intervention, at: int) -> Findings:
     """The findings in numbers: the largest activation at layer `at`, what else stands out there, the collapse."""
-    at_layer = [m for m in layers["massive"] if m["layer"] == at]
-    massive = [m for m in at_layer if m["meets_magnitude"] and m["meets_ratio"]]
-    one = [m for m in at_layer if m not in massive]
-    perplexity, share = changed["perplexity"], max(attention["shares"])
-    return {
-        "model": layers["model"],
-        "layer": at,
-        "massive": massive,
-        "one_criterion": sorted(one, key=lambda m: -abs(m["value"]))[:6],
-        "attention_share": share if attention["massive_positions"] else None,
-        "attention_layer": attention["shares"].index(share) + 1 if attention["massive_positions"] else None,
-        "intervention": {"layer": changed["layer"], "sites": changed["sites"]},
-        "perplexity": perplexity,
-        "times_worse": perplexity["zero"] / perplexity["original"] if "zero" in perplexity else None,
-    }
+    at_layer = [found for found in layers.massive if found.layer == at]
+    one = sorted((found for found in at_layer if not found.massive), key=lambda found: -abs(found.value))
+    perplexity, share, there = changed.measured, max(attention.shares), bool(attention.massive_positions)
+    return Findings(
+        model=layers.model,
+        layer=at,
+        massive=tuple(found for found in at_layer if found.massive),
+        one_criterion=tuple(one[:6]),
+        attention_share=share if there else None,
+        attention_layer=attention.shares.index(share) + 1 if there else None,
+        intervention=EditedAt(layer=changed.layer, sites=changed.sites),
+        perplexity=perplexity,
+        times_worse=perplexity["zero"] / perplexity["original"] if "zero" in perplexity else None,
+    )
 
 
-def rows_of(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """The summary as (what, value) rows, for the terminal and the report."""
-    rows = [(f"massive activation, layer {m['layer']}", _activation(m)) for m in summary["massive"]]
+def rows_of(findings: Findings) -> list[tuple[str, str]]:
+    """The findings as (what, value) rows, for the terminal and the report."""
+    rows = [(f"massive activation, layer {found.layer}", _activation(found)) for found in findings.massive]
     if not rows:
-        rows.append((f"massive activation, layer {summary['layer']}", "none meets the definition"))
-    for m in summary["one_criterion"]:
-        rows.append((f"meets {'the magnitude' if m['meets_magnitude'] else 'the ratio'} only", _activation(m)))
-    if summary["attention_share"] is not None:
-        where = f"layer {summary['attention_layer']}, mean over heads and queries"
-        rows.append(("attention on the massive tokens", f"up to {summary['attention_share']:.0%} ({where})"))
-    rows += [(f"perplexity, {name.replace('_', ' ')}", number(v)) for name, v in summary["perplexity"].items()]
-    return rows
+        rows.append((f"massive activation, layer {findings.layer}", "none meets the definition"))
+    for found in findings.one_criterion:
+        rows.append((f"meets {'the magnitude' if found.meets_magnitude else 'the ratio'} only", _activation(found)))
+    if findings.attention_share is not None:
+        where = f"layer {findings.attention_layer}, mean over heads and queries"
+        rows.append(("attention on the massive tokens", f"up to {findings.attention_share:.0%} ({where})"))
+    return [*rows, *((f"perplexity, {name.replace('_', ' ')}", number(v)) for name, v in findings.perplexity.items())]
 
 
-def _activation(m: dict[str, Any]) -> str:
-    token = label(m["token"], font=False)
-    return f"{number(m['value'])} at position {m['position']} “{token}”, dim {m['dim']}: {m['ratio']:,.0f} × the median"
+def _activation(found: FoundActivation) -> str:
+    where = f"position {found.position} “{_token(found)}”, dim {found.dim}"
+    return f"{number(found.value)} at {where}: {found.ratio:,.0f} × the median"
 
 
-def headline(summary: dict[str, Any], changed: dict[str, Any]) -> str:
+def _token(found: Activation) -> str:
+    return label(found.token or "", font=False)
+
+
+def headline(findings: Findings) -> str:
     """One sentence."""
-    sites, perplexities = changed["sites"], changed["perplexity"]
+    perplexities, edited = findings.perplexity, findings.intervention
     if "zero" not in perplexities:
-        many = len(summary["massive"])
+        many = len(findings.massive)
         found = f"{many or 'no'} massive activation{'' if many == 1 else 's'}"
-        return f"{short_name(summary['model'])} has {found} at layer {summary['layer']} on this prompt."
-    model, many_sites = short_name(summary["model"]), "one number" if len(sites) == 1 else f"{len(sites)} numbers"
+        return f"{short_name(findings.model)} has {found} at layer {findings.layer} on this prompt."
+    numbers = "one number" if len(edited.sites) == 1 else f"{len(edited.sites)} numbers"
+    model = short_name(findings.model)
     return (
-        f"Setting {many_sites} to zero in {model}, after block {changed['layer']}, takes its perplexity "
+        f"Setting {numbers} to zero in {model}, after block {edited.layer}, takes its perplexity "
         f"from {number(perplexities['original'])} to {number(perplexities['zero'])}"
         + (f"; setting the same to the mean gives {number(perplexities['mean'])}." if "mean" in perplexities else ".")
     )
@@ -83,28 +96,27 @@ def headline(summary: dict[str, Any], changed: dict[str, Any]) -> str:
 
 def sections(
     workdir: pathlib.Path,
-    layers: dict[str, Any],
-    mapped: dict[str, Any],
-    attention: dict[str, Any],
-    changed: dict[str, Any],
+    layers: Layerwise,
+    mapped: FeatureMap,
+    attention: AttentionMap,
+    changed: Intervention,
     found: str,
 ) -> list[Section]:
     """The report's sections, from what the experiments wrote into `workdir`; `found` is the headline."""
-    tops = [(row["layer"], row["top"][0], row["median"]) for row in layers["layers"]]
-    share = max(attention["shares"])
+    tops = [(layer.layer, layer.top[0], layer.median) for layer in layers.layers]
+    share = max(attention.shares)
     return [
         Section(
             "Layer by layer",
             "The three largest magnitudes and the median magnitude of the output of every block, on the prompt.",
             workdir / "layerwise.png",
-            f"Largest magnitudes by layer; {number(abs(tops[mapped['layer'] - 1][1]['value']))} at layer "
-            f"{mapped['layer']}.",
+            f"Largest magnitudes by layer; {number(abs(tops[mapped.layer - 1][1].value))} at layer {mapped.layer}.",
             Table(
                 ("Layer", "Largest", "Position", "Token", "Dim", "Median", "Times the median"),
                 [
                     (
-                        *(at, top["value"], top["position"], label(top["token"], font=False), top["dim"], median),
-                        abs(top["value"]) / median if median else None,
+                        *(at, top.value, top.position, _token(top), top.dim, median),
+                        abs(top.value) / median if median else None,
                     )
                     for at, top, median in tops
                 ],
@@ -112,45 +124,47 @@ def sections(
         ),
         Section(
             "Where they sit",
-            f"Magnitudes of the output of block {mapped['layer']}, for every token and dim of the prompt.",
+            f"Magnitudes of the output of block {mapped.layer}, for every token and dim of the prompt.",
             workdir / "feature_map.png",
-            f"A flat floor with {len(mapped['massive'])} massive spikes.",
+            f"A flat floor with {len(mapped.massive)} massive spikes.",
         ),
         Section(
             "What attends to them",
-            f"Attention of layer {attention['layer']} before and after the softmax, and the share of attention on the "
+            f"Attention of layer {attention.layer} before and after the softmax, and the share of attention on the "
             "massive tokens at every layer."
-            + ("" if attention["massive_positions"] else " On this prompt no token has a massive activation."),
+            + ("" if attention.massive_positions else " On this prompt no token has a massive activation."),
             workdir / "attention_map.png",
             f"Up to {share:.0%} of the attention lands on the massive tokens.",
         ),
         Section(
             "What happens without them",
             (
-                f"Perplexity with the activations changed after block {changed['layer']}; random controls are as many "
+                f"Perplexity with the activations changed after block {changed.layer}; random controls are as many "
                 "places of median magnitude."
-                if changed["sites"]
+                if changed.sites
                 else "Nothing in these windows meets the definition, so nothing was changed (--places names some)."
             ),
             workdir / "intervene.png",
             found,
-            Table(("Intervention", "Perplexity"), list(changed["perplexity"].items())),
+            Table(("Intervention", "Perplexity"), list(changed.measured.items())),
         ),
     ]
 
 
-def conditions(lm: mj.Model, layers: dict[str, Any], changed: dict[str, Any]) -> Section:
+def conditions(lm: mj.Model, layers: Layerwise, changed: Intervention) -> Section:
     """Under what all this holds."""
-    limits = layers["thresholds"]
+    limits, prompted, texts = layers.thresholds, layers.source, changed.source
+    assert isinstance(prompted, TextSource)
+    assert isinstance(texts, TextSource)
     rows = [
         ("Model", f"{lm.title}, {lm.config.num_layers} blocks, width {lm.config.hidden_size}"),
         ("Numbers", f"{precision(layers)} (statistics float32), jax {jax.__version__} on {jax.default_backend()}"),
-        ("BOS", "in front of the prompt and every window" if layers["bos"] else "none"),
+        ("BOS", "in front of the prompt and every window" if prompted.bos else "none"),
         ("Prompt", repr(prompt.one())),
-        ("Text", f"{changed['text']}: {changed['windows']} windows of {changed['context']} tokens, from its start"),
+        ("Text", f"{texts.text}: {texts.windows} windows of {texts.context} tokens, from its start"),
         (
             "Massive",
-            f"magnitude above {limits['magnitude']:g} and above {limits['ratio']:g} times the layer's median",
+            f"magnitude above {limits.magnitude:g} and above {limits.ratio:g} times the layer's median",
         ),
         ("Layers", "from 1: layer l is the output of block l, before the final norm"),
     ]
@@ -174,9 +188,9 @@ def main() -> None:
     mapped = feature_map.run(lm, tokens, table, at, out, thresholds)
     attention = attention_map.run(lm, tokens, table, at, head, out)
     changed = intervene.from_flags(lm, windows, out, required=False)
-    summary = summarise(layers, attention, changed, mapped["layer"])
-    found, rows = headline(summary, changed), rows_of(summary)
-    write_json(out / "summary.json", summary)
+    findings = summarise(layers, attention, changed, mapped.layer)
+    found, rows = headline(findings), rows_of(findings)
+    write_json(out / "summary.json", as_json(findings))
     write_report(
         out / "report.html",
         f"Massive activations in {lm.title}",

@@ -21,8 +21,7 @@ a --mesh of all their devices, and a --workdir that all see. A SIGTERM to any st
 
 --workdir gets metrics.jsonl (a line a step), census.jsonl (each layer's largest activations, median, kurtosis, share of
 attention on position 0 and on the bias's slots, every --census_every steps), tensorboard/, checkpoints/, emergence.png,
-model/ (any --model takes it) and train_gpt2.json: model, preset, attention_bias, text, tokenizer, dtype, steps, tokens,
-parameters, loss, validation_loss, unigram_entropy, census (the last).
+model/ (any --model takes it) and train_gpt2.json (`massive_jax.report.results.TrainGPT2`).
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from typing import Any
 
 from absl import flags
 
@@ -42,8 +40,9 @@ from massive_jax.files import write_json
 from massive_jax.memory import keep_freed_memory
 from massive_jax.models import LanguageModel
 from massive_jax.parallel import once
-from massive_jax.report import number, plot_emergence
-from massive_jax.train import TokenFile, TrainConfig, Trained, read_lines, train
+from massive_jax.report import as_json, number, plot_emergence
+from massive_jax.report.results import TrainGPT2
+from massive_jax.train import TokenFile, TrainConfig, Trained, train
 from massive_jax.train.data import split_tokens
 from massive_jax.train.presets import PRESETS, TrainPreset
 from massive_jax.weights.loader import count_params
@@ -105,35 +104,29 @@ def configure(preset: TrainPreset) -> TrainConfig:
     )
 
 
-def summarise(config: TrainConfig, file: TokenFile, workdir: pathlib.Path) -> dict[str, Any]:
-    """What train_gpt2.json says of a training before its results."""
-    return {
-        "model": "GPT-2",
-        "preset": training.PRESET.value,
-        "attention_bias": training.BIAS.value,
-        "text": file.text,
-        "tokenizer": file.tokenizer_name,
-        "dtype": config.model.dtype,
-        "steps": config.steps,
-        "tokens": config.steps * config.batch * config.context,
-        "parameters": count_params(LanguageModel(config.model)),
-        "census": read_lines(workdir / "census.jsonl"),
-    }
-
-
-def report(result: dict[str, Any], trained: Trained, unigram_entropy: float, workdir: pathlib.Path) -> None:
-    """Draws and writes what came of a training, `result` as `summarise` gives it."""
-    plot_emergence(result, workdir / "emergence.png")
-    write_json(
-        workdir / "train_gpt2.json",
-        {
-            **result,
-            "census": result["census"][-1],
-            "loss": trained.loss,
-            "validation_loss": trained.validation_loss,
-            "unigram_entropy": unigram_entropy,
-        },
+def report(
+    config: TrainConfig, file: TokenFile, trained: Trained, unigram_entropy: float, workdir: pathlib.Path
+) -> None:
+    """Draws and writes what came of a training."""
+    census = training.census(workdir)
+    result = TrainGPT2(
+        model="GPT-2",
+        preset=training.PRESET.value,
+        attention_bias=training.BIAS.value,
+        text=file.text,
+        tokenizer=file.tokenizer_name,
+        dtype=config.model.dtype,
+        steps=config.steps,
+        tokens=config.steps * config.batch * config.context,
+        parameters=count_params(LanguageModel(config.model)),
+        census=census,
+        last_census=census[-1],
+        loss=trained.loss,
+        validation_loss=trained.validation_loss,
+        unigram_entropy=unigram_entropy,
     )
+    plot_emergence(result, workdir / "emergence.png")
+    write_json(workdir / "train_gpt2.json", as_json(result))
 
 
 def main() -> None:
@@ -156,7 +149,7 @@ def main() -> None:
     with training.preemptible():
         trained = train(config, file, workdir, say=processes.say)
     once(
-        lambda: report(summarise(config, file, workdir), trained, unigram_entropy, workdir),
+        lambda: report(config, file, trained, unigram_entropy, workdir),
         "write what came of the training",
     )
     processes.say(

@@ -14,9 +14,8 @@ Stop it with SIGTERM, or kill it, and run the same command again: see experiment
 parameters is what is evaluated, on all held-out images, and saved.
 
 --workdir gets metrics.jsonl, census.jsonl, tensorboard/, checkpoints/, emergence.png, model/ (any --model takes it),
-samples/ (held-out images, a folder a class, for any --images) and train_vit.json: model, preset, registers,
-attention_bias, dataset, dtype, steps, images, parameters, loss, validation_loss, accuracy (top-1), seconds (of this
-run), census (the last). sink_rate of an image is the share of attention on its most attended token.
+samples/ (held-out images, a folder a class, for any --images) and train_vit.json
+(`massive_jax.report.results.TrainViT`). sink_rate of an image is the share of attention on its most attended token.
 """
 
 from __future__ import annotations
@@ -38,8 +37,9 @@ from massive_jax.files import write_json
 from massive_jax.memory import keep_freed_memory
 from massive_jax.models import VisionTransformer
 from massive_jax.parallel import once
-from massive_jax.report import plot_emergence
-from massive_jax.train import ImageTrainConfig, Trained, read_lines, train_images
+from massive_jax.report import as_json, plot_emergence
+from massive_jax.report.results import TrainViT
+from massive_jax.train import ImageTrainConfig, Trained, train_images
 from massive_jax.train.presets import IMAGE_PRESETS, ImageTrainPreset
 from massive_jax.weights.loader import count_params
 
@@ -101,29 +101,29 @@ def write_samples(images: LabelledImages, directory: pathlib.Path) -> None:
             Image.fromarray(pixels).save(folder / f"{index}.png")
 
 
-def summarise(config: ImageTrainConfig, workdir: pathlib.Path) -> dict[str, Any]:
-    """What train_vit.json says of a training before its results."""
-    return {
-        "model": "ViT" + (f", {config.model.registers} registers," if config.model.registers else ""),
-        "preset": training.PRESET.value,
-        "registers": config.model.registers,
-        "attention_bias": training.BIAS.value,
-        "dataset": _DATASET.value,
-        "dtype": config.model.dtype,
-        "steps": config.steps,
-        "images": config.steps * config.batch,
-        "parameters": count_params(VisionTransformer(config.model)),
-        "census": read_lines(workdir / "census.jsonl"),
-    }
-
-
-def report(result: dict[str, Any], trained: Trained, seconds: float, workdir: pathlib.Path) -> None:
-    """Draws and writes what came of a training of `seconds`, `result` as `summarise` gives it."""
-    plot_emergence({**result, "sink": "one token"}, workdir / "emergence.png")
-    write_json(
-        workdir / "train_vit.json",
-        {**result, "census": result["census"][-1], "loss": trained.loss, **trained.validation, "seconds": seconds},
+def report(config: ImageTrainConfig, trained: Trained, seconds: float, workdir: pathlib.Path) -> None:
+    """Draws and writes what came of a training of `seconds`."""
+    census, registers = training.census(workdir), config.model.registers
+    result = TrainViT(
+        model="ViT" + (f", {registers} registers," if registers else ""),
+        preset=training.PRESET.value,
+        registers=registers,
+        attention_bias=training.BIAS.value,
+        dataset=_DATASET.value,
+        dtype=config.model.dtype,
+        steps=config.steps,
+        images=config.steps * config.batch,
+        parameters=count_params(VisionTransformer(config.model)),
+        sink="one token",
+        census=census,
+        last_census=census[-1],
+        loss=trained.loss,
+        validation_loss=trained.validation_loss,
+        accuracy=trained.validation["accuracy"],
+        seconds=seconds,
     )
+    plot_emergence(result, workdir / "emergence.png")
+    write_json(workdir / "train_vit.json", as_json(result))
 
 
 def main() -> None:
@@ -146,7 +146,7 @@ def main() -> None:
 
     def write() -> None:
         write_samples(held_out, workdir / "samples")
-        report(summarise(config, workdir), trained, seconds, workdir)
+        report(config, trained, seconds, workdir)
 
     once(write, "write what came of the training")
     processes.say(

@@ -13,17 +13,13 @@ on the images, unless --means gives a file of them: an .npz that this experiment
 Writes vit_registers.json, vit_registers.png (the largest activation of each register by layer), vit_attention.png
 (attention of the class token in the last block, before and after) and, where collected, vit_register_means.npz.
 
-vit_registers.json: model, dtype, images, image_size, tokens, count, classes, registers, means ("collected" or the
-file), head, thresholds, layers: per layer from 0, the embedding, to L − 1 (layer l is the input of block l + 1): median
-(magnitude) and largest [{register, dim, value}], one a register; massive [{layer, register, dim, value, ratio}];
-measures: cosine, and top1 {original, fixed} with a head and classes.
+vit_registers.json: `massive_jax.report.results.VitRegisters`.
 """
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -42,7 +38,14 @@ from massive_jax.evaluate import (
     run_images,
 )
 from massive_jax.files import write_arrays, write_json
-from massive_jax.report import Panel, plot_overlay, plot_registers
+from massive_jax.report import Panel, as_json, plot_overlay, plot_registers
+from massive_jax.report.results import (
+    ImageMeasures,
+    MassiveRegister,
+    RegisterActivation,
+    RegisterLayer,
+    VitRegisters,
+)
 from massive_jax.weights.linear_head import read_linear_head
 
 _MEANS = flags.DEFINE_string("means", None, "An .npz file of register means, in place of those of the images.")
@@ -59,14 +62,14 @@ if __name__ == "__main__":
 
 def run(
     vit: mj.Model, found: ImageList, means: RegisterMeans | None, workdir: pathlib.Path, thresholds: Thresholds
-) -> dict[str, Any]:
-    """Measures `vit` unedited and with its registers at `means` (None: those of the images); returns the record."""
+) -> VitRegisters:
+    """Measures `vit` unedited and with its registers at `means` (None: those of the images); returns the result."""
     L, R, _ = register_shape(vit)
     batches = common.image_source(vit, found)
     labels = found.labels if vit.require_vision().num_classes else None
     if labels is not None:
         check_classes(vit, found)
-    source = "collected" if means is None else _MEANS.value
+    source = "collected" if means is None else str(_MEANS.value)
     if means is None:
         with common.progress(len(found), "register means", "img") as done:
             means = mean_registers(vit, batches(), done)
@@ -74,35 +77,33 @@ def run(
     edits = means.edits(vit.require_vision().prefix - R)
     with common.progress(2 * len(found), "before and after", "img") as done:
         original, fixed = run_images(vit, batches(), progress=done), run_images(vit, batches(), edits, done)
-    measures: dict[str, Any] = {"cosine": fixed.cosine(original)}
-    if labels is not None:
-        measures["top1"] = {"original": original.top1(labels), "fixed": fixed.top1(labels)}
+    top1 = None if labels is None else {"original": original.top1(labels), "fixed": fixed.top1(labels)}
     largest = np.abs(means.values).argmax(axis=-1)  # [L, R]
-    result = {
+    result = VitRegisters(
         **common.image_header(vit, found),
-        "registers": R,
-        "means": source,
-        "head": _HEAD.value,
-        "thresholds": {"magnitude": thresholds.magnitude, "ratio": thresholds.ratio},
-        "layers": [
-            {
-                "layer": layer,
-                "median": float(np.median(np.abs(means.values[layer]))),
-                "largest": [
-                    {"register": r + 1, "dim": int(d), "value": float(means.values[layer, r, d])}
+        registers=R,
+        means=source,
+        head=_HEAD.value,
+        thresholds=thresholds,
+        layers=tuple(
+            RegisterLayer(
+                layer=layer,
+                median=float(np.median(np.abs(means.values[layer]))),
+                largest=tuple(
+                    RegisterActivation(register=r + 1, dim=int(d), value=float(means.values[layer, r, d]))
                     for r, d in enumerate(largest[layer])
-                ],
-            }
+                ),
+            )
             for layer in range(L)
-        ],
-        "massive": [
-            {"layer": layer, "register": f.position, "dim": f.dim, "value": f.value, "ratio": f.ratio}
+        ),
+        massive=tuple(
+            MassiveRegister(layer=layer, register=int(f.position), dim=f.dim, value=f.value, ratio=f.ratio)
             for layer in range(L)
             for f in find_massive(means.locations(layer, thresholds))
-        ],
-        "measures": measures,
-    }
-    write_json(workdir / "vit_registers.json", result)
+        ),
+        measures=ImageMeasures(cosine=fixed.cosine(original), top1=top1),
+    )
+    write_json(workdir / "vit_registers.json", as_json(result))
     plot_registers(result, workdir / "vit_registers.png")
     _, image = next(iter(batches()))
     versions: dict[str, Sequence[mj.Edit]] = {"unedited": (), "registers fixed": edits}
@@ -133,16 +134,15 @@ def main() -> None:
     if head is not None:
         vit = attach_head(vit, head)
     result = run(vit, found, means, out, thresholds)
-    last = max((m["layer"] for m in result["massive"]), default=None)
-    if last is None:
-        print("no register has a massive activation at any layer.")
-    else:
-        rows = [(m["layer"], f"reg{m['register']}", m["dim"], m["value"], m["ratio"]) for m in result["massive"]]
+    if result.massive:
+        rows = [(m.layer, f"reg{m.register}", m.dim, m.value, m.ratio) for m in result.massive]
         common.print_table(("layer", "register", "dim", "value", "times the median"), rows)
-    measures = result["measures"]
-    print(f"registers fixed to their means ({result['means']}): cosine of the features {measures['cosine']:.6f}")
-    if "top1" in measures:
-        print(f"top-1: {100 * measures['top1']['original']:.2f} % → {100 * measures['top1']['fixed']:.2f} %")
+    else:
+        print("no register has a massive activation at any layer.")
+    cosine, top1 = result.measures.cosine, result.measures.top1
+    print(f"registers fixed to their means ({result.means}): cosine of the features {cosine:.6f}")
+    if top1 is not None:
+        print(f"top-1: {100 * top1['original']:.2f} % → {100 * top1['fixed']:.2f} %")
     print(f"wrote {out / 'vit_registers.json'} and .png")
 
 

@@ -20,7 +20,9 @@ from massive_jax.models import AttentionBias
 from massive_jax.models.attention_bias import ATTENTION_BIASES, SLOT_KINDS
 from massive_jax.models.stack import REMAT
 from massive_jax.parallel import once
-from massive_jax.train import OptimizerConfig, Preempted, RunConfig, mesh_of
+from massive_jax.report import as_record
+from massive_jax.report.results import Census
+from massive_jax.train import OptimizerConfig, Preempted, RunConfig, mesh_of, read_lines
 from massive_jax.train.config import MOST
 
 PRESET = flags.DEFINE_string("preset", "small", "The training; see above.")
@@ -140,3 +142,8 @@ def preemptible() -> Iterator[None]:
     except Preempted as stopped:
         processes.say(str(stopped))
         sys.exit(143)
+
+
+def census(workdir: pathlib.Path) -> tuple[Census, ...]:
+    """Every census of the training in `workdir`."""
+    return tuple(as_record(Census, line, "a line of census.jsonl") for line in read_lines(workdir / "census.jsonl"))

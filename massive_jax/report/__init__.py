@@ -1,6 +1,7 @@
 """Figures and the HTML report: from plain data to files, written whole or not at all.
 
-Nothing here knows of models or of jax, and matplotlib is imported only when a figure is drawn.
+Each figure takes a result (`massive_jax.report.results`), or what its JSON file holds. Nothing here runs a model, and
+matplotlib is imported only when a figure is drawn.
 """
 
 from massive_jax.files import atomic_write, read_json, write_arrays, write_json
@@ -12,14 +13,17 @@ from massive_jax.report.intervention import plot_intervention
 from massive_jax.report.layerwise import plot_layerwise
 from massive_jax.report.overlay import Panel, plot_overlay
 from massive_jax.report.profiles import plot_profiles
+from massive_jax.report.records import as_json, as_record
 from massive_jax.report.registers import plot_registers
-from massive_jax.report.style import label, number, precision
+from massive_jax.report.words import label, number, precision
 
 __all__ = [
     "Panel",
     "Section",
     "Summary",
     "Table",
+    "as_json",
+    "as_record",
     "atomic_write",
     "label",
     "number",

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from massive_jax.report import style
+from massive_jax.report import style, words
+from massive_jax.report.records import as_record
+from massive_jax.report.results import AttentionMap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,15 +18,12 @@ MASKED = -1e30  # a logit at or below this is a mask, not a score
 
 
 def plot_attention(
-    result: Mapping[str, Any], logits: np.ndarray, probs: np.ndarray, path: str | os.PathLike[str]
+    result: AttentionMap | Mapping[str, Any], logits: np.ndarray, probs: np.ndarray, path: str | os.PathLike[str]
 ) -> None:
     """Draws one layer's attention and, over all layers, its share on the massive tokens.
 
     Args:
-      result: "model", "dtype", "bos", "layer" (1-based), "head" (a number or "mean"), "tokens" (T texts),
-        "massive_positions", "shares" (one a layer, 0 to 1: the share of attention on the massive tokens) and
-        "emergence_layer" (1-based, the first whose output has massive activations, or None). Optional:
-        "key_tokens", S texts, where the keys are not the tokens (an attention bias or a sink adds columns).
+      result: the layer, its tokens and the shares of all layers, or what attention_map.json holds.
       logits: [T, S], before the softmax. Masked entries (NaN, infinite, or at most -1e30) are left blank.
       probs: [T, S], after the softmax; blank where `logits` is, and where NaN.
       path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
@@ -36,17 +35,17 @@ def plot_attention(
         style.save(draw(result, logits, probs), path)
 
 
-def draw(result: Mapping[str, Any], logits: np.ndarray, probs: np.ndarray) -> "Figure":
+def draw(result: AttentionMap | Mapping[str, Any], logits: np.ndarray, probs: np.ndarray) -> "Figure":
     """Draws the figure of `plot_attention`; call it under `style.context()`."""
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     logits, probs = np.array(logits, np.float64), np.array(probs, np.float64)
-    queries, massive = list(result["tokens"]), sorted({int(p) for p in result["massive_positions"]})
-    keys = list(result.get("key_tokens", queries))
+    attention = as_record(AttentionMap, result)
+    queries, keys, massive = attention.tokens, attention.keys, sorted(set(attention.massive_positions))
     if logits.shape != (len(queries), len(keys)) or probs.shape != logits.shape or not logits.size:
         raise ValueError(
             f"logits {logits.shape} and probs {probs.shape} must both be [T, S] with T = {len(queries)} "
-            f"(tokens) and S = {len(keys)} ({'key_tokens' if 'key_tokens' in result else 'tokens'})"
+            f"(tokens) and S = {len(keys)} ({'key_tokens' if attention.key_tokens else 'tokens'})"
         )
     if any(not 0 <= position < len(keys) for position in massive):
         raise ValueError(f"massive_positions {massive} are outside the {len(keys)} keys")
@@ -59,7 +58,7 @@ def draw(result: Mapping[str, Any], logits: np.ndarray, probs: np.ndarray) -> "F
     below = max(style.text_width(name, style.SMALL) for _, name in key_names)
     left, bottom = style.MARGIN + 0.22 + margin + 0.06, style.MARGIN + 0.2 + below + 0.1
     width = left + 2 * (SIDE + GAP) + 0.35 + SHARES + style.MARGIN + 0.08
-    header = style.Header(*_words(result, massive), width)
+    header = style.Header(*_words(attention, massive), width)
     made = style.figure(width, bottom + SIDE + 0.34 + header.height)
     header.draw(made)
 
@@ -107,16 +106,16 @@ def draw(result: Mapping[str, Any], logits: np.ndarray, probs: np.ndarray) -> "F
         bar = made.colorbar(image, cax=style.axes(made, x + SIDE + 0.08, bottom, 0.1, SIDE))
         bar.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
         x += SIDE + GAP
-    _shares(made, result, massive, x + 0.35, bottom)
+    _shares(made, attention, massive, x + 0.35, bottom)
     return made
 
 
-def _shares(made: "Figure", result: Mapping[str, Any], massive: list[int], left: float, bottom: float) -> None:
+def _shares(made: "Figure", attention: AttentionMap, massive: list[int], left: float, bottom: float) -> None:
     """The right panel: the share of each layer's attention on the massive tokens."""
     width = SHARES
     from matplotlib.ticker import FixedLocator, FuncFormatter
 
-    shares = np.array([style.as_float(share) for share in result["shares"]])
+    shares = np.array(attention.shares)
     style.text(made, left, bottom + SIDE + 0.14, "Share on massive tokens")
     ax = style.axes(made, left, bottom, width, SIDE)
     if not massive or not len(shares):
@@ -136,14 +135,14 @@ def _shares(made: "Figure", result: Mapping[str, Any], massive: list[int], left:
     ax.grid(axis="y", color=style.RULE, linewidth=0.5)
     ax.set_axisbelow(True)
     ax.set_xlabel("Layer")
-    emergence = result["emergence_layer"]
+    emergence = attention.emergence_layer
     if emergence is None:
         return
     ax.axvline(emergence, color=style.MASSIVE, linewidth=1, linestyle=(0, (4, 2)), zorder=2)
     ax.axvspan(emergence, len(shares) + 0.5, color=style.TINT, linewidth=0, zorder=0)
     # The note goes to the emptier of the two lower corners beside the line, or the upper ones.
-    words = ["massive from", f"layer {emergence} on"]
-    need = max(style.text_width(row, style.SMALL) for row in words)
+    note = ["massive from", f"layer {emergence} on"]
+    need = max(style.text_width(row, style.SMALL) for row in note)
     at = left + width * (emergence - 0.5) / len(shares)
     inches = left + width * (layers - 0.5) / len(shares)
     tall = 2 * style.text_height(style.SMALL) + 0.08
@@ -157,7 +156,7 @@ def _shares(made: "Figure", result: Mapping[str, Any], massive: list[int], left:
             if best is None or gap > best[0] + 1e-6:
                 best = (gap, x0, bottom + y0)
     if best:
-        for row, word in enumerate(words):
+        for row, word in enumerate(note):
             y = best[2] + (1 - row) * style.text_height(style.SMALL) + 0.03
             style.text(made, best[1], y, word, size=style.SMALL, color=style.MASSIVE)
 
@@ -171,27 +170,20 @@ def _names(tokens: Sequence[str], marked: set[int]) -> list[tuple[int, str]]:
     for position in [*sorted(marked), *range(0, len(tokens), step)]:
         if all(abs(position - other) * pitch >= need * 0.999 for other in shown):
             shown.append(position)
-    return [(position, style.label(tokens[position], limit=12)) for position in sorted(shown)]
+    return [(position, words.label(tokens[position], limit=12)) for position in sorted(shown)]
 
 
-def _words(result: Mapping[str, Any], massive: list[int]) -> tuple[str, list[str]]:
+def _words(attention: AttentionMap, massive: list[int]) -> tuple[str, list[str]]:
     """The title, which is the finding, and the lines under it."""
-    model, layer = style.model_name(result), int(result["layer"])
-    head = "mean over heads" if result["head"] == "mean" else f"head {result['head']}"
-    shares = [style.as_float(share) for share in result["shares"]]
-    if not massive:
-        title = f"Attention in layer {layer} of {model}: no massive token"
-        return title, [f"Heat maps: layer {layer}, {head} · {style.conditions(result)}"]
-    share = shares[layer - 1] if 0 < layer <= len(shares) else np.nan
+    model, layer, shares = words.model_name(attention), attention.layer, attention.shares
+    head = "mean over heads" if attention.head == "mean" else f"head {attention.head}"
+    note = f"Heat maps: layer {layer}, {head} · {words.conditions(attention)}"
     title = f"Attention in layer {layer} of {model}"
+    if not massive:
+        return f"{title}: no massive token", [note]
+    share = shares[layer - 1] if 0 < layer <= len(shares) else np.nan
     if np.isfinite(share):
         title += f": {100 * share:.0f} % lands on the massive token{'s' * (len(massive) > 1)}"
-    named = [f"{p} “{style.label(t, limit=18)}”" for p, t in _named(result, massive)[:5]]
+    named = [f"{position} “{words.label(attention.keys[position], limit=18)}”" for position in massive[:5]]
     listed = ", ".join(named) + (f" and {len(massive) - 5} more" if len(massive) > 5 else "")
-    where = f"massive token{'s' * (len(massive) > 1)} (orange): {listed}"
-    return title, [f"Heat maps: layer {layer}, {head} · {style.conditions(result)} · {where}"]
-
-
-def _named(result: Mapping[str, Any], massive: list[int]) -> list[tuple[int, str]]:
-    keys = result.get("key_tokens", result["tokens"])
-    return [(position, keys[position]) for position in massive]
+    return title, [f"{note} · massive token{'s' * (len(massive) > 1)} (orange): {listed}"]

@@ -50,11 +50,6 @@ class Chart(NamedTuple):
     curves: Sequence[Curve]
 
 
-def numbers(values: Sequence[Any]) -> np.ndarray:
-    """Gives the numbers of a result, where null and words for what is not finite become such numbers."""
-    return np.array([style.as_float(value) for value in values])
-
-
 def draw_charts(
     title: str,
     note: str,

@@ -6,12 +6,14 @@ placed exactly.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from massive_jax.report import style
+from massive_jax.report import style, words
+from massive_jax.report.records import as_record
+from massive_jax.report.results import FeatureMap, MassiveActivation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +24,9 @@ COLUMNS = 700  # the most points of a ridge; more could not be told apart on pap
 MOST_DIMS, MOST_VALUES = 10, 8  # the most labels
 
 
-def plot_feature_map(result: Mapping[str, Any], magnitudes: np.ndarray, path: str | os.PathLike[str]) -> None:
+def plot_feature_map(
+    result: FeatureMap | Mapping[str, Any], magnitudes: np.ndarray, path: str | os.PathLike[str]
+) -> None:
     """Draws |hidden state| of one layer over tokens × dimensions (the paper's 3D figure).
 
     Each token is a ridge over all dimensions. Where there are more dimensions than can be drawn, a point
@@ -30,9 +34,7 @@ def plot_feature_map(result: Mapping[str, Any], magnitudes: np.ndarray, path: st
     values.
 
     Args:
-      result: "model", "dtype", "bos", "layer" (1-based), "tokens" (T texts), "median" (of the layer's
-        magnitudes), "massive" (each with "position", "dim", "token", "value", signed) and "dims" (those to
-        label).
+      result: the layer's massive activations, or what feature_map.json holds.
       magnitudes: [T, D], at least 0; not finite is drawn as the largest finite one.
       path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
 
@@ -43,19 +45,20 @@ def plot_feature_map(result: Mapping[str, Any], magnitudes: np.ndarray, path: st
         style.save(draw(result, magnitudes), path)
 
 
-def draw(result: Mapping[str, Any], magnitudes: np.ndarray) -> "Figure":
+def draw(result: FeatureMap | Mapping[str, Any], magnitudes: np.ndarray) -> "Figure":
     """Draws the figure of `plot_feature_map`; call it under `style.context()`."""
+    mapped = as_record(FeatureMap, result)
     heights = np.abs(np.asarray(magnitudes, np.float32))
-    T, D = _check(result, heights)
+    T, D = _check(mapped, heights)
     finite = heights[np.isfinite(heights)]
     largest = float(finite.max()) if finite.size else 0.0
     heights = np.where(np.isfinite(heights), heights, largest)
     ticks, top = _scale(largest)
 
-    massive = sorted(result["massive"], key=lambda found: -heights[found["position"], found["dim"]])
-    header = style.Header(*_words(result, massive), WIDTH)
-    names = [style.label(token, limit=18) for token in result["tokens"]]
-    marked = {found["position"] for found in massive}
+    massive = sorted(mapped.massive, key=lambda found: -heights[found.position, found.dim])
+    header = style.Header(*_words(mapped, massive), WIDTH)
+    names = [words.label(token, limit=18) for token in mapped.tokens]
+    marked = {found.position for found in massive}
     shown = _thin(T, marked)
     # Layout, in inches: the floor's front left corner is at (left, bottom) and it is `wide` across.
     left = style.MARGIN + 0.3 + max(style.text_width(_tick(tick), style.SMALL) for tick in ticks)
@@ -87,8 +90,8 @@ def draw(result: Mapping[str, Any], magnitudes: np.ndarray) -> "Figure":
             style.text(made, xs[0] - 0.07, ys[0], _tick(tick), size=style.SMALL, ha="right", va="center_baseline")
     for dim, back in ((first, 0), (first, 1), (last, 1)):
         ax.plot(*place([dim, dim], back, [0, top]), color=style.RULE, linewidth=0.5, zorder=0)
-    found_dims = {found["dim"] for found in massive}
-    dims = _dims(result["dims"], found_dims, heights)
+    found_dims = {found.dim for found in massive}
+    dims = _dims(mapped.dims, found_dims, heights)
     for dim in dims:
         colour = style.MASSIVE if dim in found_dims else style.GREY
         ax.plot(*place([dim, dim], [0, 1], 0), color=colour, linewidth=0.4, alpha=0.55, zorder=2)
@@ -104,14 +107,14 @@ def draw(result: Mapping[str, Any], magnitudes: np.ndarray) -> "Figure":
         colour, width = (style.MASSIVE, 0.6) if t in marked else (style.BLUE, 0.4 if T <= 24 else 0.25)
         ax.plot(xs, ys, color=colour, linewidth=width, alpha=0.75, solid_joinstyle="round", zorder=3 + t)
         for found in massive:
-            if found["position"] == t:
-                xs, ys = place([found["dim"]] * 2, depth(t), [0, heights[t, found["dim"]]])
+            if found.position == t:
+                xs, ys = place([found.dim] * 2, depth(t), [0, heights[t, found.dim]])
                 ax.plot(xs, ys, color=style.MASSIVE, linewidth=1.6, solid_capstyle="round", zorder=3 + t)
                 ax.plot(xs[1], ys[1], "o", color=style.MASSIVE, markersize=2.6, zorder=3 + t)
 
     stems = []
     for found in massive:
-        xs, ys = place([found["dim"]] * 2, depth(found["position"]), [0, heights[found["position"], found["dim"]]])
+        xs, ys = place([found.dim] * 2, depth(found.position), [0, heights[found.position, found.dim]])
         stems.append((float(xs[1]), float(ys[0]), float(ys[1])))
     _value_labels(made, massive, stems)
     _dim_labels(made, dims, found_dims, D, left, bottom, wide)
@@ -119,8 +122,7 @@ def draw(result: Mapping[str, Any], magnitudes: np.ndarray) -> "Figure":
         x, y = place(last, depth(t), 0)
         colour = style.MASSIVE if t in marked else style.INK
         ax.plot([x, x + 0.05], [y, y], color=style.GREY, linewidth=0.5, zorder=2)
-        words = f"{t}  {names[t]}"
-        style.text(made, x + 0.09, y, words, size=style.SMALL, color=colour, va="center_baseline")
+        style.text(made, x + 0.09, y, f"{t}  {names[t]}", size=style.SMALL, color=colour, va="center_baseline")
     middle = bottom + WALL / 2
     style.text(made, style.MARGIN, middle, "Magnitude", rotation=90, va="center")
     style.text(made, left + wide / 2, style.MARGIN, "Dimension", ha="center", va="bottom")
@@ -129,12 +131,12 @@ def draw(result: Mapping[str, Any], magnitudes: np.ndarray) -> "Figure":
     return made
 
 
-def _check(result: Mapping[str, Any], heights: np.ndarray) -> tuple[int, int]:
-    tokens = result["tokens"]
+def _check(mapped: FeatureMap, heights: np.ndarray) -> tuple[int, int]:
+    tokens = mapped.tokens
     if heights.ndim != 2 or not heights.size or heights.shape[0] != len(tokens):
         raise ValueError(f"magnitudes has shape {heights.shape}, but there are {len(tokens)} tokens: give [T, D]")
     T, D = heights.shape
-    places = [(found["position"], found["dim"]) for found in result["massive"]] + [(0, d) for d in result["dims"]]
+    places = [(found.position, found.dim) for found in mapped.massive] + [(0, d) for d in mapped.dims]
     outside = [place for place in places if not (0 <= place[0] < T and 0 <= place[1] < D)]
     if outside:
         raise ValueError(f"(position, dim) {outside} are outside magnitudes of shape {heights.shape}")
@@ -177,15 +179,17 @@ def _polygon(corners: np.ndarray, **options: Any) -> Any:
     return Polygon(corners.tolist(), closed=True, **options)
 
 
-def _value_labels(made: "Figure", massive: list[Any], stems: list[tuple[float, float, float]]) -> None:
+def _value_labels(
+    made: "Figure", massive: Sequence[MassiveActivation], stems: list[tuple[float, float, float]]
+) -> None:
     """Writes the largest values at their stems' heads, where there is room beside those written before."""
     height, taken = style.text_height(style.SMALL), list[tuple[float, float, float, float]]()
     for x, foot, head in stems:  # the stems themselves are kept clear
         taken.append((x - 0.03, foot, x + 0.03, head + 0.03))
     written = 0
     for found, (x, _, y) in zip(massive, stems, strict=True):
-        words = style.magnitude(found["value"], 3)
-        width = style.text_width(words, style.SMALL)
+        value = words.magnitude(found.value, 3)
+        width = style.text_width(value, style.SMALL)
         beside = ((x - width / 2, y + 0.05), (x + 0.06, y - height / 2), (x - 0.06 - width, y - height / 2))
         for x0, y0 in beside:
             box = (x0, y0, x0 + width, y0 + height)
@@ -193,7 +197,7 @@ def _value_labels(made: "Figure", massive: list[Any], stems: list[tuple[float, f
             if clear and x0 > style.MARGIN and box[2] < WIDTH - style.MARGIN:
                 taken.append(box)
                 options = {"size": style.SMALL, "color": style.INK, "zorder": 200}
-                style.text(made, x0, y0 + 0.03, words, va="baseline", **options)
+                style.text(made, x0, y0 + 0.03, value, va="baseline", **options)
                 written += 1
                 break
         if written == MOST_VALUES:
@@ -216,17 +220,17 @@ def _dim_labels(
         style.text(made, place, bottom - 0.18, str(d), **options)
 
 
-def _words(result: Mapping[str, Any], massive: list[Any]) -> tuple[str, list[str]]:
+def _words(mapped: FeatureMap, massive: Sequence[MassiveActivation]) -> tuple[str, list[str]]:
     """The title, which is the finding, and the lines under it."""
-    model, layer = style.model_name(result), result["layer"]
+    model, layer = words.model_name(mapped), mapped.layer
     if massive:
         n = len(massive)
         title = f"{n} massive activation{'s' * (n > 1)} in layer {layer} of {model}"
-        tokens = {found["position"]: style.label(found["token"], limit=18) for found in massive}
+        tokens = {found.position: words.label(found.token, limit=18) for found in massive}
         named = [f"{position} “{token}”" for position, token in sorted(tokens.items())]
         listed = ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
         where = f"At position{'s' * (len(named) > 1)} {listed}; marked in orange"
     else:
         title, where = f"No massive activation in layer {layer} of {model}", ""
-    median = f"median magnitude {style.number(style.as_float(result['median']))}"
-    return title, [f"{style.conditions(result)} · {median}", where]
+    median = f"median magnitude {words.number(mapped.median)}"
+    return title, [f"{words.conditions(mapped)} · {median}", where]

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Sequence
 
 from massive_jax import files
-from massive_jax.report import style
+from massive_jax.report import words
 
 Cell = str | int | float | bool | None
 
@@ -143,12 +143,12 @@ def _cell(cell: Cell) -> str:
         return "–"
     if isinstance(cell, bool):
         return "yes" if cell else "no"
-    return _text(cell) if isinstance(cell, str) else _text(style.number(cell))
+    return _text(cell) if isinstance(cell, str) else _text(words.number(cell))
 
 
 def _text(text: str) -> str:
     """`text` for HTML, in an element or a quoted attribute."""
-    return html.escape(style.plain(text, font=False), quote=True)
+    return html.escape(words.plain(text, font=False), quote=True)
 
 
 _PAGE = """<!DOCTYPE html>

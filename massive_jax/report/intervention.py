@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from massive_jax.probe.operations import in_words
-from massive_jax.report import style
+from massive_jax.report import style, words
+from massive_jax.report.records import as_record
+from massive_jax.report.results import Intervention
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,18 +24,15 @@ METRICS = {
 _COLOURS = {"original": style.GREY, "zero": style.MASSIVE, "mean": style.BLUE}
 
 
-def plot_intervention(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_intervention(result: Intervention | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draws perplexity, or what there is in its place, as bars, one an intervention, each with its number.
 
     The axis of a perplexity is logarithmic and starts at 1, the least a perplexity can be, so a bar's length is the
     cross entropy. A perplexity that is not finite is an open bar to the end of the axis.
 
     Args:
-      result: "model", "dtype", "bos", "layer" (1-based), "context", "windows", "sites" (each with "position",
-        "dim" and "value_mean", the value it has on average) and "perplexity" (a number by name; "original" is
-        what the others are compared with; null is one that is not finite). A vision model has "images" and
-        "image_size" in place of "bos", "context" and "windows", and "top1_agreement" or "cosine_similarity" in
-        place of "perplexity".
+      result: what the model is judged by under each operation ("original" is what the others are compared with), or
+        what intervene.json holds.
       path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
 
     Raises:
@@ -43,28 +42,27 @@ def plot_intervention(result: Mapping[str, Any], path: str | os.PathLike[str]) -
         style.save(draw(result), path)
 
 
-def draw(result: Mapping[str, Any]) -> "Figure":
+def draw(result: Intervention | Mapping[str, Any]) -> "Figure":
     """Draws the figure of `plot_intervention`; call it under `style.context()`."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    metric = next((name for name in METRICS if name in result), "perplexity")
+    intervention = as_record(Intervention, result)
+    metric, values = intervention.metric, intervention.measured
     logarithmic = metric == "perplexity"
-    measured = result[metric]
-    if not measured:
-        raise ValueError(f'result["{metric}"] is empty: there is nothing to draw')
-    values = {name: style.as_float(value) for name, value in measured.items()}
+    if not values:
+        raise ValueError(f"the {metric} is empty: there is nothing to draw")
     wrong = {name: value for name, value in values.items() if value < 0.999}
     if wrong and logarithmic:
-        raise ValueError(f"a perplexity is at least 1, but result['perplexity'] has {wrong}")
+        raise ValueError(f"a perplexity is at least 1, but there is {wrong}")
     original = values.get("original", math.nan)
 
-    names = {name: style.shorten(style.plain(_name(name)), 34) for name in values}
-    header = style.Header(*_words(result, values), WIDTH)
+    names = {name: words.shorten(words.plain(_name(name)), 34) for name in values}
+    header = style.Header(*_words(intervention), WIDTH)
     bottom, height = 0.45, BAR * len(values) + 0.1
     made = style.figure(WIDTH, bottom + height + header.height)
     header.draw(made)
     left = max(style.text_width(name) for name in names.values()) + style.MARGIN + 0.12
-    numbers = {name: style.number(measured[name]) for name in values}
+    numbers = {name: words.number(value) for name, value in values.items()}
     changes = {
         name: _change(value, original) if logarithmic and name != "original" else "" for name, value in values.items()
     }
@@ -119,7 +117,7 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     small = top <= 4
     step = 1 if top <= 10 else math.ceil(top / 10)
     ax.xaxis.set_major_locator(FixedLocator(range(0, top + 1, step)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{10**d:,.0f}" if small else style.power(int(d))))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{10**d:,.0f}" if small else words.power(int(d))))
     minor = [d + math.log10(k) for d in range(top + 1) for k in range(2, 10)] if top <= 12 else []
     ax.xaxis.set_minor_locator(FixedLocator([m for m in minor if m <= end]))
     return made
@@ -127,16 +125,16 @@ def draw(result: Mapping[str, Any]) -> "Figure":
 
 def _name(name: str) -> str:
     """An intervention in words: "random_set=5" is "Random entries set to 5"."""
-    words = in_words(name.removeprefix("random_"))
-    if words is None:
-        words = name.replace("_", " ")
+    done = in_words(name.removeprefix("random_"))
+    if done is None:
+        done = name.replace("_", " ")
     elif name.startswith("random_"):
-        words = f"random entries {words}"
-    return words[:1].upper() + words[1:]
+        done = f"random entries {done}"
+    return done[:1].upper() + done[1:]
 
 
 def _times(ratio: float) -> str:
-    return style.number(float(f"{ratio:.3g}"), 3)
+    return words.number(float(f"{ratio:.3g}"), 3)
 
 
 def _change(value: float, original: float) -> str:
@@ -151,33 +149,46 @@ def _change(value: float, original: float) -> str:
     return f"{'+' if percent > 0 else '−'}{abs(percent):.{2 if abs(percent) < 1 else 1}f} %"
 
 
-def _words(result: Mapping[str, Any], values: Mapping[str, float]) -> tuple[str, list[str]]:
+def _words(found: Intervention) -> tuple[str, list[str]]:
     """The title, which is the finding, and the lines under it."""
-    model = style.model_name(result)
-    original, zero = values.get("original", math.nan), values.get("zero", math.nan)
-    title = f"{'Perplexity' if 'perplexity' in result else 'Features'} of {model} under interventions"
-    if "zero" in values and "perplexity" not in result:
-        kept = f"{100 * zero:.1f} % of the classes stay" if "top1_agreement" in result else f"cosine {zero:.3f}"
-        title = f"{model}: zeroing {style.count(len(result['sites']), 'activation')}, {kept}"
-    elif "zero" in values and math.isfinite(original):
-        if not math.isfinite(zero):
-            finding = "makes it infinite" if math.isinf(zero) else "leaves it undefined"
-        elif zero >= 2 * original:
-            finding = f"multiplies it by {_times(zero / original)}"
-        elif abs(zero / original - 1) < 0.01:
-            finding = "changes it by less than 1 %"
-        else:
-            finding = f"changes it by {_change(zero, original)}"
-        title = f"Perplexity of {model}: zeroing {style.count(len(result['sites']), 'activation')} {finding}"
+    edited = words.count(len(found.sites), "activation")
+    return _title(found, words.model_name(found), edited), [_places(found), words.conditions(found)]
+
+
+def _title(found: Intervention, model: str, edited: str) -> str:
+    zero, original = found.measured.get("zero"), found.measured.get("original", math.nan)
+    if zero is None:
+        what = "Perplexity" if found.metric == "perplexity" else "Features"
+        return f"{what} of {model} under interventions"
+    if found.metric == "top1_agreement":
+        return f"{model}: zeroing {edited}, {100 * zero:.1f} % of the classes stay"
+    if found.metric == "cosine_similarity":
+        return f"{model}: zeroing {edited}, cosine {zero:.3f}"
+    if not math.isfinite(original):
+        return f"Perplexity of {model} under interventions"
+    if not math.isfinite(zero):
+        finding = "makes it infinite" if math.isinf(zero) else "leaves it undefined"
+    elif zero >= 2 * original:
+        finding = f"multiplies it by {_times(zero / original)}"
+    elif abs(zero / original - 1) < 0.01:
+        finding = "changes it by less than 1 %"
+    else:
+        finding = f"changes it by {_change(zero, original)}"
+    return f"Perplexity of {model}: zeroing {edited} {finding}"
+
+
+def _places(found: Intervention) -> str:
+    """Where was edited; with few places there is room for the values."""
     places: dict[str, list[str]] = {}
-    for site in result["sites"]:  # with few sites there is room for the values
-        mean = f" (mean {style.number(style.as_float(site['value_mean']), 3)})" if len(result["sites"]) <= 6 else ""
-        places.setdefault(str(site["position"]).replace("_", " "), []).append(f"{site['dim']}{mean}")
-    sites = [
-        f"position {style.plain(position)}: dim{'s' * (len(dims) > 1)} {', '.join(dims[:6])}"
+    for site in found.sites:
+        mean = f" (mean {words.number(site.value_mean, 3)})" if len(found.sites) <= 6 else ""
+        places.setdefault(str(site.position).replace("_", " "), []).append(f"{site.dim}{mean}")
+    listed = [
+        f"position {words.plain(position)}: dim{'s' * (len(dims) > 1)} {', '.join(dims[:6])}"
         + (f" and {len(dims) - 6} more" if len(dims) > 6 else "")
         for position, dims in places.items()
     ]
-    more = f"; and {len(sites) - 4} more positions" if len(sites) > 4 else ""
-    edited = f"Edited at layer {result['layer']}, " + "; ".join(sites[:4]) + more if sites else "No site was edited"
-    return title, [edited, style.conditions(result)]
+    if not listed:
+        return "No place was edited"
+    more = f"; and {len(listed) - 4} more positions" if len(listed) > 4 else ""
+    return f"Edited at layer {found.layer}, " + "; ".join(listed[:4]) + more

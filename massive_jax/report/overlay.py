@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from massive_jax.report import style
+from massive_jax.report import style, words
+from massive_jax.report.results import Named
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +32,7 @@ class Panel(NamedTuple):
 
 
 def plot_overlay(
-    result: Mapping[str, Any],
+    result: Named | Mapping[str, Any],
     title: str,
     note: str,
     image: np.ndarray,
@@ -42,7 +43,7 @@ def plot_overlay(
     """Draws panels of one image side by side: maps over its patches, and outlines of those that stand out.
 
     Args:
-      result: "model", whose name is under the title.
+      result: any result, or what its JSON file holds; the model's name is under the title.
       title: what the figure shows.
       note: beside the name: what the figure holds for.
       image: uint8 [H, W, 3], as the model sees it.
@@ -58,7 +59,7 @@ def plot_overlay(
 
 
 def draw(
-    result: Mapping[str, Any],
+    result: Named | Mapping[str, Any],
     title: str,
     note: str,
     image: np.ndarray,
@@ -83,7 +84,7 @@ def draw(
     lines = [style.wrap(panel.caption, width, style.SMALL) for panel in panels]
     below = max(len(rows) for rows in lines) * style.text_height(style.SMALL) + 0.06
     total = max(2 * style.MARGIN + len(panels) * (width + GAP) - GAP, 4.5)
-    header = style.Header(title, [f"{style.model_name(result)} · {note}"], total)
+    header = style.Header(title, [f"{words.model_name(result)} · {note}"], total)
     made = style.figure(total, style.MARGIN + below + height + header.height)
     header.draw(made)
 
@@ -104,7 +105,7 @@ def draw(
             ax.add_patch(Rectangle(corner, patch, patch, fill=False, edgecolor=style.MASSIVE, linewidth=1.4))
         ax.set_xlim(-0.5, W - 0.5)
         ax.set_ylim(H - 0.5, -0.5)
-        for line, words in enumerate(rows):
+        for line, row_words in enumerate(rows):
             y = bottom - 0.05 - line * style.text_height(style.SMALL)
-            style.text(made, left, y, words, size=style.SMALL, va="top")
+            style.text(made, left, y, row_words, size=style.SMALL, va="top")
     return made

@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from massive_jax.report import style
-from massive_jax.report.curves import Chart, Curve, draw_charts, numbers
+from massive_jax.report import style, words
+from massive_jax.report.curves import Chart, Curve, draw_charts
+from massive_jax.report.records import as_record
+from massive_jax.report.results import Profiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_profiles(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_profiles(result: Profiles | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draws a line a model against the layers: the largest magnitude (and the median, thin) and the sink rate.
 
     Args:
-      result: "title", "conditions" (a line under it) and "models": each with "name" and, a number a layer, "largest",
-        "median" and "sink_rate". A number that is not finite, or not positive on the logarithmic axis, is a gap.
-        And "sink", what that is called, "position 0" by default.
+      result: the figure's words and its models, or a mapping with its fields. A number that is not finite, or not
+        positive on the logarithmic axis, is a gap.
       path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
 
     Raises:
@@ -29,30 +30,31 @@ def plot_profiles(result: Mapping[str, Any], path: str | os.PathLike[str]) -> No
         style.save(draw(result), path)
 
 
-def draw(result: Mapping[str, Any]) -> "Figure":
+def draw(result: Profiles | Mapping[str, Any]) -> "Figure":
     """Draws the figure of `plot_profiles`; call it under `style.context()`."""
     import matplotlib
 
-    models = result["models"]
+    profiles = as_record(Profiles, result)
+    models = profiles.models
     if not models:
-        raise ValueError('result["models"] is empty: there is nothing to draw')
+        raise ValueError("there are no models: there is nothing to draw")
     colours = [style.MASSIVE, style.BLUE, style.GREEN, *matplotlib.color_sequences["tab10"]]
-    num_layers = max(len(model["largest"]) for model in models)
+    num_layers = max(len(model.largest) for model in models)
 
     def curve(key: str, index: int) -> Curve:
-        values = numbers(models[index][key])
-        layers, name = np.arange(1, len(values) + 1), style.shorten(str(models[index]["name"]), 22)
+        values = np.array(getattr(models[index], key))
+        layers, name = np.arange(1, len(values) + 1), words.shorten(models[index].name, 22)
         marker = float(np.clip(100 / len(values), 2, 4))
         return Curve(layers, values, colours[index % len(colours)], name, width=1.4, marker=marker)
 
     largest, sink = ([curve(key, i) for i in range(len(models))] for key in ("largest", "sink_rate"))
     medians = [curve("median", i)._replace(name="", width=0.7, marker=0, style=":") for i in range(len(models))]
     return draw_charts(
-        result["title"],
-        result["conditions"],
+        profiles.title,
+        profiles.conditions,
         [
             Chart("Largest magnitude", True, largest + medians),
-            Chart(f"Attention on {result.get('sink', 'position 0')}", False, sink),
+            Chart(f"Attention on {profiles.sink}", False, sink),
         ],
         height=2.3,
         x_label="Layer (output of block)",

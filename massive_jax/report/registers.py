@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from massive_jax.report import style
+from massive_jax.report import style, words
+from massive_jax.report.records import as_record
+from massive_jax.report.results import RegisterLayers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,13 +16,11 @@ if TYPE_CHECKING:
 WIDTH, PLOT_HEIGHT = 6.0, 2.6  # inches
 
 
-def plot_registers(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_registers(result: RegisterLayers | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draws each register's largest mean magnitude against the layer, on a log axis.
 
     Args:
-      result: what vit_registers.json holds: "model", "layers" (one a layer: "layer", from 0, the embedding; "median";
-        "largest", one a register: "register", from 1, "dim", "value") and "massive" (each with "layer", "register",
-        "dim", "value").
+      result: the registers' layers, or what vit_registers.json holds.
       path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
 
     Raises:
@@ -30,15 +30,16 @@ def plot_registers(result: Mapping[str, Any], path: str | os.PathLike[str]) -> N
         style.save(draw(result), path)
 
 
-def draw(result: Mapping[str, Any]) -> "Figure":
+def draw(result: RegisterLayers | Mapping[str, Any]) -> "Figure":
     """Draws the figure of `plot_registers`; call it under `style.context()`."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-    rows = result["layers"]
-    x = np.array([row["layer"] for row in rows])
-    largest = np.abs([[style.as_float(entry["value"]) for entry in row["largest"]] for row in rows])  # [L, R]
-    median = np.array([style.as_float(row["median"]) for row in rows])
-    header = style.Header(*_words(result), WIDTH)
+    registers = as_record(RegisterLayers, result)
+    rows = registers.layers
+    x = np.array([row.layer for row in rows])
+    largest = np.abs([[entry.value for entry in row.largest] for row in rows])  # [L, R]
+    median = np.array([row.median for row in rows])
+    header = style.Header(*_words(registers), WIDTH)
     height = header.height + PLOT_HEIGHT + 0.5
     made = style.figure(WIDTH, height)
     header.draw(made)
@@ -59,7 +60,7 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     ax.set_xlim(x[0] - 0.3, x[-1] + 0.3)
     ax.xaxis.set_major_locator(FixedLocator(style.layer_ticks(int(x[0]), int(x[-1]))))
     ax.yaxis.set_major_locator(LogLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda size, _: style.number(size, 1)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda size, _: words.number(size, 1)))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.grid(axis="y", color=style.RULE, linewidth=0.5)
     ax.set_axisbelow(True)
@@ -73,18 +74,17 @@ def draw(result: Mapping[str, Any]) -> "Figure":
     return made
 
 
-def _words(result: Mapping[str, Any]) -> tuple[str, list[str]]:
-    model = style.model_name(result)
-    found = result["massive"]
-    if not found:
-        return f"Registers of {model}: none has a massive activation", [_source(result)]
-    first = max(found, key=lambda entry: abs(style.as_float(entry["value"])))
-    where = f"reg{first['register']}, dim {first['dim']}"
-    value = style.number(style.as_float(first["value"]))
-    return f"Registers of {model}: massive at {where} ({value} in layer {first['layer']})", [_source(result)]
+def _words(registers: RegisterLayers) -> tuple[str, list[str]]:
+    """The title, which is the finding, and the line under it."""
+    model, notes = words.model_name(registers), [_source(registers)]
+    if not registers.massive:
+        return f"Registers of {model}: none has a massive activation", notes
+    first = max(registers.massive, key=lambda entry: abs(entry.value))
+    where = f"reg{first.register}, dim {first.dim}"
+    return f"Registers of {model}: massive at {where} ({words.number(first.value)} in layer {first.layer})", notes
 
 
-def _source(result: Mapping[str, Any]) -> str:
-    if result["means"] == "collected":
-        return f"Largest activation of each register's mean over {style.count(result['count'], 'image')}"
-    return f"Largest activation of each register's mean, from {style.plain(os.path.basename(result['means']))}"
+def _source(registers: RegisterLayers) -> str:
+    if registers.means == "collected":
+        return f"Largest activation of each register's mean over {words.count(registers.count, 'image')}"
+    return f"Largest activation of each register's mean, from {words.plain(os.path.basename(registers.means))}"

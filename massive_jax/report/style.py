@@ -1,4 +1,4 @@
-"""How every figure looks, in one place: colours, fonts, sizes, and how tokens and numbers are written.
+"""How every figure looks, in one place: colours, fonts, sizes, and where things go.
 
 Figures are laid out in inches, from measured text, so that nothing is cut or overlaps whatever the labels
 are.
@@ -6,16 +6,18 @@ are.
 
 import contextlib
 import functools
-import math
 import os
 import pathlib
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from massive_jax import files
+from massive_jax.report.words import conditions, label, model_name, number, plain, power, precision, shorten, spans
+
+# Also reached from here.
+__all__ = ["conditions", "label", "model_name", "number", "plain", "power", "precision", "shorten", "spans"]
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,159 +35,6 @@ FONT = "DejaVu Sans"  # comes with matplotlib, so a figure looks the same on eve
 TITLE, BODY, SMALL = 10.5, 8.5, 7.5  # points
 DPI = 300
 MARGIN = 0.1  # inches, around everything
-
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-
-
-# ---- words and numbers
-
-
-@functools.cache
-def glyphs() -> frozenset[int]:
-    """The code points that both weights of the figures' font can draw."""
-    import matplotlib
-    from matplotlib import ft2font
-
-    folder = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf")
-    fonts = (ft2font.FT2Font(str(folder / name)) for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf"))
-    return frozenset.intersection(*(frozenset(font.get_charmap()) for font in fonts))
-
-
-def plain(text: str, *, font: bool = True) -> str:
-    r"""`text` with what cannot be seen or drawn escaped as in Python source ("\n", "\x00", "\u4e2d").
-
-    With `font=False` only what no font can show is escaped: for a browser, which finds fonts for other
-    scripts.
-    """
-    return "".join(_escape(char, font) for char in text)
-
-
-def label(token: str, *, limit: int | None = None, font: bool = True) -> str:
-    r"""Writes a token's text as it is shown: whitespace visible, nothing that the font cannot draw.
-
-    Newline becomes "\n", a space "␣" ("_" where the font lacks it), a control character, half a surrogate
-    pair, a lone combining mark and a character that the font lacks "\x00", "\ud83d", "\u0301" and "\u4e2d", a
-    backslash two, and no text at all "(empty)".
-
-    Args:
-      token: the text, as the tokenizer gives it.
-      limit: the most characters, at least 3; of a longer label the middle goes.
-      font: whether the label must be drawn with the figures' font; False for HTML.
-    """
-    if not token:
-        return "(empty)"
-    space = "␣" if not font or ord("␣") in glyphs() else "_"
-    shown = {" ": space, "\\": "\\\\"}
-    return shorten("".join(shown.get(char) or _escape(char, font) for char in token), limit)
-
-
-def shorten(text: str, limit: int | None) -> str:
-    """`text`, without its middle where it is longer than `limit` characters."""
-    if limit is None or len(text) <= limit:
-        return text
-    head = (limit - 1) - (limit - 1) // 3
-    return text[:head] + "…" + text[len(text) - (limit - 1 - head) :]
-
-
-def number(value: float | int | None, digits: int = 4) -> str:
-    """Writes a number for people: 23.80, 206.1, 1,962,311, 1.962 × 10¹², inf, nan; None is "not finite"."""
-    if value is None:
-        return "not finite"
-    if not math.isfinite(value):
-        return str(float(value)).replace("-", "−")
-    size = abs(value)
-    if isinstance(value, int) and size < 1e9:
-        text = f"{size:,}"
-    elif size == 0:
-        text = "0"
-    elif size >= 1e9 or size < 1e-4:
-        mantissa, exponent = f"{size:.{digits - 1}e}".split("e")
-        text = f"{mantissa} × {power(int(exponent))}"
-    else:
-        decimals = max(0, digits - 1 - math.floor(math.log10(size)))
-        text = f"{size:,.{decimals}f}"
-        if decimals and float(text.replace(",", "")) >= 10.0 ** (digits - decimals):  # 999.96 → 1,000
-            text = f"{size:,.{decimals - 1}f}"
-    return f"−{text}" if value < 0 else text
-
-
-def magnitude(value: float | None, digits: int = 4) -> str:
-    """|value| for people, with the sign kept visible: 1,502 for 1502, |−1,502| for −1502."""
-    text = number(value, digits)
-    return f"|{text}|" if text.startswith("−") else text
-
-
-def power(exponent: int) -> str:
-    """10 to the power of `exponent`, in superscript digits."""
-    return "10" + str(exponent).translate(_SUPERSCRIPT)
-
-
-def count(n: int, noun: str) -> str:
-    """`n` of `noun`: "1 token", "512 tokens"."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
-
-
-def spans(numbers: Sequence[int], most: int = 3) -> str:
-    """Whole numbers as ranges: "3", "4–29", "4–12, 14–29"; beyond `most` ranges "26 in 4–29"."""
-    ordered = sorted(set(numbers))
-    ranges: list[list[int]] = []
-    for n in ordered:
-        if ranges and n == ranges[-1][1] + 1:
-            ranges[-1][1] = n
-        else:
-            ranges.append([n, n])
-    if len(ranges) > most:
-        return f"{len(ordered)} in {ordered[0]}–{ordered[-1]}"
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in ranges)
-
-
-def model_name(result: Mapping[str, Any]) -> str:
-    """The model's name, not its path, as a title has room for it."""
-    return shorten(plain(files.short_name(str(result["model"]))), 48)
-
-
-def precision(result: Mapping[str, Any]) -> str:
-    """Says a result's dtype, and what the weights were stored as where that is another: "Q4_1 weights in float32"."""
-    dtype, weights = plain(str(result["dtype"])), result.get("weights")
-    return dtype if weights is None or weights == result["dtype"] else f"{plain(str(weights))} weights in {dtype}"
-
-
-def conditions(result: Mapping[str, Any]) -> str:
-    """What a result holds for: "float32 · no BOS · 4 windows of 512 tokens of book.txt"."""
-    if "images" in result:
-        names, (height, width) = result["images"], result["image_size"]
-        what = plain(names[0]) if len(names) == 1 else count(len(names), "image")
-        return f"{precision(result)} · {shorten(what, 30)} · {height} × {width} pixels"
-    parts = [precision(result), "BOS in front" if result["bos"] else "no BOS"]
-    if "windows" in result and "context" in result:
-        windows, context = int(result["windows"]), count(int(result["context"]), "token")
-        if "text" in result and result["text"] is None:
-            parts.append(f"a prompt of {context}")
-        else:
-            parts.append(f"{count(windows, 'window')} of {context}")
-    if result.get("text") is not None:
-        parts.append(f"text: {shorten(plain(pathlib.PurePath(result['text']).name), 30)}")
-    return " · ".join(parts)
-
-
-def as_float(value: Any) -> float:
-    """A number from JSON, where null stands for what is not finite."""
-    return math.nan if value is None else float(value)
-
-
-def _escape(char: str, font: bool) -> str:
-    if char in _NAMED:
-        return _NAMED[char]
-    category = unicodedata.category(char)
-    unseen = category in ("Cc", "Cf", "Cs", "Cn", "Co", "Mn", "Me", "Zl", "Zp") or (category == "Zs" and char != " ")
-    if unseen or (font and ord(char) not in glyphs()):
-        code = ord(char)
-        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-    return char
-
-
-# ---- figures
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ import pytest
 from massive_jax.data import cut_windows
 from massive_jax.evaluate import perplexity
 from massive_jax.probe import Capture, Edit
+from massive_jax.report import as_record
+from massive_jax.report.results import FeatureMap
 
 BOS, PLANTED, LAYERS, HEADS = 256, 5, 3, 4  # as in conftest.py
 PROMPT = "Summer is warm.\n"
@@ -117,7 +119,7 @@ def test_feature_map_draws_that_layer(run, tiny, states, monkeypatch):
     monkeypatch.setattr("experiments.feature_map.plot_feature_map", lambda *arguments: drawn.append(arguments))
     got = run("feature_map", f"--prompt={PROMPT}", "--layer=2")
     ((result, magnitudes, path),) = drawn
-    assert result == got
+    assert as_record(FeatureMap, got) == result
     assert path == run.workdir / "feature_map.png"
     np.testing.assert_allclose(magnitudes, np.abs(states(tiny.tokenize(PROMPT))[1, 0]), rtol=1e-6)
 
