@@ -32,7 +32,10 @@ GENERATED = {
 }
 # Page of the reference -> modules whose public names it shows; of a room, those that its `__init__` lists.
 REFERENCE = {
-    "massive_jax": ["massive_jax.loading", "massive_jax.model", "massive_jax.forward"],
+    "massive_jax": [
+        *("massive_jax.loading", "massive_jax.random_models", "massive_jax.model", "massive_jax.forward"),
+        "massive_jax.compile_cache",
+    ],
     "generate": ["massive_jax.generate"],
     "inputs": ["massive_jax.inputs.tokenizer", "massive_jax.inputs.images"],
     **{

@@ -47,7 +47,7 @@ def init(
       ValueError: no such preset; a config of no supported model type, or that cannot be; parameters that do not fit
         the devices' memory; an argument of a wrong type. Raised before anything is allocated.
 
-    Example:
+    Examples:
       >>> import massive_jax as mj
       >>> config = {"model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48,
       ...           "num_hidden_layers": 2, "num_attention_heads": 4, "rms_norm_eps": 1e-5}

@@ -211,7 +211,7 @@ class BlockConfig:
 
     @property
     def windowed_layers(self) -> tuple[bool, ...]:
-        """Which layers have the window, L booleans."""
+        """Says which layers have the window, L booleans."""
         return self.window_layers or (self.window is not None,) * self.num_layers
 
     @property
