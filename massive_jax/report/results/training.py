@@ -1,0 +1,108 @@
+"""Trainings from scratch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from massive_jax.report.records import named, optional, unwritten
+from massive_jax.report.results.source import Named
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CensusActivation:
+    """One of a layer's largest in a census."""
+
+    value: float
+    position: int
+    dim: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CensusLayer:
+    """A layer in a census, as `massive_jax.train.take_census` gives it."""
+
+    layer: int
+    top: tuple[CensusActivation, ...] = ()
+    largest: float
+    median: float
+    kurtosis: float
+    sink_rate: float
+    slot_rate: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Census:
+    """A line of census.jsonl."""
+
+    step: int
+    layers: tuple[CensusLayer, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training(Named):
+    """What the figure of a training shows, and train_gpt2.json and train_vit.json start with.
+
+    Attributes:
+      preset: its name.
+      attention_bias: its kind, or "none".
+      text: of a language model.
+      dataset: of a vision model.
+      dtype: of the model.
+      steps: how many.
+      parameters: how many.
+      census: all of them; the files have the last.
+      sink: what the sink is called.
+    """
+
+    preset: str | None = None
+    attention_bias: str
+    text: str | None = optional()
+    dataset: str | None = optional()
+    dtype: str
+    steps: int = 0
+    parameters: int
+    census: tuple[Census, ...] = unwritten()
+    sink: str = unwritten(default="position 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainGPT2(Training):
+    """train_gpt2.json.
+
+    Attributes:
+      tokenizer: the text's.
+      tokens: seen in all.
+      loss: of the last step, in nats.
+      validation_loss: on held-out text.
+      unigram_entropy: of that.
+      last_census: the last.
+    """
+
+    tokenizer: str
+    tokens: int
+    loss: float
+    validation_loss: float
+    unigram_entropy: float
+    last_census: Census = named("census")  # noqa: RUF009  (a dataclass field)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainViT(Training):
+    """train_vit.json.
+
+    Attributes:
+      registers: how many.
+      images: seen in all.
+      loss: of the last step, in nats.
+      validation_loss, accuracy: on all held-out images.
+      seconds: that it took.
+      last_census: the last.
+    """
+
+    registers: int
+    images: int
+    loss: float
+    validation_loss: float
+    accuracy: float
+    seconds: float
+    last_census: Census = named("census")  # noqa: RUF009  (a dataclass field)
