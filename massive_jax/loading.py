@@ -83,7 +83,7 @@ def load(
             *(module, params, config, found.tokenizer),
             name=model,
             processor=found.processor,
-            origin=_converted(found.provenance),
+            origin=_converted(model, found.provenance),
         )
     with open_source(model, revision=revision) as source:
         config, table = zoo.describe(source)
@@ -247,13 +247,12 @@ def _place(model: str, revision: str | None) -> str:
     return f"{found} of the hub" + (f", revision {revision}" if revision is not None else "")
 
 
-def _converted(provenance: Mapping[str, Any]) -> Origin:
+def _converted(model: str, provenance: Mapping[str, Any]) -> Origin:
     """The origin that a checkpoint of this project records; an earlier version of it recorded less."""
     made_from, weights = provenance.get("model"), provenance.get("weights")
-    place = "trained" if "training" in provenance else "a checkpoint of this project"
-    if isinstance(made_from, str):
-        place = f"a checkpoint of this project, made from {zoo.full_name(made_from)}"
-    return Origin(place, weights if isinstance(weights, str) else None)
+    how = f", made from {zoo.full_name(made_from)}" if isinstance(made_from, str) else ""
+    how += ", trained" if "training" in provenance else ""
+    return Origin(model + how, weights if isinstance(weights, str) else None)
 
 
 def _address(given: object, what: str = "model") -> str:
