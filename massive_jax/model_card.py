@@ -96,7 +96,7 @@ def _blocks(config: TransformerConfig | VisionConfig) -> str:
 
 
 def _positions(config: TransformerConfig | VisionConfig) -> str:
-    kind = config.position
+    kind: str = config.position
     if kind == "rope" and isinstance(config, TransformerConfig):
         kind = f"rotary, base {config.rope.theta:,g}"
         kind += "" if config.rope.kind == "default" else f", {config.rope.kind} scaling"

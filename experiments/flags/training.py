@@ -18,6 +18,7 @@ from experiments import common
 from experiments.flags import model, processes, seed
 from massive_jax.models import AttentionBias
 from massive_jax.models.attention_bias import ATTENTION_BIASES, SLOT_KINDS
+from massive_jax.models.config import AttentionKernel
 from massive_jax.models.stack import REMAT
 from massive_jax.parallel import once
 from massive_jax.report import as_record
@@ -102,7 +103,7 @@ def dtype(of_preset: str) -> str:
     return str(model.DTYPE.value) if flags.FLAGS["dtype"].present else of_preset
 
 
-def kernel(dtype: str, tokens: int) -> str:
+def kernel(dtype: str, tokens: int) -> AttentionKernel:
     """The attention kernel to train with on this machine, that the model of the flags can have, on so many tokens."""
     backend = jax.default_backend()
     if backend == "gpu" and dtype != "float32":

@@ -5,24 +5,25 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from massive_jax.dtypes import DTYPES, check_dtype
 from massive_jax.models.attention_bias import AttentionBias
+from massive_jax.models.literals import unknown_words
 from massive_jax.models.norms import NormConfig
 from massive_jax.models.positions import AlibiConfig, RopeConfig
 from massive_jax.probe import EXPERT_SITES, VISION_SITES
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2")
-ATTENTION_KERNELS = ("xla", "cudnn", "splash")
-NORM_PLACEMENTS = ("pre", "after_residual", "output", "pre_and_output")
-RESIDUALS = ("serial", "parallel", "parallel_shared_norm")
-POSITIONS = ("rope", "learned", "alibi")
-QK_NORMS = (None, "head", "full")
-MLPS = ("gated", "plain", "experts")
+Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2"]
+AttentionKernel: TypeAlias = Literal["xla", "cudnn", "splash"]
+NormPlacement: TypeAlias = Literal["pre", "after_residual", "output", "pre_and_output"]
+Residual: TypeAlias = Literal["serial", "parallel", "parallel_shared_norm"]
+Position: TypeAlias = Literal["rope", "learned", "alibi"]
+QKNorm: TypeAlias = Literal[None, "head", "full"]
+MLPKind: TypeAlias = Literal["gated", "plain", "experts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +101,15 @@ class BlockConfig:
     head_dim: int
     intermediate_size: int
     norm: NormConfig = dataclasses.field(default_factory=NormConfig)
-    norm_placement: str = "pre"
-    residual: str = "serial"
-    position: str = "rope"
+    norm_placement: NormPlacement = "pre"
+    residual: Residual = "serial"
+    position: Position = "rope"
     rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
     causal: bool = True
     qkv_bias: bool = False
     key_bias: bool = True
     out_bias: bool = False
-    qk_norm: str | None = None
+    qk_norm: QKNorm = None
     clip_qkv: float | None = None
     attention_scale: float | None = None
     attention_scale_by_layer: bool = False
@@ -116,14 +117,14 @@ class BlockConfig:
     attention_bias: AttentionBias | None = None
     window: int | None = None
     window_layers: tuple[bool, ...] | None = None
-    mlp: str = "gated"
-    activation: str = "silu"
+    mlp: MLPKind = "gated"
+    activation: Activation = "silu"
     mlp_bias: bool = False
     experts: ExpertsConfig | None = None
     layer_scale: bool = False
     final_norm: bool = True
     dtype: str = "float32"
-    attention_kernel: str = "xla"
+    attention_kernel: AttentionKernel = "xla"
     model_type: str = "llama"
 
     _SIZES: ClassVar[tuple[str, ...]] = (
@@ -138,18 +139,9 @@ class BlockConfig:
         ]
         if self.window is not None and (not isinstance(self.window, int) or self.window < 1):
             problems.append(f"window is {self.window!r}, expected a positive integer or None")
-        for name, known in (
-            ("dtype", DTYPES),
-            ("activation", ACTIVATIONS),
-            ("attention_kernel", ATTENTION_KERNELS),
-            ("norm_placement", NORM_PLACEMENTS),
-            ("residual", RESIDUALS),
-            ("position", POSITIONS),
-            ("qk_norm", QK_NORMS),
-            ("mlp", MLPS),
-        ):
-            if getattr(self, name) not in known:
-                problems.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(map(str, known))}")
+        if self.dtype not in DTYPES:
+            problems.append(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        problems.extend(unknown_words(self))
         problems = problems or list(self._inconsistencies())
         if problems:
             raise ValueError("config: " + "; ".join(problems) + ".")

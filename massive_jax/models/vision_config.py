@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from massive_jax.models.config import BlockConfig
+from massive_jax.models.config import Activation, BlockConfig, MLPKind, Position
 from massive_jax.probe import EXPERT_SITES
 
-INTERPOLATIONS = (None, "bicubic", "bicubic_antialias")
-POOLINGS = ("class", "patch_mean", "class_and_patch_mean", "attention", "all_mean")
+Interpolation: TypeAlias = Literal[None, "bicubic", "bicubic_antialias"]
+Pooling: TypeAlias = Literal["class", "patch_mean", "class_and_patch_mean", "attention", "all_mean"]
 CHANNELS = 3
 
 
@@ -42,18 +42,18 @@ class VisionConfig(BlockConfig):
     """
 
     causal: bool = False
-    position: str = "learned"
-    mlp: str = "plain"
-    activation: str = "gelu"
+    position: Position = "learned"
+    mlp: MLPKind = "plain"
+    activation: Activation = "gelu"
     image_size: tuple[int, int]
     patch_size: int
     patch_bias: bool = True
     class_token: bool = True
     registers: int = 0
     class_position: bool = True
-    interpolation: str | None = "bicubic"
+    interpolation: Interpolation = "bicubic"
     embed_norm: bool = False
-    pooling: str = "class"
+    pooling: Pooling = "class"
     pooled_norm: bool = False
     pooled_dense: bool = False
     num_classes: int = 0
@@ -65,9 +65,6 @@ class VisionConfig(BlockConfig):
         yield from super()._inconsistencies()
         if len(self.image_size) != 2 or not all(isinstance(s, int) and s >= self.patch_size for s in self.image_size):
             yield f"image_size {self.image_size} must be height and width of at least one patch of {self.patch_size}"
-        for name, known in (("interpolation", INTERPOLATIONS), ("pooling", POOLINGS)):
-            if getattr(self, name) not in known:
-                yield f"{name} {getattr(self, name)!r} is not one of {', '.join(map(str, known))}"
         if self.position not in ("learned", "rope"):
             yield f"position {self.position!r} is not one of an image's: learned, rope"
         if self.position == "rope" and (self.head_dim % 4 or self.rope.rotary_dim or self.rope.kind != "default"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from massive_jax.models import AttentionBias, TransformerConfig, VisionConfig
+from massive_jax.models.config import AttentionKernel
 from massive_jax.train.optimizer import OptimizerConfig
 from massive_jax.zoo import nanogpt, vit
 from massive_jax.zoo.fields import Fields
@@ -30,7 +31,7 @@ class TrainPreset:
     options: Mapping[str, Any]
     text: str | None = None
 
-    def model(self, *, attention_bias: AttentionBias | None, dtype: str, kernel: str) -> TransformerConfig:
+    def model(self, *, attention_bias: AttentionBias | None, dtype: str, kernel: AttentionKernel) -> TransformerConfig:
         """Gives the model, with an attention bias, in a dtype, on an attention kernel."""
         config = nanogpt.config(Fields(dict(self.shape), "preset"))
         return dataclasses.replace(config, attention_bias=attention_bias, dtype=dtype, attention_kernel=kernel)

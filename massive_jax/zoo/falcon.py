@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from massive_jax.models.config import AlibiConfig, NormConfig, TransformerConfig
+from massive_jax.models.config import AlibiConfig, NormConfig, Residual, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
@@ -29,7 +29,7 @@ def config(fields: Fields) -> TransformerConfig:
         fields.only("parallel_attn", True)
     elif num_norms != 1:
         fields.problem(f"num_ln_in_parallel_attn = {num_norms} without new_decoder_architecture is not implemented")
-    parallel = "parallel" if num_norms == 2 else "parallel_shared_norm"
+    parallel: Residual = "parallel" if num_norms == 2 else "parallel_shared_norm"
     fields.only("apply_residual_connection_post_layernorm", False)
     alibi = fields.flag("alibi", False)
     max_position = fields.integer("max_position_embeddings", 2048, least=1)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from massive_jax.files import listed, shown
-from massive_jax.models.config import RopeConfig
+from massive_jax.models.config import Activation, RopeConfig
 from massive_jax.weights.source import TensorInfo
 
 # Fields of Hugging Face configs that do not change what a forward pass computes.
@@ -44,7 +44,7 @@ _NO_EFFECT = frozenset(
     }
 )
 
-ACTIVATIONS: Mapping[str, str] = {
+ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
@@ -305,7 +305,7 @@ class Fields:
 
     # Fields that several families have.
 
-    def activation(self, default: str, field: str = "hidden_act") -> str:
+    def activation(self, default: str, field: str = "hidden_act") -> Activation:
         """Gives the MLP's activation, in this project's names."""
         name = self.get(field, default)
         if not isinstance(name, str) or name not in ACTIVATIONS:
