@@ -4,6 +4,7 @@ import atexit
 import collections
 import dataclasses
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -102,6 +103,18 @@ def tiny_model(make_model):
 def tiny_tokens():
     """int32 [2, 9]."""
     return np.random.default_rng(1).integers(0, BOS, size=(2, 9), dtype=np.int32)
+
+
+_MOST_MAPS = 30_000  # of 65,530 that Linux gives a process
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs():
+    """Forgets compiled programs before they are too many: each has memory maps, and without any the process dies."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.is_file() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
 
 
 _COMPILED = []

@@ -42,7 +42,7 @@ FAMILIES = {
     "sigmoid": {"attention_bias": AttentionBias("sigmoid")},
     "gate": {"attention_bias": AttentionBias("gate_head")},
 }
-QUICK = ("llama", "windows, softcap, slots", "dynamic rope")
+QUICK = ("windows, softcap, slots",)  # what most can go wrong in; the others run with `make test-all`
 STATISTICS = ("median", "max", "mean", "variance", "kurtosis")
 
 
@@ -96,9 +96,14 @@ def assert_same_sequence(out, b, alone, mask, num_slots):
             assert_near(np.asarray(stats.mass)[:, b][..., keys], np.asarray(single.mass)[:, 0], f"{name} mass")
         count = single.top_values.shape[-1]
         assert_near(stats.top_values[*rows, b][..., :count], single.top_values[*rows, 0], f"{name} top_values")
+        # Exactly, but for numbers that are equal up to rounding, whose order is a toss.
+        magnitude = np.abs(np.asarray(single.top_values, np.float64)[*rows, 0])
+        apart = np.abs(np.diff(magnitude, axis=-1)) > 1e-5 * magnitude[..., :1]
+        edge = np.ones_like(apart[..., :1])
+        settled = np.concatenate([edge, apart], axis=-1) & np.concatenate([apart, ~edge], axis=-1)
         for axis, indices in stats.top_indices.items():
             got, expected = np.asarray(indices)[*rows, b], np.asarray(single.top_indices[axis])[*rows, 0]
-            np.testing.assert_array_equal(got[..., :count], expected, err_msg=f"{name} {axis}")
+            np.testing.assert_array_equal(got[..., :count][settled], expected[settled], err_msg=f"{name} {axis}")
             assert (got[..., count:] == -1).all()
 
 
