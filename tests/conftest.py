@@ -105,22 +105,26 @@ def tiny_tokens():
     return np.random.default_rng(1).integers(0, BOS, size=(2, 9), dtype=np.int32)
 
 
-_MOST_MAPS = 30_000  # of 65,530 that Linux gives a process
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _room_for_programs():
-    """Forgets compiled programs before they are too many: each has memory maps, and without any the process dies."""
-    yield
-    maps = pathlib.Path("/proc/self/maps")
-    if maps.is_file() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
-        jax.clear_caches()
-
-
 _COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, duration, **kwargs: _COMPILED.append(event) if event.endswith("backend_compile_duration") else None
 )
+
+
+_MOST_MAPS = 30_000  # of the 65,530 that Linux gives a process; a program takes 170 and more
+_looked_at = 0
+
+
+@pytest.fixture(autouse=True)
+def _room_for_programs():
+    """Forgets compiled programs before they are too many: each has memory maps, and without any the process dies."""
+    global _looked_at
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if len(_COMPILED) >= _looked_at + 30 and maps.is_file():
+        _looked_at = len(_COMPILED)
+        if maps.read_bytes().count(b"\n") > _MOST_MAPS:
+            jax.clear_caches()
 
 
 @pytest.fixture
