@@ -14,7 +14,7 @@ from massive_jax.report import style
         ("meta-llama/Llama-2-7b-hf", "Llama-2-7b-hf"),
         ("~/a.b/SmolLM2.Q4_1.gguf", "SmolLM2.Q4_1"),
         ("gs://bucket/made/llama", "llama"),
-        ("/root/hub/models--org--Model-1b/snapshots/0123abc", "Model-1b"),
+        ("/home/me/hub/models--org--Model-1b/snapshots/0123abc", "Model-1b"),
         ("/data/snapshots/3", "3"),
         ("GPT-2", "GPT-2"),
         ("/", "/"),
