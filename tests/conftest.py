@@ -22,10 +22,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import numpy as np
 import pytest
-from tiny import BOS, TINY, TINY_VISION, random_model
 
 import massive_jax as mj
 from massive_jax.inputs.tokenizer import Tokenizer
+from tests.fixtures.tiny import BOS, TINY, TINY_VISION, random_model
 
 _QUICK_SETTINGS = 2
 

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from tiny import TINY, TINY_VISION
 
 import massive_jax as mj
 from massive_jax import cards
 from massive_jax.models import AttentionBias, ExpertsConfig
 from massive_jax.weights.source import Origin
+from tests.fixtures.tiny import TINY, TINY_VISION
 
 MIXTURE = dataclasses.replace(
     TINY, mlp="experts", experts=ExpertsConfig(4, 2), attention_bias=AttentionBias("kv"), window=8

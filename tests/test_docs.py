@@ -40,7 +40,7 @@ def names(name, default_model, request):
     """What the code of a page finds: the default model, or where it compares with PyTorch the same tiny model twice."""
     if name != "docs/coming_from.md":
         return {"model": default_model, "tokens": default_model.tokenize("Summer is warm.")}
-    import hf_reference
+    from tests.fixtures import hf_reference
 
     config = transformers.LlamaConfig(
         vocab_size=256,

@@ -2,15 +2,12 @@
 
 import dataclasses
 
-import hf_reference as hf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
-from hf_reference import relative_error
-from tiny import TINY
 
 import massive_jax as mj
 from massive_jax.bias import absorb_prefix, rebuild
@@ -19,6 +16,9 @@ from massive_jax.evaluate import token_nll
 from massive_jax.models import LanguageModel, head_of
 from massive_jax.models.loss import mean_nll
 from massive_jax.probe import OPS
+from tests.fixtures import hf_reference as hf
+from tests.fixtures.hf_reference import relative_error
+from tests.fixtures.tiny import TINY
 
 GPT2 = hf.Reference(transformers.GPT2LMHeadModel, {})
 

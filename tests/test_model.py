@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from tiny import BOS, TINY
 
 import massive_jax as mj
+from tests.fixtures.tiny import BOS, TINY
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import BOS
 
 import massive_jax as mj
 from massive_jax.forward import _forward, left_pad, own_positions
 from massive_jax.models import AlibiConfig, AttentionBias, ExpertsConfig, NormConfig, RopeConfig
 from massive_jax.probe import ALL_SITES
+from tests.fixtures.tiny import BOS
 
 # Sequences have few lengths, so that each is compiled once by itself; where the padding is, is what varies.
 LENGTHS, T, L = (2, 5, 9), 11, 2

@@ -8,10 +8,10 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny import TINY, TINY_VISION
 
 import massive_jax as mj
 from massive_jax import random_models, zoo
+from tests.fixtures.tiny import TINY, TINY_VISION
 
 LLAMA = {
     "model_type": "llama",

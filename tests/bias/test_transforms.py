@@ -5,13 +5,13 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from hf_reference import relative_error
 
 import massive_jax as mj
 from massive_jax.bias import absorb_mean, absorb_prefix, absorb_sink_token, add_bias, rebuild, remove_bias
 from massive_jax.generate import Streaming
 from massive_jax.loading import save
 from massive_jax.models import AlibiConfig, AttentionBias, RopeConfig
+from tests.fixtures.hf_reference import relative_error
 
 PREFIX = [7, 3, 99]
 MODELS = {

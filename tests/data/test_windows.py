@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import BOS
 
 import massive_jax as mj
 from massive_jax.data import cut_windows
+from tests.fixtures.tiny import BOS
 
 TEXT = "abcdefghij" * 10  # a token a character; the model's context is 96
 

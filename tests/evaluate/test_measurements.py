@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from tiny import TINY
 
 from massive_jax.data import Windows, cut_windows
 from massive_jax.evaluate import (
@@ -19,6 +18,7 @@ from massive_jax.evaluate import (
 )
 from massive_jax.evaluate import batches as batches_module
 from massive_jax.probe import Capture, Edit
+from tests.fixtures.tiny import TINY
 
 TEXT = "ab. cdefgh\nijklmno. pq" * 4  # its delimiters are at other positions in every window
 

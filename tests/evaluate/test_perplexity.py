@@ -4,7 +4,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny import BOS
 
 from massive_jax.data import Windows, text_windows
 from massive_jax.evaluate import (
@@ -20,6 +19,7 @@ from massive_jax.evaluate import batches as batches_module
 from massive_jax.evaluate.batches import batches, edits_for
 from massive_jax.models import loss
 from massive_jax.probe import Edit
+from tests.fixtures.tiny import BOS
 
 # The function hides the module of its name.
 nll_module = sys.modules["massive_jax.evaluate.perplexity"]

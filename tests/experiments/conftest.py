@@ -21,9 +21,10 @@ FLAGS = flags.FLAGS
 @pytest.fixture(scope="session")
 def tiny_directory(tmp_path_factory):
     """Three blocks, every byte a token; with BOS, position 0 dim 5 is massive at every layer, and nothing else is."""
-    import hf_reference
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
+
+    from tests.fixtures import hf_reference
 
     directory = tmp_path_factory.mktemp("tiny_llama")
     config = transformers.LlamaConfig(

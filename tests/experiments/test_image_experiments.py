@@ -2,7 +2,6 @@
 
 import json
 
-import hf_reference
 import numpy as np
 import pytest
 import torch
@@ -10,6 +9,7 @@ import transformers
 from PIL import Image
 
 import massive_jax as mj
+from tests.fixtures import hf_reference
 
 DIM, TOKEN = 7, "reg1"
 

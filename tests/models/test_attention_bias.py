@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from tiny import TINY
 
 import massive_jax as mj
 from massive_jax.models import AttentionBias
@@ -15,6 +14,7 @@ from massive_jax.models import attention as attention_module
 from massive_jax.models.attention import LOWEST, Surroundings, attend, attend_with_probs, causal_mask
 from massive_jax.models.attention_bias import AttentionSlots, SlotPlaces, TokenMixture, attend_behind, attend_with_lse
 from massive_jax.probe import Tap, compile_captures, empty_results
+from tests.fixtures.tiny import TINY
 
 B, T, H, K, N = 2, 7, 4, 2, 8
 BIASES = {

@@ -4,9 +4,9 @@ import dataclasses
 import typing
 
 import pytest
-from tiny import TINY, TINY_VISION
 
 from massive_jax.models import VisionConfig
+from tests.fixtures.tiny import TINY, TINY_VISION
 
 WORDS = {
     "activation": "swish",

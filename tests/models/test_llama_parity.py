@@ -3,16 +3,12 @@
 import dataclasses
 import json
 
-import hf_reference as hf
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity
 import pytest
 import torch
 import transformers
-from hf_reference import LLAMA, MISTRAL
-from tiny import TINY, TINY_SITES
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb, repeat_kv
 
 import massive_jax as mj
@@ -20,6 +16,10 @@ from massive_jax.models import RopeConfig
 from massive_jax.models.positions import rope_tables
 from massive_jax.zoo import llama
 from massive_jax.zoo.fields import Fields
+from tests.fixtures import hf_reference as hf
+from tests.fixtures import parity
+from tests.fixtures.hf_reference import LLAMA, MISTRAL
+from tests.fixtures.tiny import TINY, TINY_SITES
 
 TOLERANCE = 1e-5
 SHAPE = {

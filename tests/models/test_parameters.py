@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
-from tiny import TINY, TINY_VISION
 
 from massive_jax.models import (
     AlibiConfig,
@@ -25,6 +24,7 @@ from massive_jax.models.parameters import Module
 from massive_jax.parallel import RULES, spec_of
 from massive_jax.train import OptimizerConfig, Trainer, decayed, flops_per_token
 from massive_jax.train.step import starting_scale
+from tests.fixtures.tiny import TINY, TINY_VISION
 
 MESH = AbstractMesh((2, 2), ("data", "model"))
 EXPERTS = dataclasses.replace(TINY, mlp="experts", experts=ExpertsConfig(6, 2))

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY
 
 import massive_jax as mj
 from massive_jax.generate import generate
 from massive_jax.models import AttentionBias, build
+from tests.fixtures.tiny import TINY
 
 _PREFIX = AttentionBias("kv", slots=2, prefix=True)
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY, TINY_VISION, random_model
 
 from massive_jax.models import AlibiConfig, AttentionBias
 from massive_jax.models import splash as splash_module
 from massive_jax.models.attention import Surroundings, attend, causal_mask
 from massive_jax.models.splash import splash_attention
+from tests.fixtures.tiny import TINY, TINY_VISION, random_model
 
 B, H, N = 2, 4, 8
 NOTHING = Surroundings(None, None, None, None)

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 import torch
-from tiny import TINY_VISION, random_model
 
 import massive_jax as mj
 from massive_jax.models.positions import resize_table
 from massive_jax.probe import ALL_SITES
 from massive_jax.weights import checkpoint
 from massive_jax.weights.loader import Part, expected_shapes
+from tests.fixtures.tiny import TINY_VISION, random_model
 
 
 @pytest.mark.parametrize("antialias", [False, True])

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from tiny import TINY_SITES
 
 from massive_jax.probe import SITES, Capture, Edit, Stats, compile_captures
+from tests.fixtures.tiny import TINY_SITES
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ One program serves all of it: it has an edit at every site, all but one of which
 import jax
 import numpy as np
 import pytest
-from tiny import TINY_SITES
 
 from massive_jax.probe import SITES, Capture, Edit, compile_captures, compile_edits
+from tests.fixtures.tiny import TINY_SITES
 
 LAYER, POSITION, HEAD, DIM = 2, 3, 1, 1
 VALUE = {"set": 7.0, "scale": 3.0, "add": 2.0, "noise": 2.0, "shuffle": 0.0}

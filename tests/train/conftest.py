@@ -2,10 +2,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from train_shapes import GPT, RECIPE
 
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.train import TrainConfig, prepare_tokens
+from tests.fixtures.train_shapes import GPT, RECIPE
 
 
 @pytest.fixture(scope="session")

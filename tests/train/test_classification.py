@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import TINY_VISION
-from train_shapes import RECIPE
 
 import massive_jax as mj
 from massive_jax.data import LabelledImages
@@ -23,6 +21,8 @@ from massive_jax.train import (
     train_images,
 )
 from massive_jax.train.classification import _shifted
+from tests.fixtures.tiny import TINY_VISION
+from tests.fixtures.train_shapes import RECIPE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 VIT = dataclasses.replace(TINY_VISION, num_layers=2, num_classes=3)

@@ -10,11 +10,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from train_shapes import RECIPE, gpt
 
 import massive_jax as mj
 from massive_jax.train import Preempted, Trainer, read_lines, train
 from massive_jax.train.data import even_windows
+from tests.fixtures.train_shapes import RECIPE, gpt
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 

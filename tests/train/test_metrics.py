@@ -1,11 +1,11 @@
 """FLOPs as nanoGPT counts them, and a metrics file that a kill has cut."""
 
 import pytest
-from train_shapes import GPT
 
 from massive_jax.train import flops_per_token, read_lines
 from massive_jax.train.metrics import JsonLines
 from massive_jax.train.presets import PRESETS
+from tests.fixtures.train_shapes import GPT
 
 
 def test_flops_of_gpt2():

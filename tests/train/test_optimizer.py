@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import optax
 import pytest
-from train_shapes import BIASED, GPT, RECIPE
 
 from massive_jax.models import AttentionBias, LanguageModel
 from massive_jax.train import OptimizerConfig, decayed, make_optimizer
+from tests.fixtures.train_shapes import BIASED, GPT, RECIPE
 
 
 def test_decay_mask_is_nanogpts():

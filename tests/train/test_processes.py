@@ -17,8 +17,6 @@ import massive_jax as mj
 from massive_jax.parallel import in_any, process_part
 from massive_jax.train import read_lines
 
-HERE = os.path.dirname(__file__)
-
 
 def losses(workdir):
     return {record["step"]: record["loss"] for record in read_lines(workdir / "metrics.jsonl") if "loss" in record}
@@ -41,7 +39,7 @@ def start(tmp_path):
             **os.environ,
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
             "--xla_llvm_disable_expensive_passes=true",  # to compile is most of the work
-            "PYTHONPATH": os.pathsep.join([HERE, *filter(None, sys.path)]),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }
         with log.open("w") as file:
             command = [sys.executable, *map(str, arguments)]
@@ -60,8 +58,8 @@ def start(tmp_path):
 def test_two_processes_train_as_one(tmp_path, token_file, start):
     """The curve of one process with as many devices; stopped by a SIGTERM to one, it goes on to the last bit."""
     port = free_port()
-    pair = [start(2, f"{HERE}/pair.py", tmp_path / "two", token_file.path, port, n, 2) for n in range(2)]
-    alone = start(4, f"{HERE}/pair.py", tmp_path / "one", token_file.path, 0, 0, 1)
+    pair = [start(2, "-m", "tests.fixtures.pair", tmp_path / "two", token_file.path, port, n, 2) for n in range(2)]
+    alone = start(4, "-m", "tests.fixtures.pair", tmp_path / "one", token_file.path, 0, 0, 1)
     for process in (*pair, alone):
         assert process.wait(240) == 0, process.said()[-3000:]
     assert pair[0].said().count("step 4/9  loss") == 1

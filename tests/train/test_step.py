@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from train_shapes import GPT, RECIPE, gpt
 
 from massive_jax.models import Head, LanguageModel, head_logits, loss
 from massive_jax.train import Trainer
+from tests.fixtures.train_shapes import GPT, RECIPE, gpt
 
 TOKENS = np.random.default_rng(0).integers(0, 256, (4, 17)).astype(np.int32)
 
@@ -94,7 +94,7 @@ def test_half_precision_computes_on_float32_masters(plain):
 SHARDED = """
 import dataclasses, functools, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from train_shapes import GPT, RECIPE
+from tests.fixtures.train_shapes import GPT, RECIPE
 from massive_jax.models import AttentionBias, LanguageModel
 from massive_jax.models.splash import splash_attention
 from massive_jax.parallel import make_mesh, mesh_set
@@ -131,7 +131,7 @@ def test_on_eight_devices():
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "same", done.stderr[-2000:]

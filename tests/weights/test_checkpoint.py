@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import hf_reference
 import jax
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from massive_jax import loading
 from massive_jax.models import AlibiConfig, ExpertsConfig, RopeConfig
 from massive_jax.weights import checkpoint, loader
 from massive_jax.weights.loader import Part, expected_shapes
+from tests.fixtures import hf_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 

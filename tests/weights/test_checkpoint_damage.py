@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    from tiny import TINY, random_model
+    from tests.fixtures.tiny import TINY, random_model
 
     path = tmp_path_factory.mktemp("saved") / "it"
     model = random_model(TINY)

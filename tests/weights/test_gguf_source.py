@@ -4,9 +4,9 @@ import gguf
 import ml_dtypes
 import numpy as np
 import pytest
-from gguf_files import write_gguf
 
 from massive_jax.weights.gguf_source import GGUFSource
+from tests.fixtures.gguf_files import write_gguf
 
 METADATA = {
     "general.architecture": "llama",

@@ -6,7 +6,6 @@ import math
 import weakref
 
 import gguf
-import hf_reference as hf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +14,14 @@ import safetensors.torch
 import sentencepiece
 import torch
 import transformers
-from gguf_files import sentencepiece_metadata, write_gguf
-from hf_reference import LLAMA
 
 import massive_jax as mj
 from massive_jax.loading import convert
 from massive_jax.weights import numbers
 from massive_jax.weights.safetensors_source import HuggingFaceSource
+from tests.fixtures import hf_reference as hf
+from tests.fixtures.gguf_files import sentencepiece_metadata, write_gguf
+from tests.fixtures.hf_reference import LLAMA
 
 SHAPE = {
     "vocab_size": 61,

@@ -1,11 +1,12 @@
 """The vision towers of CLIP and SigLIP against torch, alone and inside a full checkpoint, at two resolutions."""
 
-import hf_reference as hf
 import numpy as np
-import parity
 import pytest
 import transformers
-from hf_reference import Place, Reference
+
+from tests.fixtures import hf_reference as hf
+from tests.fixtures import parity
+from tests.fixtures.hf_reference import Place, Reference
 
 SHAPE = {
     "hidden_size": 32,

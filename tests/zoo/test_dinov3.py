@@ -1,10 +1,11 @@
 """DINOv3's vision transformers against torch, at two resolutions."""
 
-import hf_reference as hf
-import parity
 import pytest
 import transformers
-from hf_reference import Place, Reference
+
+from tests.fixtures import hf_reference as hf
+from tests.fixtures import parity
+from tests.fixtures.hf_reference import Place, Reference
 
 SHAPE = {
     "hidden_size": 32,

@@ -1,18 +1,18 @@
 """Falcon against torch, in its four layouts."""
 
-import hf_reference as hf
 import numpy as np
-import parity
 import pytest
 import safetensors.torch
 import torch
 import transformers
-from gguf_files import write_gguf
-from hf_reference import Place, Reference
 from transformers.models.falcon import modeling_falcon
 
 from massive_jax.models import AlibiConfig
 from massive_jax.models.positions import alibi_bias
+from tests.fixtures import hf_reference as hf
+from tests.fixtures import parity
+from tests.fixtures.gguf_files import write_gguf
+from tests.fixtures.hf_reference import Place, Reference
 
 SHAPE = {
     "vocab_size": 61,

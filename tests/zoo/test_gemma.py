@@ -1,15 +1,14 @@
 """Gemma against torch: unit-offset norms, a scaled embedding, heads wider than D / H."""
 
-import decoders
-import hf_reference as hf
 import numpy as np
-import parity
 import pytest
 import torch
 import transformers
-from hf_reference import Reference
 
 import massive_jax as mj
+from tests.fixtures import decoders, parity
+from tests.fixtures import hf_reference as hf
+from tests.fixtures.hf_reference import Reference
 
 GEMMA = Reference(transformers.GemmaForCausalLM, decoders.PLACES)
 CASES = {

@@ -1,13 +1,12 @@
 """Gemma 2 against torch: norms on both sides, softcaps, a query scale of its own, a window in every other layer."""
 
-import decoders
-import hf_reference as hf
-import parity
 import pytest
 import transformers
-from hf_reference import Reference
 
 from massive_jax.zoo import gemma2
+from tests.fixtures import decoders, parity
+from tests.fixtures import hf_reference as hf
+from tests.fixtures.hf_reference import Reference
 
 PLACES = decoders.PLACES | decoders.PRE_AND_OUTPUT_NORMS | decoders.CAPPED_LOGITS
 GEMMA2 = Reference(transformers.Gemma2ForCausalLM, PLACES)

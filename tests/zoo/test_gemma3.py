@@ -1,16 +1,15 @@
 """Gemma 3 against torch: layers with and without a window have rotary bases of their own."""
 
-import decoders
-import hf_reference as hf
 import numpy as np
-import parity
 import pytest
 import safetensors.numpy
 import torch
 import transformers
-from hf_reference import Place, Reference
 
 from massive_jax.zoo import gemma3
+from tests.fixtures import decoders, parity
+from tests.fixtures import hf_reference as hf
+from tests.fixtures.hf_reference import Place, Reference
 
 _LAYER = "model.layers.{l}."
 

@@ -1,6 +1,5 @@
 """A GGUF file with damage in its header: an error of this project, quick, or a model that fits its tensors."""
 
-import gguf_files
 import hypothesis
 import numpy as np
 import pytest
@@ -8,6 +7,7 @@ from hypothesis import strategies
 
 from massive_jax import zoo
 from massive_jax.weights.gguf_source import GGUFSource
+from tests.fixtures import gguf_files
 
 METADATA = {
     "general.architecture": "llama",

@@ -1,13 +1,14 @@
 """GPT-2 and nanoGPT against torch, and their checkpoints in every spelling."""
 
-import hf_reference as hf
 import numpy as np
-import parity
 import pytest
 import safetensors.numpy
 import transformers
-from gguf_files import write_gguf
-from hf_reference import Place, Reference
+
+from tests.fixtures import hf_reference as hf
+from tests.fixtures import parity
+from tests.fixtures.gguf_files import write_gguf
+from tests.fixtures.hf_reference import Place, Reference
 
 SHAPE = {"vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0}

@@ -1,17 +1,17 @@
 """GPT-NeoX and Pythia against torch."""
 
-import hf_reference as hf
 import numpy as np
-import parity
 import pytest
 import safetensors.numpy
 import transformers
-from gguf_files import write_gguf
-from hf_reference import Place, Reference
 
 import massive_jax as mj
 from massive_jax import zoo
 from massive_jax.weights import hub
+from tests.fixtures import hf_reference as hf
+from tests.fixtures import parity
+from tests.fixtures.gguf_files import write_gguf
+from tests.fixtures.hf_reference import Place, Reference
 
 SHAPE = {
     "vocab_size": 61,

@@ -2,19 +2,18 @@
 
 import dataclasses
 
-import decoders
-import hf_reference as hf
 import numpy as np
-import parity
 import pytest
 import safetensors.torch
 import torch
 import transformers
-from gguf_files import write_gguf
-from hf_reference import Place, Reference
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import massive_jax as mj
+from tests.fixtures import decoders, parity
+from tests.fixtures import hf_reference as hf
+from tests.fixtures.gguf_files import write_gguf
+from tests.fixtures.hf_reference import Place, Reference
 
 _LAYER = "model.layers.{l}."
 PLACES = {site: place for site, place in decoders.PLACES.items() if site != "mlp_hidden"}

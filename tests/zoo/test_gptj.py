@@ -1,12 +1,13 @@
 """GPT-J against torch."""
 
-import hf_reference as hf
 import numpy as np
-import parity
 import pytest
 import safetensors.numpy
 import transformers
-from hf_reference import Place, Reference
+
+from tests.fixtures import hf_reference as hf
+from tests.fixtures import parity
+from tests.fixtures.hf_reference import Place, Reference
 
 SHAPE = {
     **{"vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "rotary_dim": 4},

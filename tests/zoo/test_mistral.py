@@ -1,8 +1,9 @@
 """Mistral as GGUF, where its architecture is Llama's. Its parity: `tests/models/test_llama_parity.py`."""
 
-import decoders
 import transformers
-from hf_reference import MISTRAL
+
+from tests.fixtures import decoders
+from tests.fixtures.hf_reference import MISTRAL
 
 
 def permuted(name, x):

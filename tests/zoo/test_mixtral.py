@@ -1,17 +1,16 @@
 """Mixtral against torch."""
 
-import decoders
-import hf_reference as hf
 import numpy as np
-import parity
 import pytest
 import safetensors.numpy
 import torch
 import transformers
-from gguf_files import write_gguf
-from hf_reference import Place, Reference
 
 import massive_jax as mj
+from tests.fixtures import decoders, parity
+from tests.fixtures import hf_reference as hf
+from tests.fixtures.gguf_files import write_gguf
+from tests.fixtures.hf_reference import Place, Reference
 
 _LAYER = "model.layers.{l}."
 PLACES = {site: place for site, place in decoders.PLACES.items() if site != "mlp_hidden"}

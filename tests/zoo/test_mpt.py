@@ -3,20 +3,20 @@
 import functools
 import math
 
-import hf_reference as hf
 import numpy as np
-import parity
 import pytest
 import safetensors.numpy
 import torch
 import transformers
-from gguf_files import write_gguf
-from hf_reference import Place, Reference
 from transformers.models.mpt import modeling_mpt
 
 import massive_jax as mj
 from massive_jax.models import AlibiConfig
 from massive_jax.models.positions import alibi_bias
+from tests.fixtures import hf_reference as hf
+from tests.fixtures import parity
+from tests.fixtures.gguf_files import write_gguf
+from tests.fixtures.hf_reference import Place, Reference
 
 SHAPE = {
     "vocab_size": 61,

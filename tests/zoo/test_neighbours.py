@@ -1,11 +1,11 @@
 """A checkpoint under a neighbour's model type is refused, and the error names what gives it away."""
 
-import decoders
-import hf_reference as hf
-import parity
 import pytest
 import transformers
-from hf_reference import Reference
+
+from tests.fixtures import decoders, parity
+from tests.fixtures import hf_reference as hf
+from tests.fixtures.hf_reference import Reference
 
 MODELS = {
     "gemma": (transformers.GemmaForCausalLM, transformers.GemmaConfig),

@@ -1,10 +1,10 @@
 """OLMo 2 against torch: norms on what is added to the stream, one norm over all heads."""
 
-import decoders
-import parity
 import pytest
 import transformers
-from hf_reference import Place, Reference
+
+from tests.fixtures import decoders, parity
+from tests.fixtures.hf_reference import Place, Reference
 
 _LAYER = "model.layers.{l}."
 PLACES = {

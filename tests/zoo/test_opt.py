@@ -1,12 +1,13 @@
 """OPT against torch, the 350m model's shape included."""
 
-import hf_reference as hf
 import numpy as np
-import parity
 import pytest
 import safetensors.numpy
 import transformers
-from hf_reference import Place, Reference
+
+from tests.fixtures import hf_reference as hf
+from tests.fixtures import parity
+from tests.fixtures.hf_reference import Place, Reference
 
 SHAPE = {
     "vocab_size": 61,

@@ -1,12 +1,13 @@
 """Phi against torch."""
 
-import hf_reference as hf
 import numpy as np
-import parity
 import pytest
 import transformers
-from gguf_files import write_gguf
-from hf_reference import Place, Reference
+
+from tests.fixtures import hf_reference as hf
+from tests.fixtures import parity
+from tests.fixtures.gguf_files import write_gguf
+from tests.fixtures.hf_reference import Place, Reference
 
 SHAPE = {
     "vocab_size": 61,

@@ -1,11 +1,11 @@
 """Qwen2 against torch: biases that no flag announces, and which layers have a window."""
 
-import decoders
-import hf_reference as hf
-import parity
 import pytest
 import transformers
-from hf_reference import Reference
+
+from tests.fixtures import decoders, parity
+from tests.fixtures import hf_reference as hf
+from tests.fixtures.hf_reference import Reference
 
 QWEN2 = Reference(transformers.Qwen2ForCausalLM, decoders.PLACES)
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]

@@ -1,10 +1,10 @@
 """Qwen3 against torch: a norm of every query and key head, heads wider than D / H."""
 
-import decoders
-import parity
 import pytest
 import transformers
-from hf_reference import Reference
+
+from tests.fixtures import decoders, parity
+from tests.fixtures.hf_reference import Reference
 
 QWEN3 = Reference(transformers.Qwen3ForCausalLM, decoders.PLACES | decoders.QK_NORM_OF_HEADS)
 CASES = {

@@ -2,15 +2,15 @@
 
 import json
 
-import hf_reference as hf
 import numpy as np
-import parity
 import pytest
 import safetensors.numpy
 import transformers
-from hf_reference import Reference
 
 from massive_jax.zoo import timm
+from tests.fixtures import hf_reference as hf
+from tests.fixtures import parity
+from tests.fixtures.hf_reference import Reference
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28, "patch_size": 7}
 # Part of Hugging Face's name of a tensor -> timm's.
