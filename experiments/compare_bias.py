@@ -87,7 +87,7 @@ def measure_texts(models: list[mj.Model]) -> tuple[dict[str, Any], str, list[Pro
 def measure_images(models: list[mj.Model]) -> tuple[dict[str, Any], str, list[Profile]]:
     """The same on the images."""
     files = common.image_files(models[0])
-    labelled = files.labels is not None and all(m.require_vision().num_classes for m in models)
+    labelled = files.labels is not None and all(mj.ImageModel.of(m).config.num_classes for m in models)
     if labelled:
         for model in models:
             check_classes(model, files)
@@ -106,7 +106,7 @@ def draw_attention(models: list[mj.Model], names: list[str], path: pathlib.Path)
     panels, grids = [Panel("The image")], set()
     for model, name in zip(models, names, strict=True):
         _, image = next(iter(common.image_source(model, files)()))
-        grids.add(model.require_vision().grid(*image.shape[1:3]))
+        grids.add(mj.ImageModel.of(model).config.grid(*image.shape[1:3]))
         _, attention = patch_maps(model, image, model.config.num_layers)
         if attention is not None:
             panels.append(Panel(name, attention, "attention"))
@@ -116,7 +116,7 @@ def draw_attention(models: list[mj.Model], names: list[str], path: pathlib.Path)
         Named(model=", ".join(model.title for model in models)),
         "Attention of the class token in the last block",
         "mean over heads, all on one scale",
-        models[-1].require_processor().pixels(image)[0],
+        mj.ImageModel.of(models[-1]).pixels(image)[0],
         grids.pop(),
         panels,
         path,

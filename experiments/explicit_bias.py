@@ -51,23 +51,23 @@ if __name__ == "__main__":
         flags.declare_key_flag(name)
 
 
-def prefix_tokens(model: mj.Model, prefix: str) -> list[int]:
+def prefix_tokens(model: mj.TextModel, prefix: str) -> list[int]:
     """Token ids of `prefix`; none for "mean"."""
     if prefix == "mean":
         return []
     if prefix == "bos":
         return [model.bos_id()]
-    return model.require_tokenizer().encode(prefix)
+    return model.encode(prefix)
 
 
 def run(
-    model: mj.Model, windows: Windows, prefix: Sequence[int], workdir: pathlib.Path, *, text: str, name: str
+    model: mj.TextModel, windows: Windows, prefix: Sequence[int], workdir: pathlib.Path, *, text: str, name: str
 ) -> tuple[ExplicitBias, mj.Model]:
     """Measures the model behind `prefix` and the new one without; writes the results, returns them and the new model.
 
     `windows` are without the prefix; an empty one stands for the mean of their first tokens.
     """
-    tokens, language = windows.tokens, model.require_language()
+    tokens, language = windows.tokens, model.config
     if prefix:
         config, params = absorb_prefix(language, model.params, prefix)
     else:
@@ -135,10 +135,10 @@ def main() -> None:
     out, content = common.workdir(), load_text(text_flags.name())
     if _SAVE.value is not None and (not _SAVE.value or os.path.lexists(os.path.expanduser(_SAVE.value))):
         raise ValueError(f"--save={_SAVE.value}: give a directory that is not there yet.")
-    lm = common.load_model()
+    lm = mj.TextModel.of(common.load_model())
     prefix = prefix_tokens(lm, _PREFIX.value)
     # One token of the context is the mean's, which has no prefix in front.
-    room = lm.require_language().context_length - max(1, len(prefix))
+    room = lm.config.context_length - max(1, len(prefix))
     if room < 2:
         raise ValueError(f"a prefix of {len(prefix)} tokens leaves no room for text in the model's context.")
     windows = cut_windows(

@@ -18,7 +18,6 @@ from experiments.flags import text as text_flags
 from massive_jax.data import ImageList, Windows, cut_windows, image_batches, list_images
 from massive_jax.evaluate import Images
 from massive_jax.inputs.images import stack_images
-from massive_jax.models import VisionConfig
 from massive_jax.report.results import ImageSource, TextSource
 
 _IMAGES = 16  # that are held in memory, where no number is given
@@ -57,7 +56,7 @@ def prompts(model: mj.Model) -> dict[str, np.ndarray]:
       ValueError: one that the model cannot take.
     """
     texts = prompt_flags.PROMPT.value
-    if isinstance(model.config, VisionConfig):
+    if isinstance(model, mj.ImageModel):
         return {}
     return {text: model.check_tokens(model.tokenize(text, bos=model_flags.BOS.value)) for text in texts}
 
@@ -101,7 +100,7 @@ def images(model: mj.Model, most: int | None = None) -> Images:
 
 def takes_images(model: mj.Model) -> bool:
     """Whether it is a vision model; ValueError where --images is given and it is not."""
-    vision = isinstance(model.config, VisionConfig)
+    vision = isinstance(model, mj.ImageModel)
     if not vision and image_flags.IMAGES.value is not None:
         raise ValueError(f"{model.name} is a language model: it cannot look at --images; name a vision --model.")
     return vision
@@ -120,7 +119,7 @@ def windows(model: mj.Model, text: str, least: int = 1) -> Windows:
     return cut_windows(
         model,
         text,
-        context=text_flags.context(model.require_language().context_length - model_flags.BOS.value),
+        context=text_flags.context(mj.TextModel.of(model).config.context_length - model_flags.BOS.value),
         windows=text_flags.windows(),
         bos=model_flags.BOS.value,
         tokens=least,
@@ -129,7 +128,7 @@ def windows(model: mj.Model, text: str, least: int = 1) -> Windows:
 
 def image_files(model: mj.Model) -> ImageList:
     """The image files that the flags ask for, unread; ValueError where there are none."""
-    model.require_vision()
+    mj.ImageModel.of(model)
     if image_flags.IMAGES.value is None:
         raise ValueError(f"{model.name} is a vision model: give it images with --images=FILE or a folder.")
     return list_images(image_flags.IMAGES.value).first(image_flags.NUM_IMAGES.value)
@@ -137,9 +136,8 @@ def image_files(model: mj.Model) -> ImageList:
 
 def image_source(model: mj.Model, files: ImageList) -> Callable[[], Iterator[tuple[slice, np.ndarray]]]:
     """Gives the images in batches, preprocessed for `model`, as often as it is called."""
-    processor = model.require_processor()
     size, count = image_flags.IMAGE_SIZE.value, image_flags.BATCH_SIZE.value
-    return lambda: image_batches(files.paths, processor, min(count, len(files)), size=size)
+    return lambda: image_batches(files.paths, model.preprocess, min(count, len(files)), size=size)
 
 
 def image_header(model: mj.Model, files: ImageList) -> dict[str, Any]:
@@ -162,7 +160,7 @@ def header(model: mj.Model, inputs: np.ndarray, source: str | Sequence[str] | No
       source: the name of the text they are windows of, None for a prompt; or the images' names.
     """
     about = {"model": model.name, "weights": stored_as(model), "dtype": model.config.dtype}
-    if isinstance(model.config, VisionConfig):
+    if isinstance(model, mj.ImageModel):
         return {**about, "source": ImageSource(images=tuple(source or ()), image_size=tuple(inputs.shape[1:3]))}
     bos, text = model_flags.BOS.value, None if source is None else str(source)
     return {**about, "source": TextSource(bos=bos, text=text, windows=len(inputs), context=inputs.shape[1] - bos)}

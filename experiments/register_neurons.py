@@ -59,9 +59,9 @@ if __name__ == "__main__":
         flags.declare_key_flag(name)
 
 
-def run(vit: mj.Model, found: ImageList, workdir: pathlib.Path) -> RegisterNeurons:
+def run(vit: mj.ImageModel, found: ImageList, workdir: pathlib.Path) -> RegisterNeurons:
     """Finds the neurons of `vit` on the images and measures it before and after they are moved; returns the result."""
-    config = vit.require_vision()
+    config = vit.config
     batches = common.image_source(vit, found)
     labels = found.labels if config.num_classes else None
     if labels is not None:
@@ -106,14 +106,14 @@ def _norms(found: PatchNorms, layer: int) -> Norms:
 
 def _draw(
     result: RegisterNeurons,
-    vit: mj.Model,
+    vit: mj.ImageModel,
     moved: mj.Model,
     edits: Sequence[Edit],
     image: np.ndarray,
     path: pathlib.Path,
 ) -> None:
     """One image: its outlier patches, and norms and attention before and after."""
-    grid = vit.require_vision().grid(*image.shape[1:3])
+    grid = vit.config.grid(*image.shape[1:3])
     both = (patch_maps(vit, image, result.layer), patch_maps(moved, image, result.layer, edits))
     norms, maps = [norm for norm, _ in both], [attention for _, attention in both]
     outliers = np.argwhere(norms[0] > _OUTLIER.value * np.median(norms[0]))
@@ -128,7 +128,7 @@ def _draw(
         result,
         "Outlier patches before and after their neurons are moved to a register",
         f"norms after block {result.layer} · attention of the class token in the last block, mean over heads",
-        vit.require_processor().pixels(image)[0],
+        vit.pixels(image)[0],
         grid,
         panels,
         path,
@@ -138,7 +138,7 @@ def _draw(
 def main() -> None:
     """Runs the binary."""
     common.check_inputs()
-    out, vit = common.workdir(), common.load_model()
+    out, vit = common.workdir(), mj.ImageModel.of(common.load_model())
     found = common.image_files(vit)
     result = run(vit, found, out)
     common.print_table(("layer", "neuron", "activation"), [(n.layer, n.dim, n.activation) for n in result.neurons])

@@ -61,12 +61,12 @@ if __name__ == "__main__":
 
 
 def run(
-    vit: mj.Model, found: ImageList, means: RegisterMeans | None, workdir: pathlib.Path, thresholds: Thresholds
+    vit: mj.ImageModel, found: ImageList, means: RegisterMeans | None, workdir: pathlib.Path, thresholds: Thresholds
 ) -> VitRegisters:
     """Measures `vit` unedited and with its registers at `means` (None: those of the images); returns the result."""
     L, R, _ = register_shape(vit)
     batches = common.image_source(vit, found)
-    labels = found.labels if vit.require_vision().num_classes else None
+    labels = found.labels if vit.config.num_classes else None
     if labels is not None:
         check_classes(vit, found)
     source = "collected" if means is None else str(_MEANS.value)
@@ -74,7 +74,7 @@ def run(
         with common.progress(len(found), "register means", "img") as done:
             means = mean_registers(vit, batches(), done)
         write_arrays(workdir / "vit_register_means.npz", means=means.values)
-    edits = means.edits(vit.require_vision().prefix - R)
+    edits = means.edits(vit.config.prefix - R)
     with common.progress(2 * len(found), "before and after", "img") as done:
         original, fixed = run_images(vit, batches(), progress=done), run_images(vit, batches(), edits, done)
     top1 = None if labels is None else {"original": original.top1(labels), "fixed": fixed.top1(labels)}
@@ -114,8 +114,8 @@ def run(
             result,
             f"Attention of the class token in block {L}",
             "mean over heads, both on one scale",
-            vit.require_processor().pixels(image[:1])[0],
-            vit.require_vision().grid(*image.shape[1:3]),
+            vit.pixels(image[:1])[0],
+            vit.config.grid(*image.shape[1:3]),
             [Panel("The image"), *panels],
             workdir / "vit_attention.png",
         )
@@ -127,7 +127,7 @@ def main() -> None:
     common.check_inputs()
     out, thresholds = common.workdir(), definition.thresholds()
     head = None if _HEAD.value is None else read_linear_head(_HEAD.value)
-    vit = common.load_model()
+    vit = mj.ImageModel.of(common.load_model())
     found = common.image_files(vit)
     shape = register_shape(vit)
     means = None if _MEANS.value is None else RegisterMeans.read(_MEANS.value, shape)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from massive_jax.forward import Output
     from massive_jax.generate import generate
     from massive_jax.loading import convert, load, save
-    from massive_jax.model import Model
+    from massive_jax.model import ImageModel, Model, TextModel
     from massive_jax.probe import Capture, Edit, Stats
     from massive_jax.random_models import init
 
@@ -28,9 +28,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Capture",
     "Edit",
+    "ImageModel",
     "Model",
     "Output",
     "Stats",
+    "TextModel",
     "bias",
     "convert",
     "generate",
@@ -45,9 +47,11 @@ __all__ = [
 _HOMES = {
     "Capture": "massive_jax.probe",
     "Edit": "massive_jax.probe",
+    "ImageModel": "massive_jax.model",
     "Model": "massive_jax.model",
     "Output": "massive_jax.forward",
     "Stats": "massive_jax.probe",
+    "TextModel": "massive_jax.model",
     "convert": "massive_jax.loading",
     "init": "massive_jax.random_models",
     "keep_compiled": "massive_jax.compile_cache",

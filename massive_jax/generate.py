@@ -11,7 +11,7 @@ import functools
 import sys
 import types
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from massive_jax.probe import Capture, CapturePlan, Edit, EditCollection, compil
 
 if TYPE_CHECKING:
     from massive_jax.model import Model
+    from massive_jax.models import TransformerConfig
 
 _MOST = (1 << 31) - 1  # tokens of a sequence: its positions are int32
 
@@ -132,7 +133,7 @@ def generate(
     B, T = tokens.shape
     mask = np.ones((B, T), bool) if mask is None else np.asarray(mask)
     positions = own_positions(mask)
-    longest, config = int(positions.max()) + 1, model.require_language()
+    longest, config = int(positions.max()) + 1, cast("TransformerConfig", model.config)
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1, _MOST - T)
     temperature = number("temperature", temperature, most=float(np.finfo(np.float32).max))
     top_p = number("top_p", top_p)
@@ -167,7 +168,7 @@ def generate(
         policy,
         max_new_tokens,
         keep_logits,
-        cache is None and model.require_language().scaled_at(total),  # so that what came before is scaled anew
+        cache is None and config.scaled_at(total),  # so that what came before is scaled anew
         model.params,
         compiled,
         plan,

@@ -177,8 +177,7 @@ def save(model: Model, out: str | os.PathLike[str], *, allow_nonfinite: bool = F
       ValueError: parameters that are not those of the model's config, or are no weights; something is at `out`,
         another process writes there, or it cannot be written.
     """
-    if not isinstance(model, Model):
-        raise ValueError(f"model is {shown(model)}; give a Model, such as massive_jax.load returns.")
+    model = Model.of(model)
     out = _address(out, "out")
     yes_or_no("allow_nonfinite", allow_nonfinite)
     checkpoint.check_free(out)

@@ -1,4 +1,4 @@
-"""`Model`: a module, its parameters and what makes its input behind one call.
+"""`Model`: a module, its parameters and what makes its input behind one call; its two faces, text and images.
 
 Everything it does can be had without it: `model.module.apply({"params": model.params, "edits": E}, tokens, …)` with
 collections from `massive_jax.probe`. Axis letters: see `massive_jax.probe.sites`.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from massive_jax.forward import Output, check_images, check_tokens, forward, lef
 from massive_jax.generate import Generation, generate
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.model_card import html_card, model_card, site_table
-from massive_jax.models import LanguageModel, TransformerConfig, VisionConfig, VisionTransformer, build
+from massive_jax.models import BlockConfig, LanguageModel, TransformerConfig, VisionConfig, VisionTransformer, build
 from massive_jax.probe import (
     RULES,
     Capture,
@@ -34,6 +34,8 @@ from massive_jax.probe import (
 )
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from massive_jax.inputs.images import ImageProcessor
     from massive_jax.weights.source import Origin
 
@@ -41,9 +43,16 @@ _PADDED_TO = 64  # lengths of `tokenize_batch`
 DELIMITERS = (".", "\n")  # the tokens that carry massive activations besides the first one (paper, section 2.2)
 
 
+class FaceError(ValueError, AttributeError):
+    """Says that a model of one kind was asked for what those of the other kind have: images for tokens, say."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """Holds a language or vision model, ready to be called.
+
+    It is made with the face that goes with its config: a `TextModel` or an `ImageModel`, which say what else it can do.
+    What only the other one can is a ValueError that says so.
 
     Attributes:
       module: the Flax module, for pure-functional use.
@@ -69,6 +78,41 @@ class Model:
     name: str = "model"
     processor: ImageProcessor | None = None
     origin: Origin | None = None
+
+    kind: ClassVar[str] = "model"
+    _takes: ClassVar[str] = "it takes tokens or images"  # for who asks it for something else
+    _config: ClassVar[type] = BlockConfig
+
+    if TYPE_CHECKING:  # of one face only; which one `load` gives, a type checker cannot know
+        tokenize: ClassVar[Callable[..., np.ndarray]]
+        tokenize_batch: ClassVar[Callable[..., tuple[np.ndarray, np.ndarray]]]
+        generate: ClassVar[Callable[..., Generation]]
+        bos_id: ClassVar[Callable[..., int]]
+        first_delimiter: ClassVar[Callable[..., np.ndarray]]
+        check_tokens: ClassVar[Callable[..., Any]]
+        preprocess: ClassVar[Callable[..., np.ndarray]]
+        check_images: ClassVar[Callable[..., Any]]
+    else:
+
+        def __getattr__(self, name: str) -> Any:
+            if any(hasattr(face, name) for face in (TextModel, ImageModel)):
+                raise FaceError(f"{self.name} is a {self.kind}: {self._takes}.")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __new__(cls, module: Any = None, params: Any = None, config: Any = None, *_: Any, **more: Any) -> Model:
+        """Makes it with the face that goes with `config`."""
+        if cls is Model:
+            cls = ImageModel if isinstance(config, VisionConfig) else TextModel
+        return object.__new__(cls)
+
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """Gives `model`, which has to be a `Model`, or of the face that this is called on; ValueError otherwise."""
+        if isinstance(model, cls):
+            return model
+        if isinstance(model, Model):
+            raise FaceError(f"{model.name} is a {model.kind}: {model._takes}.")
+        raise ValueError(f"model is {shown(model)}; give a Model, such as massive_jax.load returns.")
 
     def __call__(
         self,
@@ -113,6 +157,66 @@ class Model:
         """Gives its name without the directories, where it was loaded by a path."""
         return short_name(self.name)
 
+    def with_params(self, config: TransformerConfig | VisionConfig, params: Any) -> Self:
+        """Gives this model with other parameters, and the config that they go with: of the same kind."""
+        return dataclasses.replace(self, module=build(config), params=params, config=config)
+
+    def compile_edits(
+        self, edits: Edit | Sequence[Edit] | EditCollection | None, inputs: Any, mask: Any = None
+    ) -> EditCollection:
+        """Gives `edits` as the `edits` collection for `inputs` (see `massive_jax.probe.compile_edits`)."""
+        concrete = None if isinstance(inputs, jax.core.Tracer) else inputs
+        sizes, absent = self.config.input_sizes(inputs.shape), self.config.absent_sites
+        if isinstance(edits, Mapping):
+            return check_edits(edits, sizes, absent, mask)
+        return compile_edits(edits, sizes, concrete, self.rules(), absent, self.config.jnp_dtype, mask)
+
+    def compile_captures(self, capture: Capture | Sequence[Capture] | CapturePlan | None) -> CapturePlan:
+        """Gives `capture` as a plan for this model (see `massive_jax.probe.compile_captures`)."""
+        num_layers, absent = self.config.num_layers, self.config.absent_sites
+        if isinstance(capture, CapturePlan):
+            return check_plan(capture, num_layers, absent)
+        return compile_captures(capture, num_layers, absent)
+
+    def check_inputs(self, inputs: Any, mask: Any = None) -> tuple[Any, Any]:
+        """Gives `inputs` as an array that this model can take, and `own_positions`; see `__call__` for the errors."""
+        raise NotImplementedError
+
+    def token_texts(self, inputs: Any) -> list[str]:
+        """Names each token of one input, for labels: T strings.
+
+        Of a sequence int [T] the tokens' texts, or ids where there is no tokenizer; of an image [height, width, 3] CLS,
+        reg1, … and the (row,column) of each patch.
+        """
+        raise NotImplementedError
+
+    def rules(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        """Gives the position rules that an `Edit` may name."""
+        raise NotImplementedError
+
+    def input_words(self) -> str:
+        """Says in a few words what the model is called with, and what is there to make it."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.config, self._config):
+            raise ValueError(f"config is {shown(self.config)}; give a {self._config.__name__}, as a {self.kind} has.")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class TextModel(Model):
+    """Holds a language model: a `Model` that takes tokens, which it makes of texts, and continues them.
+
+    Its attributes are those of `Model`.
+    """
+
+    module: LanguageModel
+    config: TransformerConfig
+
+    kind: ClassVar[str] = "language model"
+    _takes: ClassVar[str] = "it takes tokens, not images; see `tokenize`"
+    _config: ClassVar[type] = TransformerConfig
+
     def generate(self, tokens: Any, **options: Any) -> Generation:
         """Continues prompts, int [B, T]: see `massive_jax.generate.generate` for the options."""
         return generate(self, tokens, **options)
@@ -123,8 +227,7 @@ class Model:
         Raises:
           ValueError: no tokenizer; an empty text; texts of different lengths; `bos` where the tokenizer has none.
         """
-        self.require_language()
-        tokenizer = self.require_tokenizer()
+        tokenizer = self._tokenizer()
         texts = (text,) if isinstance(text, str) else several(text)
         if texts is None or not all(isinstance(t, str) for t in texts):
             raise ValueError(f"text is {shown(text)}; give a text, or several in a list.")
@@ -156,7 +259,7 @@ class Model:
           >>> tokens.shape, mask.sum(axis=1).tolist()
           ((2, 64), [4, 6])
         """
-        context = self.require_language().context_length
+        context = self.config.context_length
         given = (texts,) if isinstance(texts, str) else several(texts)
         if not given:
             raise ValueError(f"there are no texts in {shown(texts)}; give a list of them.")
@@ -174,18 +277,69 @@ class Model:
         longest = max(map(len, rows))
         return left_pad(rows, length=min(-(-longest // _PADDED_TO) * _PADDED_TO, context))
 
+    def encode(self, text: str) -> list[int]:
+        """Gives the token ids of one text, without special tokens; ValueError where there is no tokenizer."""
+        return self._tokenizer().encode(text)
+
     def bos_id(self) -> int:
         """Gives the id of the beginning-of-sequence token; ValueError where the tokenizer has none."""
-        bos = self.require_tokenizer().bos_id
+        bos = self._tokenizer().bos_id
         if bos is None:
             raise ValueError(f"{self.name}: the tokenizer has no BOS token; run without it.")
         return bos
 
-    def require_tokenizer(self) -> Tokenizer:
-        """Gives the tokenizer; ValueError where the checkpoint has none."""
+    def first_delimiter(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        """Finds the first "." or newline token after position 0 in every sequence; -1 for none. [B, T] -> [B]."""
+        if mask is not None:
+            return np.concatenate([self.first_delimiter(row[own][None]) for row, own in zip(tokens, mask, strict=True)])
+        tokenizer = self._tokenizer()
+        ids = [int(i) for i in np.unique(tokens) if tokenizer.token_text(int(i)).strip(" ") in DELIMITERS]
+        found = np.isin(tokens, ids)
+        found[:, 0] = False
+        return np.where(found.any(axis=1), found.argmax(axis=1), -1).astype(np.int32)
+
+    def check_tokens(self, tokens: Any, mask: Any = None) -> Any:
+        """Gives `tokens` as an array int [B, T] that this model takes, 0 at padding; errors as `__call__`."""
+        return check_tokens(self.config, tokens, mask)
+
+    def check_inputs(self, inputs: Any, mask: Any = None) -> tuple[Any, Any]:
+        """Gives `inputs` as tokens that this model can take, and `own_positions`; see `__call__` for the errors."""
+        tokens = self.check_tokens(inputs, mask)
+        return tokens, None if mask is None else own_positions(mask)
+
+    def token_texts(self, inputs: Any) -> list[str]:
+        """Names each token of a sequence int [T]: its text, or its id where there is no tokenizer."""
+        ids = [int(i) for i in np.asarray(inputs)]
+        return [self.tokenizer.token_text(i) if self.tokenizer else str(i) for i in ids]
+
+    def rules(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        """Gives the position rules that an `Edit` may name."""
+        return {**RULES, "first_delimiter": self.first_delimiter}
+
+    def input_words(self) -> str:
+        """Says in a few words what the model is called with, and what is there to make it."""
+        ready = "tokenize" if self.tokenizer is not None else "no tokenizer"
+        return f"up to {self.config.context_length:,} tokens of {self.config.vocab_size:,}; {ready}"
+
+    def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise ValueError(f"{self.name}: the checkpoint has no tokenizer; give token ids, or add tokenizer.json.")
         return self.tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ImageModel(Model):
+    """Holds a vision model: a `Model` that takes images, which it prepares.
+
+    Its attributes are those of `Model`.
+    """
+
+    module: VisionTransformer
+    config: VisionConfig
+
+    kind: ClassVar[str] = "vision model"
+    _takes: ClassVar[str] = "it takes images, not tokens; see `preprocess`"
+    _config: ClassVar[type] = VisionConfig
 
     def preprocess(self, images: Any, size: int | None = None) -> np.ndarray:
         """Prepares images as the checkpoint wants them: float32 [B, height, width, 3].
@@ -195,93 +349,44 @@ class Model:
           size: side of the result, in pixels, in place of the checkpoint's.
 
         Raises:
-          ValueError: not a vision model; the checkpoint does not say how; not an image (see `ImageProcessor`).
+          ValueError: the checkpoint does not say how; not an image (see `ImageProcessor`).
         """
-        return self.require_processor()(images, size)
+        return self._processor()(images, size)
 
-    def require_processor(self) -> ImageProcessor:
-        """Gives the preprocessing of images; ValueError where the checkpoint has none, or is a language model."""
-        self.require_vision()
+    def pixels(self, images: np.ndarray) -> np.ndarray:
+        """Turns what `preprocess` gave into a picture again: float32 [B, H, W, 3] -> uint8 of the same shape."""
+        return self._processor().pixels(images)
+
+    def check_images(self, images: Any) -> Any:
+        """Gives `images` as an array float32 [B, height, width, 3] that this model can take; see `__call__`."""
+        return check_images(self.config, images)
+
+    def check_inputs(self, inputs: Any, mask: Any = None) -> tuple[Any, Any]:
+        """Gives `inputs` as images that this model can take, and None for positions; see `__call__` for the errors."""
+        if mask is not None:
+            raise ValueError("a mask is for tokens: images have no padding.")
+        return self.check_images(inputs), None
+
+    def token_texts(self, inputs: Any) -> list[str]:
+        """Names each token of an image [height, width, 3]: CLS, reg1, … and the (row,column) of each patch."""
+        return self.config.token_names(*np.shape(inputs)[:2])
+
+    def rules(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        """Gives the position rules that an `Edit` may name."""
+        tokens = self.config.num_tokens
+        return {**RULES, "last": lambda x: np.full(len(x), tokens(*x.shape[1:3]) - 1, np.int32)}
+
+    def input_words(self) -> str:
+        """Says in a few words what the model is called with, and what is there to make it."""
+        (height, width), registers = self.config.image_size, self.config.registers
+        more = f", {registers} registers" if registers else ""
+        ready = "preprocess" if self.processor is not None else "no image processor"
+        return f"images of {height} × {width} pixels in patches of {self.config.patch_size}{more}; {ready}"
+
+    def _processor(self) -> ImageProcessor:
         if self.processor is None:
             raise ValueError(
                 f"{self.name}: the checkpoint has no preprocessor_config.json; add it, or give images float32 "
                 "[batch, height, width, 3], normalised as the model was trained."
             )
         return self.processor
-
-    def require_language(self) -> TransformerConfig:
-        """Gives the config of a language model; ValueError for a vision model."""
-        if not isinstance(self.config, TransformerConfig):
-            raise ValueError(f"{self.name} is a vision model: it takes images, not tokens; see `preprocess`.")
-        return self.config
-
-    def require_vision(self) -> VisionConfig:
-        """Gives the config of a vision model; ValueError for a language model."""
-        if not isinstance(self.config, VisionConfig):
-            raise ValueError(f"{self.name} is a language model: it takes tokens, not images; see `tokenize`.")
-        return self.config
-
-    def token_texts(self, inputs: Any) -> list[str]:
-        """Names each token of one input, for labels: T strings.
-
-        Of a sequence int [T] the tokens' texts, or ids where there is no tokenizer; of an image [height, width, 3] CLS,
-        reg1, … and the (row,column) of each patch.
-        """
-        if isinstance(self.config, VisionConfig):
-            return self.config.token_names(*np.shape(inputs)[:2])
-        ids = [int(i) for i in np.asarray(inputs)]
-        return [self.tokenizer.token_text(i) if self.tokenizer else str(i) for i in ids]
-
-    def check_inputs(self, inputs: Any, mask: Any = None) -> tuple[Any, Any]:
-        """Gives `inputs` as an array that this model can take, and `own_positions`; see `__call__` for the errors."""
-        if isinstance(self.config, VisionConfig):
-            if mask is not None:
-                raise ValueError("a mask is for tokens: images have no padding.")
-            return self.check_images(inputs), None
-        tokens = self.check_tokens(inputs, mask)
-        return tokens, None if mask is None else own_positions(mask)
-
-    def check_images(self, images: Any) -> Any:
-        """Gives `images` as an array float32 [B, height, width, 3] that this model can take; see `__call__`."""
-        return check_images(self.require_vision(), images)
-
-    def check_tokens(self, tokens: Any, mask: Any = None) -> Any:
-        """Gives `tokens` as an array int [B, T] that this model takes, 0 at padding; errors as `__call__`."""
-        return check_tokens(self.require_language(), tokens, mask)
-
-    def with_params(self, config: TransformerConfig | VisionConfig, params: Any) -> Model:
-        """Gives this model with other parameters, and the config that they go with: of the same kind."""
-        return dataclasses.replace(self, module=build(config), params=params, config=config)
-
-    def compile_edits(
-        self, edits: Edit | Sequence[Edit] | EditCollection | None, inputs: Any, mask: Any = None
-    ) -> EditCollection:
-        """Gives `edits` as the `edits` collection for `inputs` (see `massive_jax.probe.compile_edits`)."""
-        concrete = None if isinstance(inputs, jax.core.Tracer) else inputs
-        sizes, absent = self.config.input_sizes(inputs.shape), self.config.absent_sites
-        if isinstance(edits, Mapping):
-            return check_edits(edits, sizes, absent, mask)
-        return compile_edits(edits, sizes, concrete, self.rules(), absent, self.config.jnp_dtype, mask)
-
-    def compile_captures(self, capture: Capture | Sequence[Capture] | CapturePlan | None) -> CapturePlan:
-        """Gives `capture` as a plan for this model (see `massive_jax.probe.compile_captures`)."""
-        num_layers, absent = self.config.num_layers, self.config.absent_sites
-        if isinstance(capture, CapturePlan):
-            return check_plan(capture, num_layers, absent)
-        return compile_captures(capture, num_layers, absent)
-
-    def rules(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
-        """Gives the position rules that an `Edit` may name."""
-        if isinstance(config := self.config, VisionConfig):
-            return {**RULES, "last": lambda x: np.full(len(x), config.num_tokens(*x.shape[1:3]) - 1, np.int32)}
-        return {**RULES, "first_delimiter": self.first_delimiter}
-
-    def first_delimiter(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        """Finds the first "." or newline token after position 0 in every sequence; -1 for none. [B, T] -> [B]."""
-        if mask is not None:
-            return np.concatenate([self.first_delimiter(row[own][None]) for row, own in zip(tokens, mask, strict=True)])
-        tokenizer = self.require_tokenizer()
-        ids = [int(i) for i in np.unique(tokens) if tokenizer.token_text(int(i)).strip(" ") in DELIMITERS]
-        found = np.isin(tokens, ids)
-        found[:, 0] = False
-        return np.where(found.any(axis=1), found.argmax(axis=1), -1).astype(np.int32)

@@ -60,14 +60,13 @@ def model_card(model: Model) -> str:
         "blocks": _blocks(config),
         "positions": _positions(config),
         "attention bias": None if config.attention_bias is None else repr(config.attention_bias),
-        "input": _input(model),
+        "input": model.input_words(),
     }
     by_shape: dict[str, list[str]] = {}
     for row in site_table(config):
         by_shape.setdefault(row.shape, []).append(row.site)
     sites = {f"sites {shape}": ", ".join(names) for shape, names in by_shape.items()}
-    kind = "vision model" if isinstance(config, VisionConfig) else "language model"
-    return card(f"{model.title}: {kind} ({config.model_type})", fields | sites)
+    return card(f"{model.title}: {model.kind} ({config.model_type})", fields | sites)
 
 
 def _source(model: Model) -> str | None:
@@ -97,22 +96,11 @@ def _blocks(config: TransformerConfig | VisionConfig) -> str:
 
 def _positions(config: TransformerConfig | VisionConfig) -> str:
     kind: str = config.position
-    if kind == "rope" and isinstance(config, TransformerConfig):
+    if kind == "rope":
         kind = f"rotary, base {config.rope.theta:,g}"
         kind += "" if config.rope.kind == "default" else f", {config.rope.kind} scaling"
     window = "" if config.window is None else f"; windows of {config.window:,}"
     return kind + window + (" in some layers" if config.window_layers is not None else "")
-
-
-def _input(model: Model) -> str:
-    config = model.config
-    if isinstance(config, VisionConfig):
-        height, width = config.image_size
-        registers = f", {config.registers} registers" if config.registers else ""
-        ready = "preprocess" if model.processor is not None else "no image processor"
-        return f"images of {height} × {width} pixels in patches of {config.patch_size}{registers}; {ready}"
-    ready = "tokenize" if model.tokenizer is not None else "no tokenizer"
-    return f"up to {config.context_length:,} tokens of {config.vocab_size:,}; {ready}"
 
 
 def _listed(sizes: Any) -> str:

@@ -1,5 +1,8 @@
 """The face of a model: what it takes, what it refuses, and what it gives."""
 
+import copy
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -110,6 +113,32 @@ def test_what_needs_a_tokenizer_says_so(tiny_model):
             call()
     assert bare.token_texts([5, 7]) == ["5", "7"]
     assert tiny_model.token_texts([97, 10]) == ["a", "\n"]
+
+
+def test_a_model_has_the_face_of_its_config(tiny_model, tiny_vision):
+    assert type(tiny_model) is mj.TextModel
+    assert type(tiny_vision) is mj.ImageModel
+    for model in (tiny_model, tiny_vision):
+        parts = {"module": model.module, "params": model.params, "config": model.config}
+        others = (mj.Model(*parts.values()), mj.Model(**parts), dataclasses.replace(model, name="b"), copy.copy(model))
+        for other in (*others, model.with_params(model.config, model.params)):
+            assert type(other) is type(model)
+            assert isinstance(other, mj.Model)
+        assert mj.Model.of(model) is type(model).of(model) is model
+    assert hasattr(tiny_model, "tokenize")
+    assert not hasattr(tiny_model, "preprocess")
+    assert not hasattr(tiny_vision, "tokenize")
+    assert "first_delimiter" not in dir(tiny_vision)
+    with pytest.raises(AttributeError, match="'TextModel' object has no attribute 'tokenise'"):
+        _ = tiny_model.tokenise
+    with pytest.raises(ValueError, match="tiny is a language model: it takes tokens, not images"):
+        mj.ImageModel.of(tiny_model)
+    with pytest.raises(ValueError, match="model is 3; give a Model"):
+        mj.TextModel.of(3)
+    with pytest.raises(ValueError, match=r"config is None; give a TransformerConfig, as a language model has\."):
+        mj.Model(tiny_model.module, tiny_model.params, None)
+    with pytest.raises(ValueError, match=r"config is VisionConfig\(.*…; give a TransformerConfig, as a"):
+        dataclasses.replace(tiny_model, config=tiny_vision.config)
 
 
 def test_first_delimiter(tiny_model):

@@ -54,7 +54,7 @@ def absorb_prefix(
       >>> bool(np.allclose(same, model(tokens).logits[:, 1:], atol=1e-3))
       True
     """
-    _require_no_bias(config)
+    _check_no_bias(config)
     ids = np.asarray(prefix)
     if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"the prefix is {ids.dtype}{list(ids.shape)}; give token ids, int [P], at least one.")
@@ -82,7 +82,7 @@ def absorb_mean(
     Raises:
       ValueError: the model has a bias already; tokens or positions out of range; no sequence with a sink.
     """
-    _require_no_bias(config)
+    _check_no_bias(config)
     tokens = check_tokens(config, tokens)
     positions = np.broadcast_to(np.asarray(position), len(tokens))
     if positions.min() < -1 or positions.max() >= tokens.shape[1]:
@@ -143,7 +143,7 @@ def add_bias(
     Raises:
       ValueError: the model has a bias already; "sigmoid", which cannot be added without changing the model; a prefix.
     """
-    _require_no_bias(config)
+    _check_no_bias(config)
     if bias.kind == "sigmoid":
         raise ValueError("sigmoid attention cannot be added to a model without changing it; train it from the start.")
     if bias.prefix:
@@ -199,7 +199,7 @@ def rebuild(model: Model, config: TransformerConfig, params: Params) -> Model:
     return model.with_params(config, params)
 
 
-def _require_no_bias(config: TransformerConfig) -> None:
+def _check_no_bias(config: TransformerConfig) -> None:
     if not isinstance(config, TransformerConfig):
         raise ValueError(
             "this is a vision model: its attention is not causal, so a prefix is not the same for every text."

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from massive_jax.arguments import several, shown, whole_number
-from massive_jax.inputs.images import ImageProcessor, stack_images
+from massive_jax.inputs.images import stack_images
 
 _THREADS = 16  # at most; decoding and resizing run outside Python's lock
 
 
 def image_batches(
     paths: Sequence[str | os.PathLike[str]],
-    processor: ImageProcessor,
+    processor: Callable[[Any, int | None], np.ndarray],
     batch_size: int,
     *,
     size: int | None = None,
@@ -26,7 +27,7 @@ def image_batches(
 
     Args:
       paths: image files (see `read_image`).
-      processor: their preprocessing.
+      processor: an `ImageProcessor`, or a model's `preprocess`: (path, size) -> float32 [1, H, W, 3].
       batch_size: images a batch.
       size: side of the images, in place of the checkpoint's.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from massive_jax.arguments import whole_number, yes_or_no
-from massive_jax.model import Model
+from massive_jax.model import Model, TextModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,19 +80,20 @@ def cut_windows(
       >>> cut_windows(model, load_text("python"), windows=4, context=128).tokens.shape
       (4, 128)
     """
+    language = TextModel.of(model)
     context, tokens = whole_number("context", context), whole_number("tokens", tokens)
     windows = None if windows is None else whole_number("windows", windows)
-    prefix = [model.bos_id()] if yes_or_no("bos", bos) else []
+    prefix = [language.bos_id()] if yes_or_no("bos", bos) else []
     if context + len(prefix) < tokens or context < 1:
         raise ValueError(f"a context of {context} tokens is too short; at least {max(1, tokens - len(prefix))}.")
-    if context + len(prefix) > model.require_language().context_length:
+    if context + len(prefix) > language.config.context_length:
         raise ValueError(
             f"a context of {context} tokens{' and BOS' if bos else ''} is longer than the model's "
-            f"{model.require_language().context_length}."
+            f"{language.config.context_length}."
         )
     if windows is not None and windows < 1:
         raise ValueError(f"{windows} windows: at least one is needed.")
-    ids = np.asarray(model.require_tokenizer().encode(text), np.int32)
+    ids = np.asarray(language.encode(text), np.int32)
     available = len(ids) // context
     if available < (windows or 1):
         raise ValueError(

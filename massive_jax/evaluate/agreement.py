@@ -10,9 +10,9 @@ import numpy as np
 
 from massive_jax.arguments import shown
 from massive_jax.data.windows import Windows
-from massive_jax.evaluate.batches import Progress, batches, check_model, checked_inputs, edits_for, input_length
+from massive_jax.evaluate.batches import Progress, batches, checked_inputs, edits_for, input_length
 from massive_jax.evaluate.perplexity import check_windows, perplexity
-from massive_jax.model import Model
+from massive_jax.model import ImageModel, Model
 from massive_jax.probe import Edit
 
 Measure = Callable[[Sequence[Edit], Progress | None], float]
@@ -63,7 +63,7 @@ def measure_of(model: Model, data: Windows | Images, progress: Progress | None =
     if isinstance(data, Windows):
         return "perplexity", lambda edits, progress: perplexity(model, data, edits, progress)
     reference = features(model, data.inputs, progress=progress)
-    if model.require_vision().num_classes:
+    if ImageModel.of(model).config.num_classes:
         return "top1_agreement", lambda edits, progress: float(
             np.mean(features(model, data.inputs, edits, progress).argmax(axis=-1) == reference.argmax(axis=-1))
         )
@@ -77,9 +77,7 @@ def check_data(model: Model, data: Windows | Images) -> None:
     if isinstance(data, Windows):
         check_windows(model, data)
     elif isinstance(data, Images):
-        check_model(model)
-        model.require_vision()
-        checked_inputs(model, data.inputs)
+        checked_inputs(ImageModel.of(model), data.inputs)
     else:
         raise ValueError(f"data is {shown(data)}; give Windows, as `cut_windows` makes, or Images.")
 
@@ -88,8 +86,7 @@ def features(
     model: Model, images: np.ndarray, edits: Sequence[Edit] | None = None, progress: Progress | None = None
 ) -> np.ndarray:
     """Computes float32 logits [B, V] of images [B, height, width, 3]; without a head, pooled features [B, W]."""
-    images, found = checked_inputs(model, images), []
-    model.require_vision()
+    images, found = checked_inputs(ImageModel.of(model), images), []
     for rows, batch in batches(images, progress, input_length(model, images)):
         out = model(batch, edits=edits_for(edits, rows))
         found.append(np.asarray(out.pooled if out.logits is None else out.logits, np.float32))

@@ -29,14 +29,7 @@ def checked_inputs(model: Model, inputs: Any, mask: Any = None) -> np.ndarray:
     Raises:
       ValueError: `model` is no `Model`; inputs or a mask that it cannot take (see `Model.__call__`).
     """
-    check_model(model)
-    return np.asarray(model.check_inputs(inputs, mask)[0])
-
-
-def check_model(model: Any) -> None:
-    """Raises a ValueError where `model` is no `Model`."""
-    if not isinstance(model, Model):
-        raise ValueError(f"model is {shown(model)}; give a Model, such as massive_jax.load returns.")
+    return np.asarray(Model.of(model).check_inputs(inputs, mask)[0])
 
 
 def batches(

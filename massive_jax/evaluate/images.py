@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from massive_jax.evaluate.agreement import cosine_similarity
-from massive_jax.evaluate.batches import Progress, check_model, edits_for
+from massive_jax.evaluate.batches import Progress, edits_for
 from massive_jax.inputs.images import ImageList
-from massive_jax.model import Model
+from massive_jax.model import ImageModel, Model
 from massive_jax.probe import Edit
 from massive_jax.weights.linear_head import LinearHead
 
@@ -53,11 +53,9 @@ def run_images(
     model: Model, batches: ImageBatches, edits: Edit | Sequence[Edit] | None = None, progress: Progress | None = None
 ) -> ImageOutputs:
     """Computes features and logits of all images under `edits`; `progress` gets every batch's number of images."""
-    check_model(model)
-    model.require_vision()
-    features, logits = [], []
+    vision, features, logits = ImageModel.of(model), [], []
     for rows, images in batches:
-        out = model(images, edits=edits_for(edits, rows))
+        out = vision(images, edits=edits_for(edits, rows))
         features.append(np.asarray(out.pooled, np.float32))
         if out.logits is not None:
             logits.append(np.asarray(out.logits))
@@ -70,7 +68,7 @@ def run_images(
 
 def check_classes(model: Model, images: ImageList) -> None:
     """Raises a ValueError unless the images have as many classes as the model's head."""
-    classes = model.require_vision().num_classes
+    classes = ImageModel.of(model).config.num_classes
     if classes != len(images.classes):
         raise ValueError(
             f"the images have {len(images.classes)} classes, the model's head {classes or 'none'}: give a folder with "
@@ -78,7 +76,7 @@ def check_classes(model: Model, images: ImageList) -> None:
         )
 
 
-def attach_head(model: Model, head: LinearHead) -> Model:
+def attach_head(model: Model, head: LinearHead) -> ImageModel:
     """Gives `model` a linear classifier on its one feature.
 
     A head of width 2·D reads the class token and the mean of the patches after the final norm (DINOv2's); one of width
@@ -87,7 +85,8 @@ def attach_head(model: Model, head: LinearHead) -> Model:
     Raises:
       ValueError: a head of another width.
     """
-    config = model.require_vision()
+    vision = ImageModel.of(model)
+    config = vision.config
     width, D = head.weight.shape[1], config.hidden_size
     if width == 2 * D and config.class_token:
         config = dataclasses.replace(config, pooling="class_and_patch_mean")
@@ -97,4 +96,4 @@ def attach_head(model: Model, head: LinearHead) -> Model:
         )
     config = dataclasses.replace(config, num_classes=len(head.bias))
     params = {**model.params, "head": jnp.asarray(head.weight), "head_bias": jnp.asarray(head.bias)}
-    return model.with_params(config, params)
+    return vision.with_params(config, params)

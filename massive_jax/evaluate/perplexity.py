@@ -13,9 +13,9 @@ import numpy as np
 
 from massive_jax.arguments import shown, whole_number
 from massive_jax.data.windows import Windows
-from massive_jax.evaluate.batches import Progress, batches, check_edits_of, check_model, checked_inputs, edits_for
-from massive_jax.forward import forward, own_positions
-from massive_jax.model import Model
+from massive_jax.evaluate.batches import Progress, batches, check_edits_of, checked_inputs, edits_for
+from massive_jax.forward import forward
+from massive_jax.model import Model, TextModel
 from massive_jax.models import head_of
 from massive_jax.models.loss import chunked_nll
 from massive_jax.parallel import mesh_of_params, mesh_set
@@ -86,13 +86,10 @@ def token_nll(model: Model, tokens: Any, edits: Edit | Sequence[Edit] | None = N
     Raises:
       ValueError: a single token; an edit of the logits, which are never whole here; see also `Model.__call__`.
     """
-    check_model(model)
-    tokens, positions = model.check_tokens(tokens, mask), None
+    tokens, positions = TextModel.of(model).check_inputs(tokens, mask)
     if (tokens.shape[1] if mask is None else np.asarray(mask).sum(axis=1).min()) < 2:
         raise ValueError("perplexity needs at least two tokens a window: the first is not predicted.")
     compiled = model.compile_edits(edits, tokens, mask)
-    if mask is not None:
-        positions = own_positions(mask)
     if "logits" in compiled:
         raise ValueError("perplexity does not build the logits whole, so it cannot edit them; use model(…).logits.")
     with mesh_set(mesh_of_params(model.params)):

@@ -15,12 +15,11 @@ import numpy as np
 from massive_jax.analysis import attention_shares, sink_shares
 from massive_jax.arguments import shown
 from massive_jax.data.windows import Windows
-from massive_jax.evaluate.batches import Progress, batches, check_model, input_length
+from massive_jax.evaluate.batches import Progress, batches, input_length
 from massive_jax.evaluate.images import ImageBatches, run_images
 from massive_jax.evaluate.perplexity import check_windows, perplexity
 from massive_jax.evaluate.quantize import quantized_inputs
-from massive_jax.model import Model
-from massive_jax.models import VisionConfig
+from massive_jax.model import ImageModel, Model
 from massive_jax.probe import Capture
 
 
@@ -59,7 +58,7 @@ class Profile:
 
 def registers_of(model: Model) -> int:
     """Counts the register tokens of a model; a language model has none."""
-    return model.config.registers if isinstance(model.config, VisionConfig) else 0
+    return model.config.registers if isinstance(model, ImageModel) else 0
 
 
 def names_of(models: Sequence[Model]) -> list[str]:
@@ -68,7 +67,7 @@ def names_of(models: Sequence[Model]) -> list[str]:
     for model in models:
         bias, registers = model.config.attention_bias, registers_of(model)
         parts = [*([bias.kind] if bias else []), *([f"{registers} registers"] if registers else [])]
-        nothing = "no registers" if isinstance(model.config, VisionConfig) else "no bias"
+        nothing = "no registers" if isinstance(model, ImageModel) else "no bias"
         kinds.append(" + ".join(parts) or nothing)
     return kinds if len(set(kinds)) == len(models) else [model.title for model in models]
 
@@ -102,11 +101,9 @@ def measure_image_profile(
       labels: int [W], of the model's head; None to compare features.
       progress: gets the number of images of every batch.
     """
-    check_model(model)
-    model.require_vision()
     if not callable(source):
         raise ValueError(f"source is {shown(source)}; give a function that gives the images in batches.")
-    layers = _of_layers(model, (images for _, images in source()), progress)
+    layers = _of_layers(ImageModel.of(model), (images for _, images in source()), progress)
     original = run_images(model, source(), progress=progress)
     quantized = run_images(model, source(), quantized_inputs(model.config), progress)
     if labels is None:

@@ -21,7 +21,7 @@ from massive_jax.arguments import number, whole_number
 from massive_jax.evaluate.batches import Progress
 from massive_jax.evaluate.images import ImageBatches, ImageOutputs
 from massive_jax.forward import forward
-from massive_jax.model import Model
+from massive_jax.model import ImageModel, Model
 from massive_jax.probe import Capture, Edit
 from massive_jax.probe.sites import check_layers
 
@@ -81,7 +81,7 @@ def find_register_neurons(
     Raises:
       ValueError: no outlier in any image; a layer or count out of range; an MLP of experts, which has no such site.
     """
-    config = model.require_vision()
+    config = ImageModel.of(model).config
     L = config.num_layers
     layer = max(1, L - 1) if layer is None else layer
     whole_number("count", count), number("outlier", outlier, 1)
@@ -128,14 +128,14 @@ def _on_outliers(
     return activity, norms.max(axis=-1), (outliers.sum(-1) > 0).sum()
 
 
-def add_register(model: Model) -> Model:
+def add_register(model: Model) -> ImageModel:
     """Gives `model` one more token of zeros, after its class token and registers and before the patches."""
-    config = model.require_vision()
-    config = dataclasses.replace(config, registers=config.registers + 1)
+    vision = ImageModel.of(model)
+    config = dataclasses.replace(vision.config, registers=vision.config.registers + 1)
     new = jnp.zeros((1, config.hidden_size), config.jnp_dtype)
     old = [model.params["registers"]] if config.registers > 1 else []
     params = {**model.params, "registers": jnp.concatenate([*old, new])}
-    return model.with_params(config, params)
+    return vision.with_params(config, params)
 
 
 def move_neurons(model: Model, neurons: Sequence[RegisterNeuron]) -> list[Edit]:
@@ -143,7 +143,7 @@ def move_neurons(model: Model, neurons: Sequence[RegisterNeuron]) -> list[Edit]:
 
     The register takes the largest activation of the other tokens, which become 0.
     """
-    register = model.require_vision().prefix - 1
+    register = ImageModel.of(model).config.prefix - 1
     return [Edit("mlp_hidden", layer=n.layer, dim=n.dim, op="move", value=register) for n in neurons]
 
 
@@ -151,8 +151,7 @@ def patch_norms(
     model: Model, batches: ImageBatches, edits: Sequence[Edit] = (), progress: Progress | None = None
 ) -> PatchNorms:
     """Measures norms of patches and of the other tokens after every block, and the model's outputs, under `edits`."""
-    model.require_vision()
-    plan = model.compile_captures(Capture("block_out"))
+    plan = ImageModel.of(model).compile_captures(Capture("block_out"))
     found = []
     for _, images in batches:
         images = model.check_images(images)
@@ -192,7 +191,7 @@ def patch_maps(
       The patches' norms, and the class token's attention in the last block, mean over heads (None where there is no
       class token), each [rows, columns].
     """
-    config = model.require_vision()
+    config = ImageModel.of(model).config
     grid = config.grid(*image.shape[1:3])
     captures = [Capture("block_out", layers=(layer,)), Capture("attn_probs", layers=(config.num_layers,))]
     kept = model(image, capture=captures, edits=edits, logits=False).intermediates

@@ -15,14 +15,14 @@ from massive_jax.analysis.registers import RegisterMeans
 from massive_jax.evaluate.batches import Progress
 from massive_jax.evaluate.images import ImageBatches
 from massive_jax.forward import forward
-from massive_jax.model import Model
+from massive_jax.model import ImageModel, Model
 from massive_jax.models import VisionConfig
 from massive_jax.probe import Capture
 
 
 def register_shape(model: Model) -> tuple[int, int, int]:
     """Gives [L, R, D] of the model's register means; ValueError where it has no registers."""
-    config = model.require_vision()
+    config = ImageModel.of(model).config
     if not config.registers:
         raise ValueError(f"{model.name} has no register tokens; DINOv2 with registers has, say.")
     return config.num_layers, config.registers, config.hidden_size

@@ -61,13 +61,8 @@ def inside(tower: Any, defaults: dict[str, Any]) -> Any:
 
 
 def _tower(fields: Fields, **more: Any) -> VisionConfig:
-    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     return VisionConfig(
-        hidden_size=hidden_size,
-        num_layers=fields.layers("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=fields.head_dim(hidden_size, num_heads),
+        **fields.blocks(),
         intermediate_size=fields.size("intermediate_size"),
         qkv_bias=True,
         out_bias=True,

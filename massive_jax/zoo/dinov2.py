@@ -14,21 +14,17 @@ from massive_jax.zoo.fields import Fields
 
 def config(fields: Fields, *, registers: int = 0) -> VisionConfig:
     """Maps `Dinov2Config`, or `Dinov2WithRegistersConfig` (`registers` by default), to a VisionConfig."""
-    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    blocks = fields.blocks()
     images.backbone_fields(fields)
     fields.ignore("use_mask_token")
     gated, bias = fields.flag("use_swiglu_ffn", False), fields.flag("qkv_bias", True)
-    intermediate_size = int(hidden_size * fields.number("mlp_ratio", 4.0, positive=True))
+    intermediate_size = int(blocks["hidden_size"] * fields.number("mlp_ratio", 4.0, positive=True))
     if gated:
         intermediate_size = (int(intermediate_size * 2 / 3) + 7) // 8 * 8
     classes, activation = images.num_classes(fields), fields.activation("gelu")
     return VisionConfig(
         **images.front_end(fields, patch_size=16 if registers else 14),
-        hidden_size=hidden_size,
-        num_layers=fields.layers("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=fields.head_dim(hidden_size, num_heads),
+        **blocks,
         intermediate_size=intermediate_size,
         norm=NormConfig("layer", fields.number("layer_norm_eps", 1e-6, least=0)),
         qkv_bias=bias,

@@ -13,18 +13,13 @@ from massive_jax.zoo.fields import Fields
 
 def config(fields: Fields) -> VisionConfig:
     """Maps `DINOv3ViTConfig` to a VisionConfig."""
-    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     images.backbone_fields(fields)
     fields.ignore("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
     query_bias = fields.flag("query_bias", True)
     fields.only("value_bias", query_bias)
     return VisionConfig(
         **images.front_end(fields),
-        hidden_size=hidden_size,
-        num_layers=fields.layers("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=fields.head_dim(hidden_size, num_heads),
+        **fields.blocks(),
         intermediate_size=fields.size("intermediate_size"),
         norm=NormConfig("layer", fields.number("layer_norm_eps", 1e-5, least=0)),
         position="rope",

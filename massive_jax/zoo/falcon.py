@@ -7,22 +7,19 @@ from typing import Any
 
 from massive_jax.models.config import AlibiConfig, NormConfig, Residual, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
+from massive_jax.zoo import gguf
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
-from massive_jax.zoo.gguf_metadata import Metadata
 
 
 def config(fields: Fields) -> TransformerConfig:
     """Maps `FalconConfig` to a TransformerConfig. Defaults are those of the Hugging Face class."""
-    hidden_size = fields.size("hidden_size")
-    num_heads = fields.size("num_attention_heads")
     grouped = fields.flag("new_decoder_architecture", False)
-    num_kv_heads = fields.size("num_kv_heads", num_heads)
+    blocks = fields.blocks(kv_heads="num_kv_heads" if grouped else None)
     if not grouped:
-        # What the file says of them is not used: one for all, or one each.
-        num_kv_heads = 1 if fields.flag("multi_query", True) else num_heads
+        fields.size("num_kv_heads", 1)  # what the file says of them is not used: one for all, or one each
+        blocks["num_kv_heads"] = 1 if fields.flag("multi_query", True) else blocks["num_heads"]
     fields.ignore("multi_query")
-    fields.multiple("num_attention_heads", "num_kv_heads", num_heads, num_kv_heads)
     bias = fields.flag("bias", False)
     num_norms = fields.integer("num_ln_in_parallel_attn", 2 if grouped else 1, least=1, most=2)
     if grouped:
@@ -33,14 +30,10 @@ def config(fields: Fields) -> TransformerConfig:
     fields.only("apply_residual_connection_post_layernorm", False)
     alibi = fields.flag("alibi", False)
     max_position = fields.integer("max_position_embeddings", 2048, least=1)
-    intermediate_size = fields.size("ffn_hidden_size", fields.size("ff_factor", 4) * hidden_size)
+    intermediate_size = fields.size("ffn_hidden_size", fields.size("ff_factor", 4) * blocks["hidden_size"])
     return TransformerConfig(
         vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden_size,
-        num_layers=fields.layers("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=fields.head_dim(hidden_size, num_heads),
+        **blocks,
         intermediate_size=intermediate_size,
         max_position=max_position,
         norm=NormConfig("layer", fields.number("layer_norm_epsilon", 1e-5, least=0)),
@@ -94,7 +87,7 @@ def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str
 
     The tensors say which: two norms are 40B's. The rotary base is not stored: it is 10,000.
     """
-    fields = Metadata(metadata, names)
+    fields = gguf.Metadata(metadata, names)
     num_heads, num_kv_heads = fields.heads
     return {
         "model_type": "falcon",
@@ -113,26 +106,12 @@ def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str
     }
 
 
-_BLOCK = "blk.{l}."
-
-# llama.cpp's converter puts all queries first, then all keys, then all values. With two norms, attn_norm is the MLP's.
-GGUF_TABLE = WeightTable(
-    rows=(
-        Row("token_embd.weight", "embedding"),
-        Row("output_norm.weight", "norm/scale"),
-        Row("output_norm.bias", "norm/bias"),
-        Row("output.weight", "head"),
-        Row(_BLOCK + "attn_norm_2.weight", "layers/attn_norm/scale"),
-        Row(_BLOCK + "attn_norm_2.bias", "layers/attn_norm/bias"),
-        Row(_BLOCK + "attn_norm.weight", "layers/attn_norm/scale"),
-        Row(_BLOCK + "attn_norm.bias", "layers/attn_norm/bias"),
-        Row(_BLOCK + "attn_norm.weight", "layers/mlp_norm/scale"),
-        Row(_BLOCK + "attn_norm.bias", "layers/mlp_norm/bias"),
-        *fused_rows(_BLOCK + "attn_qkv", "(YN)D->DYN"),
-        Row(_BLOCK + "attn_output.weight", "layers/attn/out/kernel", "D(HN)->HND"),
-        Row(_BLOCK + "ffn_up.weight", "layers/mlp/up/kernel", "FD->DF"),
-        Row(_BLOCK + "ffn_down.weight", "layers/mlp/down/kernel", "DF->FD"),
-    ),
+# With two norms attn_norm is the MLP's.
+_GGUF_NORMS = (
+    Row(gguf.BLOCK + "attn_norm_2.weight", "layers/attn_norm/scale"),
+    Row(gguf.BLOCK + "attn_norm_2.bias", "layers/attn_norm/bias"),
+    Row(gguf.BLOCK + "attn_norm.weight", "layers/mlp_norm/scale"),
+    Row(gguf.BLOCK + "attn_norm.bias", "layers/mlp_norm/bias"),
 )
 
 _7B = {
@@ -193,5 +172,5 @@ FAMILY = Family(
     },
     gguf_architecture="falcon",
     gguf_config=gguf_config,
-    gguf_table=GGUF_TABLE,
+    gguf_table=gguf.decoder_table(*_GGUF_NORMS, projections="fused"),
 )

@@ -319,10 +319,34 @@ class Fields:
         if value % divisor and not {name, of} & self._wrong:
             self.problem(f"{name} {value} is not a multiple of {of} {divisor}")
 
-    def head_dim(self, hidden_size: int, num_heads: int, hidden: str = "hidden_size", heads: str = "") -> int:
-        """Works out N, where the heads share the width: `hidden_size` / `num_heads` (fields `hidden`, `heads`)."""
-        self.multiple(hidden, heads or "num_attention_heads", hidden_size, num_heads)
-        return max(1, hidden_size // num_heads)
+    def blocks(
+        self,
+        width: str = "hidden_size",
+        layers: str = "num_hidden_layers",
+        heads: str = "num_attention_heads",
+        *,
+        kv_heads: str | None = None,
+        head_dim: str | None = None,
+    ) -> dict[str, Any]:
+        """Gives `hidden_size`, `num_layers`, `num_heads`, `num_kv_heads` and `head_dim` of a config.
+
+        Args:
+          width: the field that holds D.
+          layers: the field that holds L.
+          heads: the field that holds H.
+          kv_heads: the field that holds K, of which H is a multiple; H where there is none.
+          head_dim: the field that holds N; where there is none, the heads share the width: N = D / H.
+        """
+        D, L, H = self.size(width), self.layers(layers), self.size(heads)
+        K, N = H, max(1, D // H)
+        if kv_heads is not None:
+            K = self.size(kv_heads, H)
+            self.multiple(heads, kv_heads, H, K)
+        if head_dim is not None and self.get(head_dim) is not None:
+            N = self.size(head_dim)
+        else:
+            self.multiple(width, heads, D, H)
+        return {"hidden_size": D, "num_layers": L, "num_heads": H, "num_kv_heads": K, "head_dim": N}
 
     def windows(self, num_layers: int, window: int | None, windowed: Sequence[bool]) -> dict[str, Any]:
         """Gives `window` and `window_layers` of a TransformerConfig.

@@ -7,25 +7,21 @@ from typing import Any
 
 from massive_jax.models.config import NormConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
+from massive_jax.zoo import gguf
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
-from massive_jax.zoo.gguf_metadata import Metadata
 
 
 def config(fields: Fields) -> TransformerConfig:
     """Maps `GPT2Config` to a TransformerConfig, with one more field: `bias` false is a model without any biases."""
-    hidden_size, num_heads = fields.size("n_embd"), fields.size("n_head")
+    blocks = fields.blocks("n_embd", "n_layer", "n_head")
     bias = fields.flag("bias", True)
     # `reorder_and_upcast_attn` asks for logits in float32, as they are here in any case.
     fields.ignore("reorder_and_upcast_attn", "n_ctx", "n_special", "predict_special_tokens")
     return TransformerConfig(
         vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden_size,
-        num_layers=fields.layers("n_layer"),
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=fields.head_dim(hidden_size, num_heads, "n_embd", "n_head"),
-        intermediate_size=fields.size("n_inner", 4 * hidden_size),
+        **blocks,
+        intermediate_size=fields.size("n_inner", 4 * blocks["hidden_size"]),
         max_position=fields.integer("n_positions", 1024, least=1),
         norm=NormConfig("layer", fields.number("layer_norm_epsilon", 1e-5, least=0), bias=bias),
         position="learned",
@@ -70,7 +66,7 @@ TABLE = WeightTable(
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Maps the metadata of architecture "gpt2" to a config in the fields of `GPT2Config`."""
-    fields = Metadata(metadata, names)
+    fields = gguf.Metadata(metadata, names)
     fields.ignore("rope.")
     return {
         "model_type": "gpt2",
@@ -84,30 +80,6 @@ def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str
         "bias": "blk.0.attn_qkv.bias" in names,
         "tie_word_embeddings": "output.weight" not in names,
     }
-
-
-_BLOCK = "blk.{l}."
-
-GGUF_TABLE = WeightTable(
-    rows=(
-        Row("token_embd.weight", "embedding"),
-        Row("position_embd.weight", "position_embedding"),
-        Row("output_norm.weight", "norm/scale"),
-        Row("output_norm.bias", "norm/bias"),
-        Row("output.weight", "head"),
-        Row(_BLOCK + "attn_norm.weight", "layers/attn_norm/scale"),
-        Row(_BLOCK + "attn_norm.bias", "layers/attn_norm/bias"),
-        *fused_rows(_BLOCK + "attn_qkv", "(QHN)D->DHN", "(QHN)->HN"),
-        Row(_BLOCK + "attn_output.weight", "layers/attn/out/kernel", "D(HN)->HND"),
-        Row(_BLOCK + "attn_output.bias", "layers/attn/out/bias"),
-        Row(_BLOCK + "ffn_norm.weight", "layers/mlp_norm/scale"),
-        Row(_BLOCK + "ffn_norm.bias", "layers/mlp_norm/bias"),
-        Row(_BLOCK + "ffn_up.weight", "layers/mlp/up/kernel", "FD->DF"),
-        Row(_BLOCK + "ffn_up.bias", "layers/mlp/up/bias"),
-        Row(_BLOCK + "ffn_down.weight", "layers/mlp/down/kernel", "DF->FD"),
-        Row(_BLOCK + "ffn_down.bias", "layers/mlp/down/bias"),
-    ),
-)
 
 
 def _preset(source: str, n_layer: int, n_embd: int, n_head: int, num_params: int, licence: str = "MIT") -> Preset:
@@ -130,5 +102,5 @@ FAMILY = Family(
     presets=PRESETS,
     gguf_architecture="gpt2",
     gguf_config=gguf_config,
-    gguf_table=GGUF_TABLE,
+    gguf_table=gguf.decoder_table(projections="fused"),
 )

@@ -10,27 +10,26 @@ from typing import Any
 
 from massive_jax.models.config import NormConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
+from massive_jax.zoo import gguf
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
-from massive_jax.zoo.gguf_metadata import Metadata
 
 
 def config(fields: Fields) -> TransformerConfig:
     """Maps `GPTNeoXConfig` to a TransformerConfig; knows `rotary_pct` and `rotary_emb_base`, of transformers 4."""
-    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    head_dim = fields.head_dim(hidden_size, num_heads)
+    blocks = fields.blocks()
     max_position = fields.integer("max_position_embeddings", 2048, least=1)
     rope = fields.rope(
-        max_position, head_dim=head_dim, theta_field="rotary_emb_base", partial=0.25, partial_field="rotary_pct"
+        max_position,
+        head_dim=blocks["head_dim"],
+        theta_field="rotary_emb_base",
+        partial=0.25,
+        partial_field="rotary_pct",
     )
     bias = fields.flag("attention_bias", True)
     return TransformerConfig(
         vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden_size,
-        num_layers=fields.layers("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=head_dim,
+        **blocks,
         intermediate_size=fields.size("intermediate_size"),
         max_position=max_position,
         norm=NormConfig("layer", fields.number("layer_norm_eps", 1e-5, least=0)),
@@ -75,7 +74,7 @@ TABLE = WeightTable(
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Maps the metadata of architecture "gptneox" to a config in the fields of `GPTNeoXConfig`."""
-    fields = Metadata(metadata, names)
+    fields = gguf.Metadata(metadata, names)
     return {
         "model_type": "gpt_neox",
         "vocab_size": fields.vocab_size,
@@ -90,30 +89,6 @@ def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str
         "attention_bias": "blk.0.attn_qkv.bias" in names,
         "tie_word_embeddings": "output.weight" not in names,
     }
-
-
-_BLOCK = "blk.{l}."
-
-# llama.cpp's converter puts all queries first, then all keys, then all values.
-GGUF_TABLE = WeightTable(
-    rows=(
-        Row("token_embd.weight", "embedding"),
-        Row("output_norm.weight", "norm/scale"),
-        Row("output_norm.bias", "norm/bias"),
-        Row("output.weight", "head"),
-        Row(_BLOCK + "attn_norm.weight", "layers/attn_norm/scale"),
-        Row(_BLOCK + "attn_norm.bias", "layers/attn_norm/bias"),
-        *fused_rows(_BLOCK + "attn_qkv", "(QHN)D->DHN", "(QHN)->HN"),
-        Row(_BLOCK + "attn_output.weight", "layers/attn/out/kernel", "D(HN)->HND"),
-        Row(_BLOCK + "attn_output.bias", "layers/attn/out/bias"),
-        Row(_BLOCK + "ffn_norm.weight", "layers/mlp_norm/scale"),
-        Row(_BLOCK + "ffn_norm.bias", "layers/mlp_norm/bias"),
-        Row(_BLOCK + "ffn_up.weight", "layers/mlp/up/kernel", "FD->DF"),
-        Row(_BLOCK + "ffn_up.bias", "layers/mlp/up/bias"),
-        Row(_BLOCK + "ffn_down.weight", "layers/mlp/down/kernel", "DF->FD"),
-        Row(_BLOCK + "ffn_down.bias", "layers/mlp/down/bias"),
-    ),
-)
 
 
 def _config(layers: int, width: int, heads: int, vocabulary: int) -> dict[str, Any]:
@@ -163,5 +138,5 @@ FAMILY = Family(
     presets=PRESETS,
     gguf_architecture="gptneox",
     gguf_config=gguf_config,
-    gguf_table=GGUF_TABLE,
+    gguf_table=gguf.decoder_table(projections="fused"),
 )

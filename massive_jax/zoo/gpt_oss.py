@@ -85,15 +85,9 @@ def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str
     return fields | values.windows(period=2)
 
 
-_BLOCK = "blk.{l}."
-_DECODER = gguf.decoder_table()
-GGUF_TABLE = dataclasses.replace(
-    _DECODER,
-    rows=(
-        *_DECODER.rows,
-        Row(_BLOCK + "attn_sinks.weight", "layers/attn/slots/logit"),
-        Row(_BLOCK + "post_attention_norm.weight", "layers/mlp_norm/scale"),
-    ),
+GGUF_TABLE = gguf.decoder_table(
+    Row(gguf.BLOCK + "attn_sinks.weight", "layers/attn/slots/logit"),
+    Row(gguf.BLOCK + "post_attention_norm.weight", "layers/mlp_norm/scale"),
 )
 
 

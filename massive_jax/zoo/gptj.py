@@ -10,17 +10,13 @@ from massive_jax.zoo.fields import Fields
 
 def config(fields: Fields) -> TransformerConfig:
     """Maps `GPTJConfig` to a TransformerConfig. A null `rotary_dim` turns whole heads."""
-    hidden_size, num_heads = fields.size("n_embd"), fields.size("n_head")
+    blocks = fields.blocks("n_embd", "n_layer", "n_head")
     fields.only("rotary", True)
     fields.only("scale_attn_weights", True)
     return TransformerConfig(
         vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden_size,
-        num_layers=fields.layers("n_layer"),
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=fields.head_dim(hidden_size, num_heads, "n_embd", "n_head"),
-        intermediate_size=fields.size("n_inner", 4 * hidden_size),
+        **blocks,
+        intermediate_size=fields.size("n_inner", 4 * blocks["hidden_size"]),
         max_position=fields.integer("n_positions", 2048, least=1),
         norm=NormConfig("layer", fields.number("layer_norm_epsilon", 1e-5, least=0)),
         residual="parallel_shared_norm",

@@ -19,22 +19,12 @@ def config(fields: Fields, rope: RopeConfig | None = None) -> TransformerConfig:
     The configs of Llama's relatives are this one with a few options replaced; `rope` is for those that write it
     differently.
     """
-    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     max_position = fields.integer("max_position_embeddings", 2048, least=1)
     bias = fields.flag("attention_bias", False)
     fields.only("pretraining_tp", 1)
-    num_kv_heads = fields.size("num_key_value_heads", num_heads)
-    fields.multiple("num_attention_heads", "num_key_value_heads", num_heads, num_kv_heads)
-    head_dim = fields.size("head_dim", hidden_size // num_heads or 1)
-    if fields.get("head_dim") is None:
-        fields.head_dim(hidden_size, num_heads)
     return TransformerConfig(
         vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden_size,
-        num_layers=fields.layers("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
+        **fields.blocks(kv_heads="num_key_value_heads", head_dim="head_dim"),
         intermediate_size=fields.size("intermediate_size"),
         max_position=max_position,
         norm=NormConfig("rms", fields.number("rms_norm_eps", 1e-6, least=0)),

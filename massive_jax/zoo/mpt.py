@@ -13,9 +13,10 @@ from typing import Any
 
 from massive_jax.models.config import AlibiConfig, NormConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
+from massive_jax.zoo import gguf
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
-from massive_jax.zoo.gguf_metadata import Metadata, quotient
+from massive_jax.zoo.gguf_metadata import quotient
 
 # How the weights were initialised, how the attention is computed, who made the file: not what is computed.
 _NO_EFFECT = (
@@ -29,15 +30,17 @@ def config(fields: Fields) -> TransformerConfig:
     attention = fields.inside("attn_config", fields.mapping("attn_config") or {})
     for part in (fields, attention):
         part.ignore(*_NO_EFFECT)
-    hidden_size, num_heads = fields.size("d_model", 2048), fields.size("n_heads", 16)
+    fields.assume(d_model=2048, n_layers=24, n_heads=16)
+    blocks = fields.blocks("d_model", "n_layers", "n_heads")
+    hidden_size, num_heads = blocks["hidden_size"], blocks["num_heads"]
     max_position = fields.integer("max_seq_len", 2048, least=1)
     heads = {
         "multihead_attention": num_heads,
         "multiquery_attention": 1,
         "grouped_query_attention": attention.size("kv_n_heads", num_heads),
     }
-    num_kv_heads = heads[attention.text("attn_type", "multihead_attention", known=heads)]
-    fields.multiple("n_heads", "kv_n_heads", num_heads, num_kv_heads)
+    blocks["num_kv_heads"] = heads[attention.text("attn_type", "multihead_attention", known=heads)]
+    fields.multiple("n_heads", "kv_n_heads", num_heads, blocks["num_kv_heads"])
     alibi, learned = attention.flag("alibi", True), fields.flag("learned_pos_emb", True)
     if not alibi and not learned:
         fields.problem("a model with neither alibi nor learned_pos_emb is not implemented")
@@ -57,11 +60,7 @@ def config(fields: Fields) -> TransformerConfig:
     bias = not fields.flag("no_bias", True)
     return TransformerConfig(
         vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden_size,
-        num_layers=fields.layers("n_layers", 24),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=fields.head_dim(hidden_size, num_heads, "d_model", "n_heads"),
+        **blocks,
         intermediate_size=int(fields.number("expansion_ratio", 4.0, positive=True) * hidden_size),
         max_position=max_position,
         norm=NormConfig("layer", fields.number("layer_norm_epsilon", 1e-5, least=0), bias=bias),
@@ -112,7 +111,7 @@ TABLE = WeightTable(
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Maps the metadata of an `mpt` GGUF file to the fields of an `MptConfig`."""
-    fields = Metadata(metadata, names)
+    fields = gguf.Metadata(metadata, names)
     fields.ignore("rope.")
     num_heads, num_kv_heads = fields.heads
     fields.head_dim(given=False, partial=True)  # there is no rotary embedding
@@ -141,33 +140,6 @@ def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str
         },
     }
 
-
-_BLOCK = "blk.{l}."
-
-GGUF_TABLE = WeightTable(
-    rows=(
-        Row("token_embd.weight", "embedding"),
-        Row("position_embd.weight", "position_embedding"),
-        Row("output_norm.weight", "norm/scale"),
-        Row("output_norm.bias", "norm/bias"),
-        Row(_BLOCK + "attn_norm.weight", "layers/attn_norm/scale"),
-        Row(_BLOCK + "attn_norm.bias", "layers/attn_norm/bias"),
-        *fused_rows(_BLOCK + "attn_qkv", "(YN)D->DYN", "(YN)->YN"),
-        Row(_BLOCK + "attn_q_norm.weight", "layers/attn/query_norm/scale", "(HN)->HN"),
-        Row(_BLOCK + "attn_q_norm.bias", "layers/attn/query_norm/bias", "(HN)->HN"),
-        Row(_BLOCK + "attn_k_norm.weight", "layers/attn/key_norm/scale", "(KN)->KN"),
-        Row(_BLOCK + "attn_k_norm.bias", "layers/attn/key_norm/bias", "(KN)->KN"),
-        Row(_BLOCK + "attn_output.weight", "layers/attn/out/kernel", "D(HN)->HND"),
-        Row(_BLOCK + "attn_output.bias", "layers/attn/out/bias"),
-        Row(_BLOCK + "ffn_norm.weight", "layers/mlp_norm/scale"),
-        Row(_BLOCK + "ffn_norm.bias", "layers/mlp_norm/bias"),
-        Row(_BLOCK + "ffn_up.weight", "layers/mlp/up/kernel", "FD->DF"),
-        Row(_BLOCK + "ffn_down.weight", "layers/mlp/down/kernel", "DF->FD"),
-        Row(_BLOCK + "ffn_up.bias", "layers/mlp/up/bias"),
-        Row(_BLOCK + "ffn_down.bias", "layers/mlp/down/bias"),
-    ),
-    tied={"output.weight": "embedding"},  # older converters wrote it twice
-)
 
 _7B = {
     "model_type": "mpt",
@@ -198,5 +170,5 @@ FAMILY = Family(
     },
     gguf_architecture="mpt",
     gguf_config=gguf_config,
-    gguf_table=GGUF_TABLE,
+    gguf_table=gguf.decoder_table(projections="fused", full_qk_norm=True),
 )

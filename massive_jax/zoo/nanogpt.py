@@ -17,15 +17,11 @@ from massive_jax.zoo.fields import Fields
 
 def config(fields: Fields) -> TransformerConfig:
     """Maps `GPTConfig` of nanoGPT to a TransformerConfig. Its GELU is the exact one."""
-    hidden_size, num_heads, bias = fields.size("n_embd"), fields.size("n_head"), fields.flag("bias", True)
+    blocks, bias = fields.blocks("n_embd", "n_layer", "n_head"), fields.flag("bias", True)
     return TransformerConfig(
         vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden_size,
-        num_layers=fields.layers("n_layer"),
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=fields.head_dim(hidden_size, num_heads, "n_embd", "n_head"),
-        intermediate_size=4 * hidden_size,
+        **blocks,
+        intermediate_size=4 * blocks["hidden_size"],
         max_position=fields.integer("block_size", least=1),
         norm=NormConfig("layer", 1e-5, bias=bias),
         position="learned",

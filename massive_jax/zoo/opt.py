@@ -10,18 +10,14 @@ from massive_jax.zoo.fields import Fields
 
 def config(fields: Fields) -> TransformerConfig:
     """Maps `OPTConfig` to a TransformerConfig. The norms' epsilon is torch's default, which no field changes."""
-    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    embedding_size = fields.size("word_embed_proj_dim", hidden_size)
+    blocks = fields.blocks()
+    embedding_size = fields.size("word_embed_proj_dim", blocks["hidden_size"])
     norm_before, bias = fields.flag("do_layer_norm_before", True), fields.flag("enable_bias", True)
     affine = fields.flag("layer_norm_elementwise_affine", True)
     fields.only("output_projection", True)
     return TransformerConfig(
         vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden_size,
-        num_layers=fields.layers("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=fields.head_dim(hidden_size, num_heads),
+        **blocks,
         intermediate_size=fields.size("ffn_dim"),
         max_position=fields.integer("max_position_embeddings", 2048, least=1),
         norm=NormConfig("layer", 1e-5, bias=affine, scale=affine),
@@ -33,7 +29,7 @@ def config(fields: Fields) -> TransformerConfig:
         mlp="plain",
         activation=fields.activation("relu", "activation_function"),
         mlp_bias=bias,
-        embedding_size=embedding_size if embedding_size != hidden_size else None,
+        embedding_size=embedding_size if embedding_size != blocks["hidden_size"] else None,
         final_norm=norm_before and not fields.flag("_remove_final_layer_norm", False),
         tie_embeddings=fields.flag("tie_word_embeddings", True),
         model_type="opt",

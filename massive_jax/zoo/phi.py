@@ -6,31 +6,24 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from massive_jax.models.config import NormConfig, TransformerConfig
-from massive_jax.weights.table import Row, WeightTable, fused_rows
+from massive_jax.weights.table import Row, WeightTable
+from massive_jax.zoo import gguf
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
-from massive_jax.zoo.gguf_metadata import Metadata
 
 
 def config(fields: Fields) -> TransformerConfig:
     """Maps `PhiConfig` to a TransformerConfig. Defaults are those of the Hugging Face class."""
-    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     max_position = fields.integer("max_position_embeddings", 2048, least=1)
-    head_dim = fields.head_dim(hidden_size, num_heads)
-    num_kv_heads = fields.size("num_key_value_heads", num_heads)
-    fields.multiple("num_attention_heads", "num_key_value_heads", num_heads, num_kv_heads)
+    blocks = fields.blocks(kv_heads="num_key_value_heads")
     return TransformerConfig(
         vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden_size,
-        num_layers=fields.layers("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
+        **blocks,
         intermediate_size=fields.size("intermediate_size"),
         max_position=max_position,
         norm=NormConfig("layer", fields.number("layer_norm_eps", 1e-5, least=0)),
         residual="parallel_shared_norm",
-        rope=fields.rope(max_position, head_dim=head_dim, partial=0.5),
+        rope=fields.rope(max_position, head_dim=blocks["head_dim"], partial=0.5),
         qkv_bias=True,
         out_bias=True,
         qk_norm="head" if fields.flag("qk_layernorm", False) else None,
@@ -78,7 +71,7 @@ TABLE = WeightTable(
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Maps the metadata of a `phi2` GGUF file to the fields of a `PhiConfig`."""
-    fields = Metadata(metadata, names)
+    fields = gguf.Metadata(metadata, names)
     num_heads, num_kv_heads = fields.heads
     return {
         "model_type": "phi",
@@ -94,34 +87,6 @@ def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str
         "tie_word_embeddings": "output.weight" not in names,
     }
 
-
-_BLOCK = "blk.{l}."
-
-# Files made from Microsoft's first, fused layout have attn_qkv instead of attn_q, attn_k and attn_v.
-GGUF_TABLE = WeightTable(
-    rows=(
-        Row("token_embd.weight", "embedding"),
-        Row("output_norm.weight", "norm/scale"),
-        Row("output_norm.bias", "norm/bias"),
-        Row("output.weight", "head"),
-        Row("output.bias", "head_bias"),
-        Row(_BLOCK + "attn_norm.weight", "layers/attn_norm/scale"),
-        Row(_BLOCK + "attn_norm.bias", "layers/attn_norm/bias"),
-        Row(_BLOCK + "attn_q.weight", "layers/attn/query/kernel", "(HN)D->DHN"),
-        Row(_BLOCK + "attn_k.weight", "layers/attn/key/kernel", "(KN)D->DKN"),
-        Row(_BLOCK + "attn_v.weight", "layers/attn/value/kernel", "(KN)D->DKN"),
-        Row(_BLOCK + "attn_q.bias", "layers/attn/query/bias", "(HN)->HN"),
-        Row(_BLOCK + "attn_k.bias", "layers/attn/key/bias", "(KN)->KN"),
-        Row(_BLOCK + "attn_v.bias", "layers/attn/value/bias", "(KN)->KN"),
-        *fused_rows(_BLOCK + "attn_qkv", "(YN)D->DYN", "(YN)->YN"),
-        Row(_BLOCK + "attn_output.weight", "layers/attn/out/kernel", "D(HN)->HND"),
-        Row(_BLOCK + "attn_output.bias", "layers/attn/out/bias"),
-        Row(_BLOCK + "ffn_up.weight", "layers/mlp/up/kernel", "FD->DF"),
-        Row(_BLOCK + "ffn_down.weight", "layers/mlp/down/kernel", "DF->FD"),
-        Row(_BLOCK + "ffn_up.bias", "layers/mlp/up/bias"),
-        Row(_BLOCK + "ffn_down.bias", "layers/mlp/down/bias"),
-    ),
-)
 
 _PHI_1 = {
     "model_type": "phi",
@@ -156,5 +121,6 @@ FAMILY = Family(
     },
     gguf_architecture="phi2",
     gguf_config=gguf_config,
-    gguf_table=GGUF_TABLE,
+    # Files made from Microsoft's first layout have one projection.
+    gguf_table=gguf.decoder_table(projections="either"),
 )

@@ -34,14 +34,9 @@ def mae_config(fields: Fields) -> VisionConfig:
 
 def encoder(fields: Fields, **more: Any) -> VisionConfig:
     """Gives the fields that ViT and ViT-MAE have in common, and `more` of a VisionConfig."""
-    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     return VisionConfig(
         **images.front_end(fields),
-        hidden_size=hidden_size,
-        num_layers=fields.layers("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=fields.head_dim(hidden_size, num_heads),
+        **fields.blocks(),
         intermediate_size=fields.size("intermediate_size"),
         norm=NormConfig("layer", fields.number("layer_norm_eps", 1e-12, least=0)),
         qkv_bias=fields.flag("qkv_bias", True),
