@@ -41,19 +41,38 @@ def chunked_nll(config: TransformerConfig, hidden: jax.Array, head: Head, target
     return jnp.moveaxis(nll, 0, 1).reshape(B, -1)[:, :T]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def mean_nll(config: TransformerConfig, hidden: jax.Array, head: Head, targets: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4, 5))
+def mean_nll(
+    config: TransformerConfig,
+    hidden: jax.Array,
+    head: Head,
+    targets: jax.Array,
+    chunk: int | None = None,
+    rounded: bool = False,
+) -> jax.Array:
     """Gives the mean of `chunked_nll`, float32 []; to be differentiated.
 
     Its gradient is worked out while the logits of a chunk exist, so that they are neither kept nor computed twice.
+
+    Args:
+      config: see `chunked_nll`, as for the next three.
+      hidden: [B, T, D].
+      head: the output head.
+      targets: int [B, T].
+      chunk: tokens whose logits exist at one time while the gradient is worked out; None for 2048.
+      rounded: the logits of the gradient are rounded to the dtype of `hidden`, which halves what is read and written of
+        them (what PyTorch's autocast does).
     """
     return jnp.mean(chunked_nll(config, hidden, head, targets))
 
 
-def _forward(config: TransformerConfig, hidden: jax.Array, head: Head, targets: jax.Array) -> tuple[jax.Array, Any]:
+def _forward(
+    config: TransformerConfig, hidden: jax.Array, head: Head, targets: jax.Array, chunk: int | None, rounded: bool
+) -> tuple[jax.Array, Any]:
     (B, T, _), dtype = hidden.shape, wide(hidden.dtype)
     weights = jnp.full((1, T), 1 / (B * T), dtype)  # padding of the last chunk: 0
-    chunks = tuple(_chunks(array, _CHUNK_WITH_GRADIENT, B) for array in (hidden, targets, weights))
+    chunks = tuple(_chunks(array, chunk or _CHUNK_WITH_GRADIENT, B) for array in (hidden, targets, weights))
+    cast = Head(head.kernel.astype(hidden.dtype), head.bias)  # once for all chunks
 
     def step(carry: tuple[jax.Array, Head], chunk: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, Head], jax.Array]:
         total, gradient = carry
@@ -61,13 +80,16 @@ def _forward(config: TransformerConfig, hidden: jax.Array, head: Head, targets: 
 
         # Through what comes after the product only: both products of its gradient are then in the dtype of `x`.
         def loss(product: jax.Array, bias: jax.Array | None) -> jax.Array:
-            return jnp.sum(_nll(logits_of(config, product, bias), y) * weight)
+            return jnp.sum(_nll(logits_of(config, product.astype(dtype), bias), y) * weight)
 
-        found, (product, bias) = jax.value_and_grad(loss, (0, 1))(head_product(x, head), head.bias)
+        product = head_product(x, cast)
+        found, (product, bias) = jax.value_and_grad(loss, (0, 1))(
+            product.astype(x.dtype) if rounded else product, head.bias
+        )
         product = product.astype(x.dtype)
         kernel = jnp.einsum("BCV,BCW->VW", product, x, preferred_element_type=dtype)
         ours = Head(kernel.astype(head.kernel.dtype), bias)
-        dx = jnp.einsum("BCV,VW->BCW", product, head.kernel.astype(x.dtype))
+        dx = jnp.einsum("BCV,VW->BCW", product, cast.kernel)
         return (total + found, jax.tree.map(jnp.add, gradient, ours)), dx
 
     with product_precision(config.dtype):
@@ -76,7 +98,9 @@ def _forward(config: TransformerConfig, hidden: jax.Array, head: Head, targets: 
     return total, (jnp.moveaxis(dx, 0, 1).reshape(B, -1, hidden.shape[-1])[:, :T], gradient)
 
 
-def _backward(config: TransformerConfig, gradients: Any, cotangent: jax.Array) -> tuple[Any, ...]:
+def _backward(
+    config: TransformerConfig, chunk: int | None, rounded: bool, gradients: Any, cotangent: jax.Array
+) -> tuple[Any, ...]:
     hidden, head = jax.tree.map(lambda g: (cotangent * g).astype(g.dtype), gradients)
     return hidden, head, None
 

@@ -32,9 +32,21 @@ from massive_jax.probe import (
 # What attention sees in a layer, and in a windowed one where only some layers are; None where all are alike.
 LayerKinds: TypeAlias = tuple[Surroundings, Surroundings | None]
 
-# What the backward pass finds of a block: all of it, the products with weights, or its input only.
+# Kernels that attention may be: cuDNN's, and Pallas's.
+_KERNELS = ("dot_product_attention_fwd", "dot_product_attention_fwd_wrapper", "pallas_call")
+
+
+def _dear(primitive: Any, *args: Any, **options: Any) -> bool:
+    """A policy of `jax.checkpoint`: what takes time is kept, and norms and activation functions are not."""
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive.name in _KERNELS or bool(dots(primitive, *args, **options))
+
+
+# What the backward pass finds of a block: all of it; the products with weights and what an attention kernel gives; the
+# products only; or its input only. Without the first, a loop over blocks writes down every step of a norm.
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
+    "cheap": _dear,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }

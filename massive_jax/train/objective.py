@@ -23,13 +23,20 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class NextToken:
-    """Computes the negative log-likelihood of the next token, in nats."""
+    """Computes the negative log-likelihood of the next token, in nats.
+
+    Attributes:
+      chunk, rounded: see `massive_jax.models.loss.mean_nll`.
+    """
+
+    chunk: int | None = None
+    rounded: bool = False
 
     def loss(self, module: LanguageModel, params: Any, batch: jax.Array) -> jax.Array:
         """Gives the mean over int32 [B, T + 1], inputs and, one further, targets."""
         config = module.config
         _, hidden = module.apply({"params": params}, batch[:, :-1], logits=False)
-        return mean_nll(config, hidden, head_of(config, params), batch[:, 1:])
+        return mean_nll(config, hidden, head_of(config, params), batch[:, 1:], self.chunk, self.rounded)
 
 
 NEXT_TOKEN = NextToken()

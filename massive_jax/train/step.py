@@ -88,12 +88,22 @@ class Trainer:
           The next state, and float32 [] "loss" (mean over the batch, before the step), "grad_norm" (before clipping)
           and "learning_rate".
         """
-        micro = jax.tree.map(lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), batch)
-        if self.mesh is not None:
-            sharding = NamedSharding(self.mesh, PartitionSpec(None, "data"))
-            micro = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), micro)
+        micro = self.micro_batches(batch)
         with mesh_set(self.mesh):
             return _step(self, state, micro)
+
+    def micro_batches(self, batch: Any) -> Any:
+        """Gives a batch as the compiled step takes it: A in front of the batch's axis, on the devices of the mesh."""
+        micro = jax.tree.map(lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), batch)
+        if self.mesh is None:
+            return micro
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, "data"))
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), micro)
+
+    def compile(self, state: TrainState, batch: Any) -> jax.stages.Compiled:
+        """Compiles the step without taking it: called with a state and `micro_batches`, it does what `step` does."""
+        with mesh_set(self.mesh):
+            return _step.lower(self, state, self.micro_batches(batch)).compile()
 
     def loss(self, params: Any, batch: Any) -> jax.Array:
         """Gives the objective's loss on a batch, float32 []; every process gives the whole batch."""

@@ -1,0 +1,184 @@
+"""Training steps to be timed: one shape, and the ways to do the same step on it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from massive_jax.models import AttentionBias, LanguageModel
+from massive_jax.models.config import AttentionKernel
+from massive_jax.train import NextToken, OptimizerConfig, Trainer
+from massive_jax.train.presets import TrainPreset
+
+RECIPE = OptimizerConfig(warmup_steps=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Sizes of a GPT-2 and of a step's batch."""
+
+    layers: int = 12
+    heads: int = 12
+    width: int = 768
+    vocabulary: int = 50304
+    context: int = 1024
+    batch: int = 16
+
+    @property
+    def tokens(self) -> int:
+        """Counts the tokens of a step."""
+        return self.batch * self.context
+
+    def random_tokens(self) -> np.ndarray:
+        """Gives a batch, int32 [B, T + 1]."""
+        shape = (self.batch, self.context + 1)
+        return np.random.default_rng(0).integers(0, self.vocabulary, shape).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to do the step; the numbers are the same up to rounding, but for an attention bias.
+
+    Attributes:
+      unroll, remat: see `massive_jax.models.LanguageModel`; 0 unrolls all blocks.
+      chunk, rounded: see `massive_jax.models.loss.mean_nll`; 0 for all tokens at once.
+      bias: kind of the attention bias, or "none".
+      dtype: of the activations; "" for bfloat16 on a GPU or TPU, float32 on CPU.
+      kernel: of the attention; "" for "cudnn" on a GPU, "splash" on a TPU, "xla" on CPU.
+    """
+
+    unroll: int = 1
+    remat: str = "none"
+    chunk: int | None = None
+    rounded: bool = False
+    bias: str = "none"
+    dtype: str = ""
+    kernel: AttentionKernel | str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        """Reads "unroll=4 remat=cheap"; what is not given is as by default.
+
+        Raises:
+          ValueError: a name that is no field, or a value of another type.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        given: dict[str, Any] = {}
+        for word in text.split():
+            name, equals, value = word.partition("=")
+            if name not in fields or not equals:
+                raise ValueError(f"variant {text!r}: {word!r} is not NAME=VALUE with a name of {', '.join(fields)}.")
+            if name in ("unroll", "chunk"):
+                if not value.isdecimal():
+                    raise ValueError(f"variant {text!r}: {name} is {value!r}, expected a whole number from 0.")
+                given[name] = int(value)
+            else:
+                given[name] = value == "true" if name == "rounded" else value
+        return cls(**given)
+
+    def __str__(self) -> str:
+        plain = Variant()
+        changed = {name: value for name, value in vars(self).items() if value != getattr(plain, name)}
+        return " ".join(f"{name}={str(value).lower()}" for name, value in changed.items()) or "plain"
+
+    def trainer(self, shape: Shape, recipe: OptimizerConfig = RECIPE) -> Trainer:
+        """Makes the trainer."""
+        platform = jax.default_backend()
+        dtype = self.dtype or ("float32" if platform == "cpu" else "bfloat16")
+        kernel: Any = self.kernel or {"gpu": "cudnn", "tpu": "splash"}.get(platform, "xla")
+        names = {"n_layer": "layers", "n_head": "heads", "n_embd": "width", "vocab_size": "vocabulary"}
+        fields = {ours: getattr(shape, its) for ours, its in names.items()}
+        preset = TrainPreset({**fields, "block_size": shape.context, "bias": False}, recipe, dtype, {})
+        bias = None if self.bias == "none" else AttentionBias(self.bias)
+        module = LanguageModel(
+            preset.model(attention_bias=bias, dtype=dtype, kernel=kernel), self.remat, self.unroll or shape.layers
+        )
+        objective = NextToken(shape.tokens if self.chunk == 0 else self.chunk, self.rounded)
+        return Trainer(module, recipe, objective=objective)
+
+
+# What may be faster, in the order in which it is worth knowing: loops over blocks, what they keep, the head in chunks.
+SWEEP = (
+    "unroll=1",
+    "remat=cheap chunk=0",
+    "unroll=0 chunk=0",
+    "remat=cheap",
+    "chunk=0",
+    "unroll=0 remat=cheap chunk=0",
+    "remat=cheap chunk=0 rounded=true",
+    "unroll=3 remat=cheap chunk=0",
+    "remat=cheap chunk=8192",
+    "remat=cheap chunk=0 bias=kv",
+    "unroll=0 chunk=0 bias=kv",
+    "remat=cheap chunk=0 kernel=xla",
+)
+
+
+@dataclasses.dataclass
+class Step:
+    """A compiled step with its state.
+
+    Attributes:
+      run: takes a step, and gives its loss.
+      compile_seconds: what compiling took, beside others that may have been compiled at the same time.
+      temporary_bytes: of memory, beside the state; None where the backend does not say.
+    """
+
+    run: Callable[[], float]
+    compile_seconds: float
+    temporary_bytes: int | None
+
+
+def jax_step(shape: Shape, variant: Variant, recipe: OptimizerConfig = RECIPE) -> Step:
+    """Compiles a variant's step on `shape.random_tokens()`."""
+    trainer = variant.trainer(shape, recipe)
+    state, batch = trainer.init(0), shape.random_tokens()
+    started = time.perf_counter()
+    compiled = trainer.compile(state, batch)
+    seconds = time.perf_counter() - started
+    memory, micro = compiled.memory_analysis(), trainer.micro_batches(batch)
+
+    def run() -> float:
+        nonlocal state
+        state, metrics = compiled(state, micro)
+        return float(metrics["loss"])
+
+    return Step(run, seconds, getattr(memory, "temp_size_in_bytes", None))
+
+
+def compile_all(shape: Shape, variants: Iterable[Variant], threads: int = 1) -> dict[Variant, Step | Exception]:
+    """Compiles variants, some at the same time; what fails is given as its exception."""
+
+    def made(variant: Variant) -> Step | Exception:
+        try:
+            return jax_step(shape, variant)
+        except Exception as error:  # of a compiler: any type
+            return error
+
+    variants = tuple(variants)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        return dict(zip(variants, pool.map(made, variants), strict=True))
+
+
+def interleaved(steps: Mapping[Any, Callable[[], float]], repeats: int, warmup: int = 2) -> tuple[Any, Any]:
+    """Runs functions in turn: name -> seconds of each timed run, and name -> what all runs returned."""
+    losses = {name: [step() for _ in range(warmup)] for name, step in steps.items()}
+    seconds: dict[Any, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            losses[name].append(step())
+            seconds[name].append(time.perf_counter() - started)
+    return seconds, losses
+
+
+def ratio(a: list[float], b: list[float]) -> float:
+    """Gives the median ratio of runs made in turn."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
