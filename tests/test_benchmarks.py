@@ -1,10 +1,18 @@
-"""`benchmarks`: the table of parity."""
+"""`benchmarks`: the table of parity, the run on a device, ways to train."""
 
+import json
+import os
+import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
+
+from benchmarks.device.record import RECORDS
+from benchmarks.device.section import SECTIONS
+from benchmarks.device.table import markdown, read_records, with_ratios
+from benchmarks.training import SWEEP, Variant
 
 
 @pytest.mark.slow
@@ -17,3 +25,67 @@ def test_the_table_of_parity_has_every_case_of_a_family(tmp_path):
         ("mixtral", "4", "float32"),
         ("mixtral", "4", "bfloat16"),
     ]
+
+
+def run_device(out, *flags, **environment):
+    command = [sys.executable, "-m", "benchmarks.device", "--small", f"--out={out}", *flags]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=True, timeout=580
+    )
+    return done.stdout, {r["section"]: r["status"] for r in read_records(out) if r["what"] == "status"}
+
+
+def test_device_runs_where_little_is_installed(tmp_path):
+    absent = ["grain", "gguf", "tensorboardX", "tokenizers", "datasets", "huggingface_hub", "matplotlib", "torch"]
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules.update(dict.fromkeys({absent}))")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    said, ended = run_device(tmp_path, "--sections=environment,training,train_torch", PYTHONPATH=path)
+    assert ended == {
+        "environment": "done",
+        "training": "left out: no --data",
+        "train_torch": "left out: torch is not there",
+    }
+    assert "| environment | done |" in said
+    assert not (tmp_path / "roofline.png").exists()
+    assert json.loads((tmp_path / "device.json").read_text())[0]["device"]
+
+
+@pytest.mark.slow
+def test_device_runs_all_of_it(tmp_path):
+    said, ended = run_device(tmp_path, "--minutes=9")
+    failed = {name: status for name, status in ended.items() if status != "done"}
+    assert list(failed) == ["training"]
+    assert "**no**" not in said
+    assert (tmp_path / "roofline.png").stat().st_size > 10_000
+
+
+def test_device_says_what_became_of_a_section(tmp_path):
+    """One that is over its time, one that is killed while it writes, one that is slower than the peer."""
+    records = [
+        {"section": "forward", "what": "plain, 1 × 8", "tokens_per_second": 30.0, "failed": "a | b"},
+        {"section": "forward", "what": "plain, 4 × 8", "tokens_per_second": 30.0},
+        {"section": "forward_torch", "what": "torch, eager, 1 × 8", "tokens_per_second": 60.0},
+        {"section": "forward_torch", "what": "status", "status": "stopped after 3 s"},
+    ]
+    (tmp_path / RECORDS).write_text("".join(json.dumps(r) + "\n" for r in records) + '{"section": "forw')
+    found = with_ratios(read_records(tmp_path))
+    assert [r.get("against_peer") for r in found] == [0.5, None, None, None]
+    table = markdown(found)
+    assert "| plain, 1 × 8 | 30 | 0.50 | a \\| b |" in table
+    assert "| forward_torch | stopped after 3 s |  |  |  |" in table
+    assert "| forward | running, or killed |" in table
+
+
+def test_variants_are_read_as_they_are_written():
+    assert [str(Variant.parse(text)) for text in SWEEP] == ["plain", *SWEEP[1:]]
+    with pytest.raises(ValueError, match=r"variant 'unrol=1': 'unrol=1' is not NAME=VALUE with a name of unroll, "):
+        Variant.parse("unrol=1")
+    with pytest.raises(ValueError, match="chunk is 'x', expected a whole number from 0"):
+        Variant.parse("chunk=x")
+
+
+def test_sections_are_there():
+    """Each is a function of its module, found without importing any of them."""
+    for module, function, _, _ in SECTIONS.values():
+        path = pathlib.Path(__file__).parents[1] / "benchmarks" / "device" / f"{module}.py"
+        assert f"def {function}(context: Context)" in path.read_text()

@@ -23,8 +23,8 @@ def assert_close(a, b, **tolerance):
 
 
 @pytest.mark.parametrize("changes", [{}, {"logit_softcap": 2.0, "logit_scale": 0.5}])
-def test_loss_and_gradient_are_those_of_whole_logits(changes, monkeypatch):
-    monkeypatch.setattr(loss, "_CHUNK_WITH_GRADIENT", 8)
+@pytest.mark.parametrize("chunk", [8, 1000])
+def test_loss_and_gradient_are_those_of_whole_logits(changes, chunk, monkeypatch):
     monkeypatch.setattr(loss, "_FEWEST", 3)
     config = gpt(**changes)
     rng = np.random.default_rng(1)
@@ -37,7 +37,7 @@ def test_loss_and_gradient_are_those_of_whole_logits(changes, monkeypatch):
         return optax.softmax_cross_entropy_with_integer_labels(head_logits(config, hidden, head), targets).mean()
 
     def ours(hidden, head):
-        return 3 * loss.mean_nll(config, hidden, head, targets) / 3
+        return 3 * loss.mean_nll(config, hidden, head, targets, chunk, True) / 3  # float32 is not rounded
 
     expected, found = (jax.value_and_grad(f, (0, 1))(hidden, head) for f in (whole, ours))
     assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -77,7 +77,44 @@ def test_accumulated_step_equals_whole_step(plain):
     assert_close(state.opt_state, plain[0].opt_state, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
+def test_rounded_logits_change_the_gradient_by_their_rounding():
+    config = gpt(dtype="bfloat16")
+    rng = np.random.default_rng(1)
+    hidden = jnp.asarray(rng.normal(size=(2, 10, 32)), jnp.bfloat16)
+    head = Head(jnp.asarray(rng.normal(size=(256, 32)), jnp.float32))
+    targets = jnp.asarray(rng.integers(0, 256, (2, 10)))
+    whole, rounded = (
+        jax.grad(lambda x, rounded: loss.mean_nll(config, x, head, targets, None, rounded))(hidden, choice)
+        for choice in (False, True)
+    )
+    assert np.any(whole != rounded)
+    np.testing.assert_allclose(*(np.float32(x) for x in (rounded, whole)), atol=0.02 * float(jnp.abs(whole).max()))
+
+
+def gradient_of_blocks(remat, **changes):
+    """The jaxpr of a gradient, and the bytes that the loop over blocks keeps for its backward pass."""
+    trainer = Trainer(LanguageModel(gpt(dtype="bfloat16", **changes), remat=remat), RECIPE)
+    gradient = jax.make_jaxpr(jax.grad(lambda params: trainer.objective.loss(trainer.module, params, TOKENS)))
+    jaxpr = gradient(trainer.abstract().params).jaxpr
+    scan = next(eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan" and eqn.params["length"] == 2)
+    return jaxpr, sum(x.aval.size * x.aval.dtype.itemsize for x in scan.outvars[scan.params["num_carry"] :])
+
+
+def test_cheap_keeps_products_only():
+    """The input of a block, queries, keys, values, what attention adds, and one array of the MLP, in 16 bits."""
+    B, T, D, F, L = 4, 16, 32, 128, 2
+    assert gradient_of_blocks("cheap")[1] == 2 * L * B * T * (5 * D + F) < gradient_of_blocks("none")[1] / 5
+
+
+def test_cheap_runs_a_kernel_once():
+    """Forward and two backward kernels; "dots" runs the forward one twice."""
+    count = {
+        x: str(gradient_of_blocks(x, attention_kernel="splash")[0]).count("pallas_call[") for x in ("cheap", "dots")
+    }
+    assert count == {"cheap": 3, "dots": 4}
+
+
+@pytest.mark.parametrize("remat", [*(pytest.param(x, marks=pytest.mark.slow) for x in ("dots", "full")), "cheap"])
 def test_rematerialised_step_equals_plain_step(plain, remat):
     state, losses = run(Trainer(LanguageModel(GPT, remat=remat), RECIPE))
     np.testing.assert_allclose(losses, plain[1], rtol=1e-5)
