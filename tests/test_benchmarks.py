@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from benchmarks import reductions
 from benchmarks.device.record import RECORDS
 from benchmarks.device.section import SECTIONS
 from benchmarks.device.table import markdown, read_records, with_ratios
@@ -89,3 +90,9 @@ def test_sections_are_there():
     for module, function, _, _ in SECTIONS.values():
         path = pathlib.Path(__file__).parents[1] / "benchmarks" / "device" / f"{module}.py"
         assert f"def {function}(context: Context)" in path.read_text()
+
+
+def test_reductions_by_other_ways_are_the_same():
+    found = reductions.measure([2, 16, 24], repeats=1, searches=["0-3-8"], candidates="old|one|search")["candidates"]
+    assert {name.split(":")[0] for name in found} == {"median", "top_k", "median and top_k", "moments"}
+    assert all(row["right"] and row["reads"] > 0 for row in found.values())

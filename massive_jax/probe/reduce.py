@@ -11,15 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from massive_jax.cards import Card
 from massive_jax.probe.coordinates import UNPADDED, Coordinates
+from massive_jax.probe.order_statistics import median_magnitude, top_k_magnitude
 from massive_jax.probe.sites import AXIS_NAMES, Site
-
-_INFINITY = np.uint32(0x7F800000)  # its bits; those of a NaN without its sign are above
-_ABOVE_ALL = np.uint32(0xFFFFFFFF)
 
 
 @jax.tree_util.register_dataclass
@@ -63,79 +59,6 @@ class Stats(Card):
     def top_dims(self) -> Any:
         """Gives the dims of `top_values`."""
         return None if self.top_indices is None else self.top_indices["dim"]
-
-
-def median_magnitude(x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """Finds the exact median of |x| over all axes but the first. [B, ...] -> [B] float32.
-
-    Non-negative floats sort like their bit patterns, so the order statistic is found bit by bit: count the patterns
-    below a threshold, from the highest bit down. No sort and no copy, and each count fuses with its read: on a CPU
-    some 20 times faster than sorting, and faster than settling several bits a pass. Of an even count it is the lower of
-    the two middle ones, as `torch.median` in the paper's released code; of data with a NaN it is NaN.
-
-    Args:
-      x: [B, ...].
-      valid: bool that broadcasts to x: which elements count; None for all.
-
-    Examples:
-      >>> from massive_jax.probe.reduce import median_magnitude
-      >>> median_magnitude(np.array([[3.0, -1.0, 2.0, -5.0]])).tolist()
-      [2.0]
-    """
-    flat = jnp.abs(x.astype(jnp.float32)).reshape(x.shape[0], -1)
-    bits = lax.bitcast_convert_type(flat, jnp.uint32)
-    rank: Any = (flat.shape[1] - 1) // 2
-    if valid is not None:
-        counted = jnp.broadcast_to(valid, x.shape).reshape(flat.shape)
-        bits = jnp.where(counted, bits, _ABOVE_ALL)
-        rank = ((jnp.sum(counted, axis=1, dtype=jnp.int32) - 1) // 2)[:, None]
-    # bfloat16 is the upper half of float32: the lower 16 bits are zero and need no pass.
-    last_bit = 16 if x.dtype == jnp.bfloat16 else 0
-
-    def settle(i: jax.Array, prefix: jax.Array) -> jax.Array:
-        # The pattern sought is the largest t with at most `rank` patterns below it. Bit 31, the sign, is clear.
-        candidate = prefix | (jnp.uint32(1) << jnp.uint32(30 - i))
-        below = jnp.sum(bits < candidate[:, None], axis=-1, dtype=jnp.int32, keepdims=True)
-        return jnp.where((below <= rank)[:, 0], candidate, prefix)
-
-    found = lax.fori_loop(0, 31 - last_bit, settle, jnp.zeros(x.shape[0], jnp.uint32))
-    has_nan = jnp.any((bits > _INFINITY) & (bits < _ABOVE_ALL), axis=1)
-    return jnp.where(has_nan, jnp.nan, lax.bitcast_convert_type(found, jnp.float32))
-
-
-def top_k_magnitude(x: jax.Array, k: int, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Finds the k values of largest magnitude over all axes but the first, exactly, in two stages.
-
-    Args:
-      x: [B, ..., C].
-      k: how many; clipped to the number of elements.
-      valid: bool that broadcasts to x: which elements count; None for all.
-
-    Returns:
-      values [B, k] float32 (signed, largest magnitude first, NaN before all; ties to the lower index) and their flat
-      indices [B, k] int32 into the reshaped [B, -1]; 0 and -1 where fewer than k elements count.
-
-    Examples:
-      >>> from massive_jax.probe.reduce import top_k_magnitude
-      >>> values, indices = top_k_magnitude(np.array([[[3.0, -1.0], [2.0, -5.0]]]), 2)
-      >>> values.tolist(), indices.tolist()
-      ([[-5.0, 3.0]], [[3, 0]])
-    """
-    x = x.astype(jnp.float32)
-    magnitude = jnp.abs(x) if valid is None else jnp.where(valid, jnp.abs(x), -1.0)
-    rows, magnitude = (a.reshape(a.shape[0], -1, a.shape[-1]) for a in (x, magnitude))
-    num_rows, width = rows.shape[1:]
-    k = min(k, num_rows * width)
-    # Any of the k largest is among the k largest of its own row, so a top-k of the rows' top-k is exact.
-    magnitude, dims = lax.top_k(magnitude, min(k, width))
-    largest, winners = lax.top_k(magnitude.reshape(x.shape[0], -1), k)
-    flat = jnp.arange(num_rows, dtype=jnp.int32)[:, None] * width + dims
-    indices = jnp.take_along_axis(flat.reshape(x.shape[0], -1), winners, axis=-1)
-    values = jnp.take_along_axis(rows.reshape(x.shape[0], -1), indices, axis=-1)
-    if valid is None:
-        return values, indices
-    counts = largest != -1.0
-    return jnp.where(counts, values, 0.0), jnp.where(counts, indices, -1)
 
 
 def moments(x: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:

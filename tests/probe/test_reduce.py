@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from massive_jax.probe.order_statistics import SEARCHES, Search
 from massive_jax.probe.reduce import Reductions, median_magnitude, moments, top_k_magnitude
 from massive_jax.probe.sites import SITES
 
@@ -67,6 +68,51 @@ def test_median_of_many():
     np.testing.assert_array_equal(median(x), lower_median(x))
 
 
+MANY = (3, 40, 160)  # enough for a sample of a hundred and more, and to need many reads
+HARD = {
+    "a scale for each column": lambda rng: rng.normal(size=MANY) * rng.lognormal(0, 3, size=MANY[-1]),
+    "few different numbers": lambda rng: rng.integers(-3, 4, size=MANY) / 7,
+    "more than half are zero": lambda rng: np.maximum(rng.normal(size=MANY) - 0.1, 0),
+    "two heaps far apart": lambda rng: np.where(rng.random(MANY) < 0.5, 1e-38, 1e38) * (1 + 0.01 * rng.random(MANY)),
+    "the sample sees other numbers than there are": lambda rng: np.where(
+        np.arange(MANY[1] * MANY[2]).reshape(MANY[1:]) % 63, rng.normal(size=MANY), 1e30
+    ),
+    "half and one more are infinite": lambda rng: np.where(
+        np.arange(MANY[1] * MANY[2]).reshape(MANY[1:]) < 3199, rng.normal(size=MANY), np.inf
+    ),
+    "denormals": lambda rng: rng.normal(size=MANY) * 1e-42,
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "search"),
+    [
+        (np.float32, SEARCHES["default"]),
+        (np.float32, Search(100, 2)),
+        (np.float32, Search(0, 7)),
+        (ml_dtypes.bfloat16, SEARCHES["cuda"]),
+        (np.float16, Search(0, 15, 8)),
+    ],
+)
+def test_median_of_any_numbers_by_any_search(dtype, search):
+    find = jax.jit(lambda x, valid: median_magnitude(x, valid, search))
+    for number, numbers in enumerate(HARD.values()):
+        rng = np.random.default_rng(number)
+        with np.errstate(over="ignore"):
+            x = numbers(rng).astype(np.float32).astype(dtype)
+        valid = rng.random(MANY[:2])[..., None] < np.array([1, 0.5, 0.2])[:, None, None]
+        expected = [lower_median(row[own[:, 0]][None])[0] for row, own in zip(x, valid, strict=True)]
+        # Bit for bit, as above.
+        np.testing.assert_array_equal(np.asarray(find(x, valid)).view(np.uint32), np.stack(expected).view(np.uint32))
+
+
+def test_a_nan_makes_a_median_nan_where_it_counts():
+    x = np.ones((4, 3, 160), np.float32)
+    x[1, 2, 7], x[2, :2], x[3, 0, 0] = np.nan, -np.nan, np.nan
+    valid = np.array([[True, True, True]] * 3 + [[False, True, True]])[..., None]
+    np.testing.assert_array_equal(jax.jit(median_magnitude)(x, valid), [1, np.nan, np.nan, 1])
+
+
 def numpy_top_k(x, k):
     """Largest magnitudes first, ties to the lower index."""
     flat = x.astype(np.float32).reshape(len(x), -1)
@@ -96,6 +142,44 @@ def test_top_k_is_signed_and_largest_may_share_a_row():
     values, indices = top_k(x, 4)
     assert values[0].tolist() == [-9, 8, -7, 6]
     assert indices[0].tolist() == [11, 12, 14, 15]
+
+
+def test_top_k_of_what_counts_and_nan_before_all():
+    x = np.array(
+        [[[1, -2, 2], [np.nan, 5, 4]], [[0, 0, -0.0], [9, 9, 9]], [[7, -np.inf, 3], [-np.nan, 8, 8]]], np.float32
+    )
+    valid = np.array([[True, True], [True, False], [False, False]])[..., None]
+    for dtype in (np.float32, ml_dtypes.bfloat16):
+        values, indices = jax.jit(top_k_magnitude, static_argnums=1)(x.astype(dtype), 4, valid)
+        np.testing.assert_array_equal(values, [[np.nan, 5, 4, -2], [0, 0, 0, 0], [0, 0, 0, 0]])
+        assert indices.tolist() == [[3, 4, 5, 1], [0, 1, 2, -1], [-1, -1, -1, -1]]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+def test_they_can_be_compiled_for_other_platforms(platform):
+    """As far as jax's own checks go, which need no such device."""
+
+    def statistics(x, valid):
+        return median_magnitude(x, valid), top_k_magnitude(x, 3, valid), moments(x, valid)
+
+    for dtype in (jnp.bfloat16, jnp.float32):
+        x, valid = jax.ShapeDtypeStruct((1, 256, 512), dtype), jax.ShapeDtypeStruct((1, 256, 1), bool)
+        lowered = jax.jit(statistics).trace(x, valid).lower(lowering_platforms=(platform,)).as_text()
+        counted = SEARCHES.get(platform, SEARCHES["default"]).thresholds
+        # The widest reduction is of its search's thresholds, not another's.
+        assert max(line.count(" init:") for line in lowered.splitlines()) == counted
+
+
+def test_derivatives_pass_by_a_median_and_through_the_largest():
+    def statistics(x):
+        return median_magnitude(x)[0], top_k_magnitude(x, 2)[0]
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 8, 160)).astype(np.float32))
+    of_median, of_largest = jax.jit(jax.jacrev(statistics))(x)
+    assert not of_median.any()
+    indices = top_k(x, 2)[1]
+    np.testing.assert_array_equal(of_largest.reshape(2, -1).argmax(axis=1), indices[0])
+    assert of_largest.sum() == 2
 
 
 @pytest.mark.parametrize("offset", [0.0, 300.0])
