@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from massive_jax.models import AttentionBias, LanguageModel
-from massive_jax.models.config import AttentionKernel
+from massive_jax.models.kernels import AttentionKernel
 from massive_jax.train import NextToken, OptimizerConfig, Trainer
 from massive_jax.train.presets import TrainPreset
 

@@ -18,7 +18,7 @@ from experiments import common
 from experiments.flags import model, processes, seed
 from massive_jax.models import AttentionBias
 from massive_jax.models.attention_bias import ATTENTION_BIASES, SLOT_KINDS
-from massive_jax.models.config import AttentionKernel
+from massive_jax.models.kernels import KERNELS, AttentionKernel, gpu_problem
 from massive_jax.models.stack import REMAT
 from massive_jax.parallel import once
 from massive_jax.report import as_record
@@ -105,11 +105,11 @@ def dtype(of_preset: str) -> str:
 
 def kernel(dtype: str, tokens: int) -> AttentionKernel:
     """The attention kernel to train with on this machine, that the model of the flags can have, on so many tokens."""
-    backend = jax.default_backend()
-    if backend == "gpu" and dtype != "float32":
+    if dtype in KERNELS["cudnn"].dtypes and gpu_problem() is None:
         return "cudnn"
     # Splash computes blocks of 128 tokens, whole.
-    if backend == "tpu" and dtype != "float16" and BIAS.value != "sigmoid" and tokens >= 128:
+    on_tpu = jax.default_backend() == "tpu" and tokens >= 128
+    if on_tpu and dtype in KERNELS["splash"].dtypes and BIAS.value != "sigmoid":
         return "splash"
     return "xla"
 

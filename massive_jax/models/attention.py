@@ -18,10 +18,10 @@ from massive_jax.models.attention_bias import (
     TokenMixture,
     attend_behind,
     attend_with_lse,
-    fused_attention,
     mix_slots,
 )
 from massive_jax.models.config import BlockConfig
+from massive_jax.models.kernels import fused_attention, takes
 from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
 from massive_jax.models.parameters import Module
@@ -126,7 +126,7 @@ def attend(
     slots: Slots | None = None,
 ) -> jax.Array:
     """Mixes values, no site tapped: query [B, T, H, N], key and value [B, S, K, N] -> [B, T, H, N]."""
-    if _fused(cfg, around):
+    if takes(cfg, masked=around.mask is not None):
         return _attend_fused(cfg, query, key, value, around, slots)
     visible = visible_keys(cfg, query, around)
     if around.cache_slots is not None or not cfg.causal:
@@ -167,32 +167,25 @@ def _attend_rows(
     return TokenMixture(mix_values(weights, value), largest, jnp.sum(weights, axis=-1))
 
 
-def _fused(cfg: BlockConfig, around: Surroundings) -> bool:
-    """Whether the config's kernel does this call; the logits are written out otherwise."""
-    if cfg.attention_kernel == "splash":  # whose masks are known when it is compiled; the config has been checked
-        return around.mask is None and around.bias is None
-    return cfg.attention_kernel != "xla" and cfg.attention_softcap is None and not cfg.sigmoid_attention
-
-
 def _attend_fused(
     cfg: BlockConfig, query: jax.Array, key: jax.Array, value: jax.Array, around: Surroundings, slots: Slots | None
 ) -> jax.Array:
     """`attend` by a kernel, which writes no logits."""
+    assert around.bias is None  # refused: far positions' biases are too large for bfloat16
     options: dict[str, Any] = {"scale": cfg.scale, "implementation": cfg.attention_kernel}
     if around.mask is None:
         options |= {"is_causal": cfg.causal, "local_window_size": None if cfg.window is None else (cfg.window - 1, 0)}
     if cfg.attention_softcap is not None:
         options["softcap"] = cfg.attention_softcap
     mask = None if around.mask is None else around.mask[:, None]
-    bias = around.bias  # float32: far positions' biases are too large for bfloat16
-    if bias is not None:
-        bias = jnp.broadcast_to(bias, (*bias.shape[:2], query.shape[1], key.shape[1]))
     static = tuple(options.items())
     if slots is None:
-        return fused_attention(static, bias, mask)(query, key, value)
-    if slots.keys is not None and around.mask is None and cfg.causal and cfg.window is None:
-        return attend_behind(slots, static, query, key, value)
-    mixed, lse = attend_with_lse(static, query, key, value, bias, mask)
+        return fused_attention(static, mask)(query, key, value)
+    # A window of the kernel's own would hide slots that have no place; a cache would be copied to put them in front.
+    shown = mask is not None or cfg.window is None or slots.mask is not None
+    if slots.keys is not None and shown and around.cache_slots is None:
+        return attend_behind(slots, static, query, key, value, mask)
+    mixed, lse = attend_with_lse(static, query, key, value, mask)
     return TokenMixture(mixed, lse, jnp.ones_like(lse)).with_slots(slots)
 
 

@@ -5,8 +5,8 @@ With an output o and a log-sum-exp lse of the tokens' logits, and slots with log
     o′ = σ(lse − logsumexp(s)) · o + σ(logsumexp(s) − lse) · softmax(s) v′
 
 is exactly softmax([logits, s]) [V; v′]: no column is added to the keys, and any kernel will do (`TokenMixture`).
-Where a kernel is causal and s are products with keys, the slots are tokens in front instead: the kernel's gradient is
-computed once then, and twice with a log-sum-exp (`attend_behind`).
+Where s are products with keys, and a kernel's own mask can show the slots to every query, they are tokens in front
+instead: the kernel's gradient is computed once then, and twice with a log-sum-exp (`attend_behind`).
 Axis letters: see `massive_jax.probe.sites`; G = H / K, n slots.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from massive_jax.dtypes import wide
+from massive_jax.models.kernels import Options, fused_attention
 from massive_jax.models.linear import Projection
 from massive_jax.models.parameters import Module
 from massive_jax.models.positions import apply_rope
@@ -115,12 +116,15 @@ class Slots:
     Attributes:
       logits: float32 [B, H, T, n]; the lowest finite number where a slot is out of sight.
       values: [K, n, N]; None for zeros.
-      keys: [K, n, N], whose scaled products with the queries the logits are; None where they are something else.
+      keys: [B or 1, K, n, N], whose scaled products with the queries the logits are; None where they are something
+        else.
+      mask: bool [B or 1, T, n], which query sees which slot; None for all.
     """
 
     logits: jax.Array
     values: jax.Array | None
     keys: jax.Array | None = None
+    mask: jax.Array | None = None
 
 
 class AttentionSlots(Module):
@@ -169,8 +173,8 @@ class AttentionSlots(Module):
             logits = logits + places.bias
         if places.mask is not None:
             logits = jnp.where(places.mask[:, None], logits, jnp.finfo(jnp.float32).min)
-        plain = bias.kind != "sink" and not bias.offset and places.bias is None and places.mask is None
-        return Slots(logits, value, keys[0] if plain and len(keys) == 1 else None)
+        products = bias.kind != "sink" and not bias.offset and places.bias is None
+        return Slots(logits, value, keys if products else None, places.mask)
 
 
 class OutputGate(Module):
@@ -247,55 +251,33 @@ def mix_slots(probs: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.einsum("BKGTn,KnN->BTKGN", grouped, values).reshape(B, T, H, N)
 
 
-def fused_attention(
-    options: tuple[tuple[str, Any], ...], bias: jax.Array | None = None, mask: jax.Array | None = None
-) -> Callable[..., Any]:
-    """Gives a kernel as a function of query, key, value and `return_residual`.
-
-    Args:
-      options: static, as (name, value) pairs: "implementation", which is "splash" or as `jax.nn.dot_product_attention`
-        has it, and the options of that function or of `massive_jax.models.splash.splash_attention`.
-      bias: as `dot_product_attention` has it; "splash" has none.
-      mask: likewise.
-    """
-    given = dict(options)
-    if given["implementation"] != "splash":
-        return functools.partial(jax.nn.dot_product_attention, bias=bias, mask=mask, **given)
-    from massive_jax.models.splash import splash_attention  # Pallas takes a while to import
-
-    assert bias is None
-    assert mask is None
-    del given["implementation"]
-    return functools.partial(splash_attention, **given)
-
-
 def attend_behind(
-    slots: Slots, options: tuple[tuple[str, Any], ...], query: jax.Array, key: jax.Array, value: jax.Array
+    slots: Slots, options: Options, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
 ) -> jax.Array:
-    """Gives the heads' outputs [B, T, H, N] of a causal kernel in which every query sees the slots, which have keys.
+    """Gives the heads' outputs [B, T, H, N] of a kernel with the slots, which have keys, as tokens in front.
 
-    They are tokens in front of the others; what they see themselves is dropped. See `attend_with_lse` for the rest.
+    Where the kernel is causal, what the slots see themselves is dropped, and a window counts them as tokens. See
+    `attend_with_lse` for the arguments.
     """
     assert slots.keys is not None
-    n = slots.keys.shape[1]
-    values = jnp.zeros_like(slots.keys) if slots.values is None else slots.values
+    n, T = slots.keys.shape[2], query.shape[1]
+    values = jnp.zeros_like(slots.keys) if slots.values is None else slots.values[None]
 
     def behind(x: jax.Array, slot: jax.Array) -> jax.Array:
-        first = jnp.moveaxis(slot, 1, 0).astype(x.dtype)
-        return jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], *first.shape)), x], axis=1)
+        first = jnp.moveaxis(slot, 2, 1).astype(x.dtype)
+        return jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], *first.shape[1:])), x], axis=1)
 
-    query = jnp.pad(query, ((0, 0), (n, 0), (0, 0), (0, 0)))
-    return fused_attention(options)(query, behind(key, slots.keys), behind(value, values))[:, n:]
+    if mask is not None:
+        seen = jnp.ones((1, 1, 1, 1), bool) if slots.mask is None else slots.mask[:, None]
+        mask = jnp.concatenate([jnp.broadcast_to(seen, (*mask.shape[:3], n)), mask], axis=3)
+    elif dict(options)["is_causal"]:
+        query = jnp.pad(query, ((0, 0), (n, 0), (0, 0), (0, 0)))
+    return fused_attention(options, mask)(query, behind(key, slots.keys), behind(value, values))[:, -T:]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend_with_lse(
-    options: tuple[tuple[str, Any], ...],
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    bias: jax.Array | None,
-    mask: jax.Array | None,
+    options: Options, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """Gives a kernel's mixture and its log-sum-exp, float32 [B, H, T], both differentiable.
 
@@ -304,31 +286,30 @@ def attend_with_lse(
     itself does both. In a 16-bit dtype `jax.nn.dot_product_attention` rounds the log-sum-exp to it, "splash" does not.
 
     Args:
-      options: static options of the kernel, "implementation" and "scale" among them, as (name, value) pairs.
+      options: static options of the kernel, see `fused_attention`.
       query: [B, T, H, N].
       key: [B, S, K, N].
       value: [B, S, K, N].
-      bias: as `dot_product_attention` has it, without a gradient; or None.
-      mask: likewise.
+      mask: bool [B or 1, H or 1, T, S]; None for none.
     """
-    out, lse = fused_attention(options, bias, mask)(query, key, value, return_residual=True)
+    out, lse = fused_attention(options, mask)(query, key, value, return_residual=True)
     return out, jnp.moveaxis(lse.astype(jnp.float32), 1, 2)
 
 
-def _forward(options: Any, query: Any, key: Any, value: Any, bias: Any, mask: Any) -> Any:
-    return attend_with_lse(options, query, key, value, bias, mask), (query, key, value, bias, mask)
+def _forward(options: Options, query: Any, key: Any, value: Any, mask: Any) -> Any:
+    return attend_with_lse(options, query, key, value, mask), (query, key, value, mask)
 
 
-def _backward(options: Any, kept: Any, cotangents: Any) -> Any:
-    query, key, value, bias, mask = kept
+def _backward(options: Options, kept: Any, cotangents: Any) -> Any:
+    query, key, value, mask = kept
     of_out, of_lse = cotangents
-    scale, attention = dict(options)["scale"], fused_attention(options, bias, mask)
+    scale, attention = dict(options)["scale"], fused_attention(options, mask)
     of_query, of_key, of_value = jax.vjp(attention, query, key, value)[1](of_out)
     mean_key, of_values = jax.vjp(functools.partial(attention, query, key), key)
     weight = scale * jnp.moveaxis(of_lse, 1, 2)[..., None]
     of_query += (weight * mean_key).astype(query.dtype)
     of_key += of_values((weight * query).astype(query.dtype))[0]
-    return of_query, of_key, of_value, None, None
+    return of_query, of_key, of_value, None
 
 
 attend_with_lse.defvjp(_forward, _backward)

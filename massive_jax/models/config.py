@@ -12,13 +12,13 @@ import jax.numpy as jnp
 
 from massive_jax.dtypes import DTYPES, check_dtype
 from massive_jax.models.attention_bias import AttentionBias
+from massive_jax.models.kernels import AttentionKernel, refusals
 from massive_jax.models.literals import unknown_words
 from massive_jax.models.norms import NormConfig
 from massive_jax.models.positions import AlibiConfig, RopeConfig
 from massive_jax.probe import EXPERT_SITES, VISION_SITES
 
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2"]
-AttentionKernel: TypeAlias = Literal["xla", "cudnn", "splash"]
 NormPlacement: TypeAlias = Literal["pre", "after_residual", "output", "pre_and_output"]
 Residual: TypeAlias = Literal["serial", "parallel", "parallel_shared_norm"]
 Position: TypeAlias = Literal["rope", "learned", "alibi"]
@@ -89,8 +89,8 @@ class BlockConfig:
       dtype: of the activations. With 16 bits norms, softmax and logits are float32; statistics are always.
       attention_kernel: where probabilities are not asked for: "xla" writes the logits out, "cudnn" is its fused kernel
         (`jax.nn.dot_product_attention`), which needs a GPU and a 16-bit dtype, "splash" is the one for a TPU
-        (`massive_jax.models.splash`), slow elsewhere. With a cache, "splash" writes the logits out, too: its masks are
-        fixed when it is compiled.
+        (`massive_jax.models.splash`), slow elsewhere. `massive_jax.models.kernels.KERNELS` says what each takes; for
+        what it does not, a config is refused or the logits are written out.
       model_type: the family, as its Hugging Face config names it.
     """
 
@@ -164,23 +164,9 @@ class BlockConfig:
             yield "mlp 'experts' and the option experts go together"
         if self.residual != "serial" and self.norm_placement != "pre":
             yield f"residual {self.residual!r} needs norm_placement 'pre', not {self.norm_placement!r}"
-        if self.attention_kernel == "cudnn" and self.dtype not in ("bfloat16", "float16"):
-            yield "attention_kernel 'cudnn' needs dtype bfloat16 or float16"
-        if self.attention_kernel == "splash":
-            yield from (f"attention_kernel 'splash' {reason}; 'xla' does" for reason in self._beyond_splash())
+        yield from refusals(self)
         if self.window is not None and not self.causal:
             yield "a window is of causal attention"
-
-    def _beyond_splash(self) -> Iterator[str]:
-        """What of the config the kernel "splash" does not do."""
-        if self.dtype in ("float16", "float64"):
-            yield f"does not take dtype {self.dtype}"
-        if self.window_layers is not None:
-            yield "does not take window_layers, as a mask that differs by layer is not known when it is compiled"
-        if self.sigmoid_attention:
-            yield "does not take attention bias 'sigmoid'"
-        if self.attention_softcap is not None and self.num_slots:
-            yield "does not take attention_softcap with slots, as its log-sum-exp then has no gradient"
 
     def _ropes(self) -> Iterator[RopeConfig]:
         """Every rotary embedding of the model."""
@@ -277,18 +263,10 @@ class TransformerConfig(BlockConfig):
         yield from super()._inconsistencies()
         if (self.position == "alibi") != (self.alibi is not None):
             yield "position 'alibi' and the option alibi go together"
-        if self.attention_kernel == "cudnn" and self.alibi is not None:
-            yield "attention_kernel 'cudnn' would round alibi's bias to 16 bits"
         if not self.causal:
             yield "a language model is causal"
         if self.prefix_length >= self.max_position:
             yield f"a prefix of {self.prefix_length} tokens leaves nothing of max_position {self.max_position}"
-
-    def _beyond_splash(self) -> Iterator[str]:
-        """What of the config the kernel "splash" does not do."""
-        yield from super()._beyond_splash()
-        if self.alibi is not None:
-            yield "does not take position 'alibi'"
 
     def _ropes(self) -> Iterator[RopeConfig]:
         """Every rotary embedding of the model."""

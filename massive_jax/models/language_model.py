@@ -166,8 +166,12 @@ class LanguageModel(Module):
             if n and with_slots:
                 slot_places = SlotPlaces()
                 if before.size:
-                    # Only a window can hide a prefix: all of it comes before every token.
-                    near = places.queries[..., None] - before < (window or places.queries.shape[1] + S + n)
+                    # Only a window can hide a prefix: all of it comes before every token. (Where only some layers have
+                    # one, the others need a mask of the same shape.)
+                    near = None
+                    if window or cfg.window_layers is not None:
+                        far = window or places.queries.shape[1] + S + n
+                        near = places.queries[..., None] - before < far
                     slot_places = SlotPlaces(slot_tables, slots_bias, near)
             return Surroundings(tables, key_tables, bias, mask, places.slots, slot_places)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from massive_jax.models import AttentionBias, TransformerConfig, VisionConfig
-from massive_jax.models.config import AttentionKernel
+from massive_jax.models.kernels import AttentionKernel
 from massive_jax.train.optimizer import OptimizerConfig
 from massive_jax.zoo import nanogpt, vit
 from massive_jax.zoo.fields import Fields

@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 import experiments
+from massive_jax.models import kernels
 from massive_jax.train import OptimizerConfig
 
 
@@ -24,6 +25,7 @@ def test_every_binary_can_be_imported_beside_the_others():
         ("cpu", "bfloat16", [], 1024, "xla"),
         ("gpu", "bfloat16", [], 17, "cudnn"),
         ("gpu", "float32", [], 1024, "xla"),
+        ("old gpu", "bfloat16", [], 1024, "xla"),
         ("tpu", "bfloat16", [], 1024, "splash"),
         ("tpu", "float32", ["--attention_bias=kv"], 128, "splash"),
         ("tpu", "float16", [], 1024, "xla"),
@@ -36,7 +38,9 @@ def test_the_kernel_is_one_that_the_machine_and_the_model_have(
 ):
     from experiments.flags import training
 
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend.split()[-1])
+    capabilities = {"gpu": (9, 0), "old gpu": (7, 5)}
+    monkeypatch.setattr(kernels, "cuda_capability", lambda: capabilities.get(backend))
     clean_flags()
     flags.FLAGS(["train_gpt2", *arguments])
     assert training.kernel(dtype, tokens) == expected

@@ -226,7 +226,7 @@ BAD = {
     "window": (0, "window is 0"),
     "dtype": ("int8", "dtype 'int8'"),
     "activation": ("mish", "activation 'mish'"),
-    "attention_kernel": ("cudnn", "'cudnn' needs dtype bfloat16"),
+    "attention_kernel": ("cudnn", "'cudnn' does not take dtype float32"),
     "rope": (RopeConfig(kind="factors", factors=(1.0,)), "1 factors, expected rotary_dim / 2 = 4"),
 }
 
