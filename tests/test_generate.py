@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import massive_jax as mj
-from massive_jax import generate as generation
-from massive_jax.generate import Sampling, Streaming, left_pad
+from massive_jax.generate import Sampling, Streaming, _decode, _prefill, left_pad
 from massive_jax.models import AlibiConfig, AttentionBias, ExpertsConfig, RopeConfig
 from massive_jax.probe import ALL_SITES, compile_captures
+from tests.fixtures.tiny import programs
 
 PROMPT, NEW = 5, 6
 SETTINGS = {
@@ -66,7 +66,8 @@ def check_against_full_forward(model, run, prompt, names, edits=None):
 def test_equals_the_full_forward_pass_at_every_site(make_model, tiny_tokens, setting):
     model = make_model(**SETTINGS[setting])
     prompt = tiny_tokens[:, :PROMPT]
-    names = ("attn_logits", "attn_probs", "block_out", "logits")  # whatever is wrong elsewhere shows here
+    # Whatever is wrong elsewhere shows here.
+    names: tuple[str, ...] = ("attn_logits", "attn_probs", "block_out", "logits")
     if setting in ("default", "experts"):
         names = tuple(site for site in ALL_SITES if site not in model.config.absent_sites)
     run = model.generate(prompt, max_new_tokens=NEW, capture=mj.Capture(names), keep_logits=True)
@@ -297,10 +298,10 @@ def test_other_edits_temperatures_and_layers_do_not_retrace(tiny_model, tiny_tok
         tiny_model.generate(prompt, max_new_tokens=NEW, temperature=i / 2, top_p=0.9, capture=capture, edits=edit)
 
     run(0)
-    before = generation._prefill._cache_size(), generation._decode._cache_size()
+    before = programs(_prefill, _decode)
     for i in range(1, 8):
         run(i)
-    assert (generation._prefill._cache_size(), generation._decode._cache_size()) == before
+    assert (programs(_prefill, _decode)) == before
 
 
 def test_cache_is_a_plain_collection(tiny_model, tiny_tokens):

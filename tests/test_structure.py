@@ -27,7 +27,7 @@ def imports_of(path):
     """What a file imports of the package, as (module, name or None), types only left out."""
 
     class Finder(ast.NodeVisitor):
-        found = ()
+        found: tuple = ()
 
         def visit_If(self, node):
             if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):

@@ -189,7 +189,7 @@ def test_texts_of_any_lengths(tiny_model):
             )
     sites = [PlaceInStream(1, 3), PlaceInStream("first_delimiter", 2)]
     states = [hidden_state(tiny_model, tiny_model.tokenize(text), 2)[0] for text in texts]
-    expected = [np.mean([state[1, 3] for state in states]), states[0][4, 2]]
-    assert site_means(tiny_model, windows, 2, sites) == pytest.approx(expected, rel=1e-4)
+    means = [np.mean([state[1, 3] for state in states]), states[0][4, 2]]
+    assert site_means(tiny_model, windows, 2, sites) == pytest.approx(means, rel=1e-4)
     with pytest.raises(ValueError, match="positions 0 to 1"):
         site_means(tiny_model, windows, 2, [PlaceInStream(2, 3)])

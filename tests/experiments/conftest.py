@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,9 @@ def run(tiny_directory, tmp_path, capsys, clean_flags):
     """
     workdir = tmp_path / "results"
 
-    def run(name, *arguments):
+    run: Any
+
+    def run_binary(name, *arguments):
         module = importlib.import_module(f"experiments.{name}")
         clean_flags()
         FLAGS([name, f"--model={tiny_directory}", f"--workdir={workdir}", *arguments])
@@ -105,6 +108,7 @@ def run(tiny_directory, tmp_path, capsys, clean_flags):
         run.out = capsys.readouterr().out
         return read_json(workdir / f"{'summary' if name == 'reproduce' else name}.json")
 
+    run = run_binary
     run.workdir, run.out = workdir, ""
     return run
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,9 @@ def image_folder(tmp_path_factory):
 def run_vit(tmp_path, image_folder, make_vision, monkeypatch, clean_flags, capsys):
     """`run_vit("vit_registers", registers, "--means=…")`: runs on a model with that many registers; gives the JSON."""
 
-    def run(name, registers, *arguments, images=image_folder):
+    run: Any
+
+    def run_binary(name, registers, *arguments, images=image_folder):
         model = make_vision(registers=registers, num_classes=0)
         processor = ImageProcessor({"image_processor_type": "ViTImageProcessor", "size": 28})
         loaded = dataclasses.replace(model, processor=processor)
@@ -44,6 +47,7 @@ def run_vit(tmp_path, image_folder, make_vision, monkeypatch, clean_flags, capsy
         run.out = capsys.readouterr().out
         return read_json(tmp_path / f"{name}.json")
 
+    run = run_binary
     return run
 
 

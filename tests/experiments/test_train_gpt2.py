@@ -115,7 +115,7 @@ def test_no_cluster_to_be_found(binary, capsys, monkeypatch):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", none)
-    before = jax.config.jax_enable_preemption_service
+    before = jax.config.values["jax_enable_preemption_service"]
     try:
         assert "jax finds no cluster here" in binary(capsys, "train_gpt2", "--distributed")
     finally:

@@ -78,8 +78,8 @@ def test_dinov3_resizes_in_floats_as_torch_does():
     processor = ImageProcessor({"image_processor_type": "DINOv3ViTImageProcessor"})
     with Image.open(PHOTO) as photo:
         x = torch.tensor(np.array(photo)).permute(2, 0, 1)[None].float() / 255
-    x = torch.nn.functional.interpolate(x, (224, 224), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
-    expected = (x - np.float32(IMAGENET["image_mean"])) / np.float32(IMAGENET["image_std"])
+    resized = torch.nn.functional.interpolate(x, (224, 224), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    expected = (resized.numpy() - np.float32(IMAGENET["image_mean"])) / np.float32(IMAGENET["image_std"])
     np.testing.assert_allclose(processor(PHOTO)[0], expected, atol=1e-4)
 
 
@@ -392,9 +392,9 @@ def test_arguments_of_batches(tmp_path):
     for batch_size in (0, -1):
         with pytest.raises(ValueError, match=f"in batches of {batch_size}: at least one"):
             next(image_batches(["a.png"], processor, batch_size))
-    for batch_size in (1.5, "2", None, True):
+    for wrong in (1.5, "2", None, True):
         with pytest.raises(ValueError, match="batch_size is .*; give a whole number"):
-            next(image_batches(["a.png"], processor, batch_size))
+            next(image_batches(["a.png"], processor, wrong))
     with pytest.raises(ValueError, match="paths is 'a.png'; give a list"):
         next(image_batches("a.png", processor, 1))
 

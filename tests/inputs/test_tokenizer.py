@@ -357,12 +357,12 @@ def test_arguments(smollm):
             smollm.encode(bad)
     with pytest.raises(ValueError, match="surrogate"):
         smollm.encode("a\ud800b")
-    for bad in ([49152], [-1], ["a"], [1.5], [None], [10**30], 5, None, np.zeros((2, 2), np.int32)):
+    for ids in ([49152], [-1], ["a"], [1.5], [None], [10**30], 5, None, np.zeros((2, 2), np.int32)):
         with pytest.raises(ValueError, match="token id"):
-            smollm.decode(bad)
-    for bad in (49152, -1, "a", 1.5, None):
+            smollm.decode(ids)
+    for single in (49152, -1, "a", 1.5, None):
         with pytest.raises(ValueError, match="token id"):
-            smollm.token_text(bad)
+            smollm.token_text(single)
     assert smollm.decode(np.array([34386, 314], np.int32)) == "Summer is"
     assert smollm.decode([]) == ""
     assert smollm.token_text(np.int64(314)) == " is"

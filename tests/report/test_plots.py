@@ -9,6 +9,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 import massive_jax.report
@@ -328,7 +329,7 @@ def test_intervention_says_what_was_found():
 def test_intervention_draws_what_is_not_finite_open_and_longest():
     with style.context():
         made = intervention.draw(_intervention(original=5.47, zero=math.inf, mean=100.0))
-    original, zero, mean = (container.patches[0] for container in made.axes[0].containers)
+    original, zero, mean = (next(iter(container)) for container in made.axes[0].containers)
     assert zero.get_facecolor() == (1, 1, 1, 1)
     assert zero.get_width() > mean.get_width() > original.get_width()
     assert mean.get_width() == pytest.approx(2)  # log10
@@ -350,6 +351,7 @@ def test_overlay_draws_maps_on_one_scale_and_outlines_patches():
     np.testing.assert_array_equal(image.get_array(), data[3])
     assert first.norm.vmax == second.norm.vmax == max(panel.values.max() for panel in data[5][1:])
     (outline,) = made.axes[0].patches
+    assert isinstance(outline, Rectangle)
     assert (*outline.get_xy(), outline.get_width()) == (2 * 14 - 0.5, 14 - 0.5, 14)  # column 2, row 1
     for wrong in ({"marked": [(5, 0)]}, {"values": np.ones((4, 4))}):
         with pytest.raises(ValueError, match=r"the patches are \(5, 4\)"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,7 +44,7 @@ def start(tmp_path):
         }
         with log.open("w") as file:
             command = [sys.executable, *map(str, arguments)]
-            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+            process: Any = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
         process.said = log.read_text
         started.append(process)
         return process

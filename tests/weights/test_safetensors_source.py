@@ -13,6 +13,7 @@ from massive_jax.weights.safetensors_source import HuggingFaceSource
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
 B = np.arange(6, dtype=np.float16).reshape(2, 3)
 C = (np.arange(8) / 3).astype(ml_dtypes.bfloat16).reshape(4, 2)
+ARRAYS: dict[str, np.ndarray] = {"a": A, "b": B, "c": C}
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_single_file(directory):
             "b": ((2, 3), "float16"),
             "c": ((4, 2), "bfloat16"),
         }
-        for name, expected in {"a": A, "b": B, "c": C}.items():
+        for name, expected in ARRAYS.items():
             got = source.read(name)
             assert got.dtype == expected.dtype
             np.testing.assert_array_equal(got, expected)
@@ -57,7 +58,7 @@ def test_one_tensor_after_another_in_the_same_memory(directory):
     memory = Memory()
     with HuggingFaceSource(directory) as source:
         source.read("a", memory)
-        for name, expected in {"a": A, "b": B, "c": C}.items():
+        for name, expected in ARRAYS.items():
             got = source.read(name, memory)
             assert got.dtype == expected.dtype
             np.testing.assert_array_equal(got, expected)

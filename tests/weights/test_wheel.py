@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,13 +87,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        limit = self.server.cut_after.pop(0) if self.path.endswith(".whl") and self.server.cut_after else len(body)
+        server: Any = self.server
+        limit = server.cut_after.pop(0) if self.path.endswith(".whl") and server.cut_after else len(body)
         for start in range(0, limit, 50_000):
             self.wfile.write(body[start : min(start + 50_000, limit)])
-            time.sleep(self.server.pause) if self.server.pause else None
+            time.sleep(server.pause) if server.pause else None
 
     def do_GET(self):
-        server = self.server
+        server: Any = self.server
         if server.password is not None:
             expected = "Basic " + base64.b64encode(server.password.encode()).decode()
             if self.headers.get("Authorization") != expected:
