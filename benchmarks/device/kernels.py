@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import massive_jax as mj
-from benchmarks.device.record import Context
-from massive_jax.models import AttentionBias, LanguageModel
-from massive_jax.models.attention_bias import ATTENTION_BIASES
+from benchmarks.device.record import Context, measure, median
+from massive_jax.models import AttentionBias, LanguageModel, TransformerConfig
+from massive_jax.models.attention import Surroundings, attend
+from massive_jax.models.attention_bias import ATTENTION_BIASES, AttentionSlots, SlotPlaces
+from massive_jax.models.kernels import KERNELS
 
 # Of the norm of what it should be; a model's own rounding to bfloat16 is a third of it.
 _MOST = {"forward": 0.02, "gradient": 0.05}
@@ -66,6 +69,56 @@ def check(context: Context) -> None:
         running = {pool.submit(_compared, case, kernel): case for case in cases}
         for done in concurrent.futures.as_completed(running):
             context.add(f"{kernel}: {running[done]}", **done.result())
+
+
+def lengths(context: Context) -> None:
+    """Times attention and its gradient at GPT-2's shape: slots in front, by what lengths are padded to, and merged.
+
+    What is fastest belongs into `massive_jax.models.kernels.KERNELS`, as `gradient_lengths`.
+    """
+    kernel: Any = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend(), "xla")
+    table = KERNELS[kernel]
+    ways: dict[str, tuple[AttentionBias | None, int]] = {"no slots": (None, table.gradient_lengths)}
+    for multiple in (2, 64, 128) if kernel == "cudnn" else (table.gradient_lengths,):
+        ways[f"kv in front, lengths a multiple of {multiple}"] = AttentionBias("kv"), multiple
+    ways["kv merged"] = AttentionBias("kv", offset=True), table.gradient_lengths
+    plain = None
+    for name, (bias, multiple) in ways.items():
+        try:
+            KERNELS[kernel] = dataclasses.replace(table, gradient_lengths=multiple)
+            seconds = median(measure(_gradient(kernel, bias, context.small), calls=1 if context.small else 10))
+        except Exception as error:
+            context.add(f"{kernel}: {name}", failed=f"{type(error).__name__}: {error}".splitlines()[0][:300])
+            continue
+        finally:
+            KERNELS[kernel] = table
+        plain = plain or seconds
+        context.add(f"{kernel}: {name}", seconds=seconds, over_no_slots=seconds / plain)
+
+
+def _gradient(kernel: Any, bias: AttentionBias | None, small: bool) -> Callable[[], Any]:
+    """A function that runs attention and its gradient: of queries, keys, values and slots."""
+    B, T, H, N = (1, 16, 2, 8) if small else (16, 1024, 12, 64)
+    dtype = "float32" if kernel == "xla" else "bfloat16"
+    heads = {"num_heads": H, "num_kv_heads": H, "head_dim": N}
+    others = {"vocab_size": 1, "hidden_size": 1, "num_layers": 1, "intermediate_size": 1, "max_position": T}
+    cfg = TransformerConfig(**heads, **others, dtype=dtype, attention_bias=bias, attention_kernel=kernel)
+    rng = np.random.default_rng(0)
+    arrays = [jnp.asarray(rng.normal(size=(B, T, H, N)), dtype) for _ in range(4)]
+    module = AttentionSlots(cfg) if bias else None
+    slots = jax.jit(module.init)(jax.random.key(0), arrays[0], SlotPlaces())["params"] if module else {}
+
+    @jax.jit
+    def run(arrays: Any, slots: Any) -> Any:
+        def total(arrays: Any, slots: Any) -> Any:
+            *given, weights = arrays
+            found = module.apply({"params": slots}, given[0], SlotPlaces()) if module else None
+            mixed: Any = attend(cfg, *given, Surroundings(None, None, None, None), found)
+            return jnp.sum((mixed * weights).astype(jnp.float32))
+
+        return jax.grad(total, argnums=(0, 1))(arrays, slots)
+
+    return lambda: run(arrays, slots)
 
 
 def _compared(case: Case, kernel: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ SECTIONS: dict[str, tuple[str, str, int, tuple[str, ...]]] = {
     "train": ("train", "sweep", 150, ()),
     "train_torch": ("train", "peer", 90, ("torch",)),
     "kernels": ("kernels", "check", 90, ()),
+    "lengths": ("kernels", "lengths", 60, ()),
     "forward": ("forward", "ours", 75, ()),
     "reductions": ("forward", "reductions", 90, ("benchmarks.reductions",)),
     "forward_torch": ("forward", "peer", 90, ("torch", "transformers")),
