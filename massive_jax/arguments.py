@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+_Number = TypeVar("_Number", int, float)
 
 SEEDS = 1 << 32  # a random key takes 32 bits: a larger seed would be another one's
 
@@ -35,32 +37,12 @@ def whole_number(name: str, value: Any, least: int | None = None, most: int | No
     Raises:
       ValueError: no whole number (a bool or a float is none), or out of range.
     """
-    if not is_index(value) or not _within(operator.index(value), least, most):
-        raise ValueError(f"{name} is {shown(value)}; give a whole number{_range(least, most)}.")
-    return operator.index(value)
+    return _bounded(name, value, operator.index(value) if is_index(value) else None, "whole number", least, most)
 
 
 def number(name: str, value: Any, least: float | None = None, most: float | None = None) -> float:
-    """Gives `value` as a float.
-
-    Args:
-      name: of the argument, for the message.
-      value: what was given.
-      least: the smallest that will do; None for any.
-      most: the largest that will do; None for any.
-
-    Raises:
-      ValueError: no number (a bool is none), not finite, or out of range.
-    """
-    array = None if isinstance(value, bool | str | bytes | type(None)) else _as_array(value)
-    if array is not None and array.ndim == 0 and array.dtype.kind in "iufV":
-        try:
-            found = float(array)
-        except (TypeError, ValueError):  # a structured scalar, say
-            found = math.nan
-        if math.isfinite(found) and _within(found, least, most):
-            return found
-    raise ValueError(f"{name} is {shown(value)}; give a finite number{_range(least, most)}.")
+    """Gives `value` as a float; arguments and errors as for `whole_number`. A bool is no number, nor is NaN."""
+    return _bounded(name, value, _finite(value), "finite number", least, most)
 
 
 def seed_number(value: Any, name: str = "seed") -> int:
@@ -88,18 +70,35 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def _as_array(value: Any) -> np.ndarray | None:
-    try:
-        return np.asarray(value)
-    except Exception:  # rows of different lengths, or an object of a kind that refuses in a way of its own
-        return None
-
-
-def _within(value: float, least: float | None, most: float | None) -> bool:
-    return (least is None or value >= least) and (most is None or value <= most)
+def _bounded(
+    name: str, given: Any, found: _Number | None, kind: str, least: float | None, most: float | None
+) -> _Number:
+    """`found`, the number that was given; ValueError where it is none of its kind, or out of range."""
+    if found is not None and (least is None or found >= least) and (most is None or found <= most):
+        return found
+    raise ValueError(f"{name} is {shown(given)}; give a {kind}{_range(least, most)}.")
 
 
 def _range(least: float | None, most: float | None) -> str:
     if most is None:
         return "" if least is None else f", {least} or more"
     return f" up to {most:,}" if least is None else f" from {least} to {most:,}"
+
+
+def _finite(value: Any) -> float | None:
+    """`value` as a float; None where it is no finite number, as a bool is none."""
+    array = None if isinstance(value, bool | str | bytes | type(None)) else _as_array(value)
+    if array is None or array.ndim != 0 or array.dtype.kind not in "iufV":
+        return None
+    try:
+        found = float(array)
+    except (TypeError, ValueError):  # a structured scalar, say
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _as_array(value: Any) -> np.ndarray | None:
+    try:
+        return np.asarray(value)
+    except Exception:  # rows of different lengths, or an object of a kind that refuses in a way of its own
+        return None

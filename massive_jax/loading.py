@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -10,7 +11,7 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -85,21 +86,9 @@ def load(
             processor=found.processor,
             origin=_converted(model, found.provenance),
         )
-    with open_source(model, revision=revision) as source:
-        config, table = zoo.describe(source)
-        config = dataclasses.replace(config, dtype=dtype)
+    with _described(model, revision, dtype) as (source, config, inputs, options):
         module = build(config)
-        inputs = _inputs(source, config)  # before the weights: what is wrong with it shows at once
-        params = load_params(
-            source,
-            module,
-            table,
-            sizes=config.sizes(1, 1),
-            dtype=config.jnp_dtype,
-            mesh=mesh,
-            allow_nonfinite=allow_nonfinite,
-            progress=progress,
-        )
+        params = load_params(source, module, mesh=mesh, allow_nonfinite=allow_nonfinite, progress=progress, **options)
         origin = Origin(_place(model, revision), source.weight_type())
         return Model(module, params, config, **inputs, name=zoo.full_name(model), origin=origin)
 
@@ -132,27 +121,17 @@ def convert(
     if _is_checkpoint(model):
         checkpoint.read_metadata(model)
         raise ValueError(f"{model} is a converted checkpoint already.")
-    with open_source(model, revision=revision) as source:
-        config, table = zoo.describe(source)
-        config = dataclasses.replace(config, dtype=dtype)
+    with _described(model, revision, dtype) as (source, config, inputs, options):
         expected = expected_shapes(build(config))
+        options |= {"allow_nonfinite": allow_nonfinite, "progress": progress, "memory": layout.Memory()}
         with _Digests(source.files) as digests:
             checkpoint.save_checkpoint(
                 out,
                 config,
-                stream_params(
-                    source,
-                    expected,
-                    table,
-                    sizes=config.sizes(1, 1),
-                    dtype=config.jnp_dtype,
-                    allow_nonfinite=allow_nonfinite,
-                    progress=progress,
-                    memory=layout.Memory(),
-                ),
+                stream_params(source, expected, **options),
                 expected,
                 dtype=config.jnp_dtype,
-                **_inputs(source, config),
+                **inputs,
                 provenance=lambda: {
                     "model": model,
                     "revision": revision,
@@ -228,11 +207,21 @@ def open_source(model: str | os.PathLike[str], *, revision: str | None = None) -
     )
 
 
-def _inputs(source: Source, config: TransformerConfig | VisionConfig) -> dict[str, Any]:
-    """What makes a model's input: a tokenizer, or an image processor."""
-    if isinstance(config, VisionConfig):
-        return {"processor": source.processor()}  # a tokenizer there is of the text tower
-    return {"tokenizer": source.tokenizer()}
+@contextlib.contextmanager
+def _described(
+    model: str, revision: str | None, dtype: str
+) -> Iterator[tuple[Source, TransformerConfig | VisionConfig, dict[str, Any], dict[str, Any]]]:
+    """Opens the checkpoint of `model`: the source, its config, what makes the model's input, and how to read weights.
+
+    The input comes first, a tokenizer or an image processor, so that what is wrong with it shows before the weights.
+    """
+    with open_source(model, revision=revision) as source:
+        config, table = zoo.describe(source)
+        config = dataclasses.replace(config, dtype=dtype)
+        # A tokenizer beside a vision tower is of the text tower.
+        vision = isinstance(config, VisionConfig)
+        inputs = {"processor": source.processor()} if vision else {"tokenizer": source.tokenizer()}
+        yield source, config, inputs, {"table": table, "sizes": config.sizes(1, 1), "dtype": config.jnp_dtype}
 
 
 def _place(model: str, revision: str | None) -> str:

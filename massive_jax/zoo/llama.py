@@ -19,12 +19,13 @@ def config(fields: Fields, rope: RopeConfig | None = None) -> TransformerConfig:
     The configs of Llama's relatives are this one with a few options replaced; `rope` is for those that write it
     differently.
     """
+    blocks = fields.blocks(kv_heads="num_key_value_heads", head_dim="head_dim")
     max_position = fields.integer("max_position_embeddings", 2048, least=1)
     bias = fields.flag("attention_bias", False)
     fields.only("pretraining_tp", 1)
     return TransformerConfig(
         vocab_size=fields.size("vocab_size"),
-        **fields.blocks(kv_heads="num_key_value_heads", head_dim="head_dim"),
+        **blocks,
         intermediate_size=fields.size("intermediate_size"),
         max_position=max_position,
         norm=NormConfig("rms", fields.number("rms_norm_eps", 1e-6, least=0)),
