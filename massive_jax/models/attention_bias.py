@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import flax.linen as nn
 import jax
@@ -24,14 +24,17 @@ import jax.numpy as jnp
 from massive_jax.dtypes import wide
 from massive_jax.models.kernels import Options, fused_attention
 from massive_jax.models.linear import Projection
+from massive_jax.models.options import Size, check_options
 from massive_jax.models.parameters import Module
 from massive_jax.models.positions import apply_rope
 
 if TYPE_CHECKING:
     from massive_jax.models.config import BlockConfig
 
-SLOT_KINDS = ("kv", "k", "v", "softmax1", "sink", "sink_token")
-ATTENTION_BIASES = (*SLOT_KINDS, "gate_head", "gate_element", "sigmoid")
+SlotKind: TypeAlias = Literal["kv", "k", "v", "softmax1", "sink", "sink_token"]
+AttentionBiasKind: TypeAlias = Literal[SlotKind, "gate_head", "gate_element", "sigmoid"]
+SLOT_KINDS: tuple[str, ...] = get_args(SlotKind)
+ATTENTION_BIASES: tuple[str, ...] = get_args(AttentionBiasKind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,37 +56,35 @@ class AttentionBias:
         head or one an element (arXiv 2505.06708).
       "sigmoid": sigmoid(logits) in place of the softmax, without normalisation (arXiv 2410.10781).
 
-    Attributes:
-      kind: one of the above.
-      slots: n.
-      shared: one slot for all heads, instead of one a key/value head (sinks: a query head).
-      prefix: "kv" only: the slots are tokens that stood in front of the sequence, at positions 0 to n - 1: k′ is turned
-        by the rotary embedding of its place, windows and ALiBi count it, and the sequence's positions begin at n.
-      offset: a learned number a head is added to s.
-
     Examples:
       >>> from massive_jax.models import AttentionBias
       >>> AttentionBias("kv", slots=2).num_slots
       2
     """
 
-    kind: str
-    slots: int = 1
+    kind: AttentionBiasKind
+    """One of the above."""
+    slots: Size = 1
+    """n, the number of slots."""
     shared: bool = False
+    """Whether there is one slot for all heads, instead of one a key/value head (sinks: a query head)."""
     prefix: bool = False
+    """Of "kv" only: the slots are tokens that stood in front of the sequence, at positions 0 to n - 1: k′ is turned by
+    the rotary embedding of its place, windows and ALiBi count it, and the sequence's positions begin at n.
+    """
     offset: bool = False
+    """Whether a learned number a head is added to s."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ATTENTION_BIASES:
-            raise ValueError(f"attention bias {self.kind!r} is not known; known: {', '.join(ATTENTION_BIASES)}.")
-        if not isinstance(self.slots, int) or self.slots < 1:
-            raise ValueError(f"an attention bias of {self.slots!r} slots: expected a positive integer.")
+        check_options(self, "attention bias", self._inconsistencies())
+
+    def _inconsistencies(self) -> Iterator[str]:
         if self.kind not in SLOT_KINDS and (self.slots > 1 or self.shared or self.prefix or self.offset):
-            raise ValueError(f"attention bias {self.kind!r} has no slots: leave slots, shared, prefix and offset out.")
-        if self.prefix and self.kind != "kv":
-            raise ValueError(f"attention bias {self.kind!r} cannot stand for a prefix; only 'kv' can.")
+            yield f"{self.kind!r} has no slots: leave slots, shared, prefix and offset out"
+        elif self.prefix and self.kind != "kv":
+            yield f"{self.kind!r} cannot stand for a prefix; only 'kv' can"
         if self.kind == "sink_token" and self.shared:
-            raise ValueError("attention bias 'sink_token' has a key and a value for every head: it cannot be shared.")
+            yield "'sink_token' has a key and a value for every head: it cannot be shared"
 
     @property
     def num_slots(self) -> int:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from massive_jax.dtypes import DTYPES, check_dtype
+from massive_jax.dtypes import check_dtype
 from massive_jax.models.attention_bias import AttentionBias
 from massive_jax.models.kernels import AttentionKernel, refusals
-from massive_jax.models.literals import unknown_words
 from massive_jax.models.norms import NormConfig
+from massive_jax.models.options import Count, DType, Size, check_options
 from massive_jax.models.positions import AlibiConfig, RopeConfig
 from massive_jax.probe import EXPERT_SITES, VISION_SITES
 
@@ -28,123 +28,110 @@ MLPKind: TypeAlias = Literal["gated", "plain", "experts"]
 
 @dataclasses.dataclass(frozen=True)
 class ExpertsConfig:
-    """Configures a mixture of experts in place of the MLP.
+    """Configures a mixture of experts in place of the MLP."""
 
-    Attributes:
-      num_experts: E.
-      num_chosen: experts that each token goes to.
-      clamped: experts are clamped SwiGLU with biases, (up + 1) · gate · sigmoid(alpha · gate), and the router has a
-        bias; otherwise experts are SwiGLU. In both, the weights of the chosen are the softmax of their logits.
-      swiglu_limit: if clamped, gates are clipped to at most this, the linear half to ± this.
-      swiglu_alpha: if clamped, the alpha above.
-    """
-
-    num_experts: int
-    num_chosen: int
+    num_experts: Size
+    """E, of which every token goes to some."""
+    num_chosen: Size
+    """How many experts each token goes to."""
     clamped: bool = False
+    """Whether experts are clamped SwiGLU with biases, (up + 1) · gate · sigmoid(alpha · gate), and the router has a
+    bias; otherwise they are SwiGLU. In both, the weights of the chosen are the softmax of their logits.
+    """
     swiglu_limit: float = 7.0
+    """Where clamped, gates are clipped to at most this, the linear half to ± this."""
     swiglu_alpha: float = 1.702
+    """Where clamped, the alpha above."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_chosen <= self.num_experts:
-            raise ValueError(f"{self.num_chosen} experts a token of {self.num_experts}: expected 1 to that many.")
+        check_options(self, "experts", self._inconsistencies())
+
+    def _inconsistencies(self) -> Iterator[str]:
+        if self.num_chosen > self.num_experts:
+            yield f"{self.num_chosen} experts a token of {self.num_experts}: expected 1 to that many"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """Configures the blocks: shape and options that a language model and a vision model have in common.
+    """Configures the blocks: shape and options that a language model and a vision model have in common."""
 
-    Attributes:
-      hidden_size: D, the width of the residual stream.
-      num_layers: L.
-      num_heads: H.
-      num_kv_heads: K; each serves H / K query heads (grouped-query attention).
-      head_dim: N; H·N need not equal D.
-      intermediate_size: F, the MLP's width.
-      norm: every norm of the model.
-      norm_placement: "pre" (before attention and MLP), "after_residual" (post-norm: after each residual addition),
-        "output" (on what attention and MLP add to the stream, OLMo-2), "pre_and_output" (Gemma 2 and 3).
-      residual: "serial" (attention, then MLP), "parallel" (both read the block's input, each through its own norm) or
-        "parallel_shared_norm" (through one norm).
-      position: "rope" (rotary), "learned" (a table added to the embedding) or "alibi" (a linear bias of the logits).
-      rope: rotary embedding.
-      causal: a token attends to itself and those before it; else to all.
-      qkv_bias: biases in the query, key and value projections.
-      key_bias: with `qkv_bias`, whether the key projection has one too.
-      out_bias: bias in the attention's output projection.
-      qk_norm: norm of queries and keys: None, "head" (each head) or "full" (all heads together).
-      clip_qkv: queries, keys and values are clipped to ± this.
-      attention_scale: multiplies q·k; None for 1/√N.
-      attention_scale_by_layer: q·k of layer l (1-based) is divided by l besides (Stanford CRFM's GPT-2 models).
-      attention_softcap: logits become softcap · tanh(logits / softcap).
-      attention_bias: explicit attention bias; None for none. Slots are the last keys of the attention sites.
-      window: sliding window: a token attends to itself and the window - 1 tokens before it; None for all.
-      window_layers: which layers have the window, L booleans; None for all of them.
-      mlp: "gated" (down(act(gate) · up)), "plain" (down(act(up))) or "experts".
-      activation: of the MLP.
-      mlp_bias: biases in the MLP's projections.
-      experts: mixture of experts, for mlp "experts".
-      layer_scale: what attention and MLP add to the stream is multiplied by a learned vector (arXiv 2103.17239).
-      final_norm: whether there is a norm after the last block.
-      dtype: of the activations. With 16 bits norms, softmax and logits are float32; statistics are always.
-      attention_kernel: where probabilities are not asked for: "xla" writes the logits out, "cudnn" is its fused kernel
-        (`jax.nn.dot_product_attention`), which needs a GPU and a 16-bit dtype, "splash" is the one for a TPU
-        (`massive_jax.models.splash`), slow elsewhere. `massive_jax.models.kernels.KERNELS` says what each takes; for
-        what it does not, a config is refused or the logits are written out.
-      model_type: the family, as its Hugging Face config names it.
-    """
-
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
+    hidden_size: Size
+    """D, the width of the residual stream."""
+    num_layers: Size
+    """L, the number of blocks."""
+    num_heads: Size
+    """H, the query heads of a block."""
+    num_kv_heads: Size
+    """K, the key and value heads; each serves H / K query heads (grouped-query attention)."""
+    head_dim: Size
+    """N, the width of a head; H·N need not equal D."""
+    intermediate_size: Size
+    """F, the MLP's width."""
+    dtype: DType = "float32"
+    """Dtype of the activations. With 16 bits norms, softmax and logits are float32; statistics are always."""
     norm: NormConfig = dataclasses.field(default_factory=NormConfig)
+    """What every norm of the model is."""
     norm_placement: NormPlacement = "pre"
+    """Where norms are: "pre" (before attention and MLP), "after_residual" (post-norm: after each residual addition),
+    "output" (on what attention and MLP add to the stream, OLMo-2), "pre_and_output" (Gemma 2 and 3).
+    """
     residual: Residual = "serial"
+    """How they add to the stream: "serial" (attention, then MLP), "parallel" (both read the block's input, each through
+    its own norm) or "parallel_shared_norm" (through one norm).
+    """
     position: Position = "rope"
+    """How positions enter: "rope" (rotary), "learned" (a table added to the embedding) or "alibi" (a linear bias of the
+    logits).
+    """
     rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
+    """The rotary embedding, for position "rope"."""
     causal: bool = True
+    """Whether a token attends to itself and those before it; else to all."""
     qkv_bias: bool = False
+    """Biases in the query, key and value projections."""
     key_bias: bool = True
+    """With `qkv_bias`, whether the key projection has one too."""
     out_bias: bool = False
+    """Bias in the attention's output projection."""
     qk_norm: QKNorm = None
+    """Norm of queries and keys: None, "head" (each head) or "full" (all heads together)."""
     clip_qkv: float | None = None
+    """Queries, keys and values are clipped to ± this."""
     attention_scale: float | None = None
+    """Multiplies q·k; None for 1/√N."""
     attention_scale_by_layer: bool = False
+    """Whether q·k of layer l (1-based) is divided by l besides (Stanford CRFM's GPT-2 models)."""
     attention_softcap: float | None = None
+    """Logits become softcap · tanh(logits / softcap)."""
     attention_bias: AttentionBias | None = None
-    window: int | None = None
+    """Explicit attention bias; None for none. Slots are the last keys of the attention sites."""
+    window: Size | None = None
+    """Sliding window: a token attends to itself and the window - 1 tokens before it; None for all."""
     window_layers: tuple[bool, ...] | None = None
+    """Which layers have the window, L booleans; None for all of them."""
     mlp: MLPKind = "gated"
+    """Which MLP: "gated" (down(act(gate) · up)), "plain" (down(act(up))) or "experts"."""
     activation: Activation = "silu"
+    """Activation of the MLP."""
     mlp_bias: bool = False
+    """Biases in the MLP's projections."""
     experts: ExpertsConfig | None = None
+    """Mixture of experts, for mlp "experts"."""
     layer_scale: bool = False
+    """Whether what attention and MLP add to the stream is multiplied by a learned vector (arXiv 2103.17239)."""
     final_norm: bool = True
-    dtype: str = "float32"
+    """Whether there is a norm after the last block."""
     attention_kernel: AttentionKernel = "xla"
+    """Where probabilities are not asked for: "xla" writes the logits out, "cudnn" is its fused kernel
+    (`jax.nn.dot_product_attention`), which needs a GPU and a 16-bit dtype, "splash" is the one for a TPU
+    (`massive_jax.models.splash`), slow elsewhere. `massive_jax.models.kernels.KERNELS` says what each takes; for what
+    it does not, a config is refused or the logits are written out.
+    """
     model_type: str = "llama"
-
-    _SIZES: ClassVar[tuple[str, ...]] = (
-        *("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size"),
-    )
+    """The family, as its Hugging Face config names it."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} is {getattr(self, name)!r}, expected a positive integer (of 31 bits)"
-            for name in self._SIZES
-            if not isinstance(getattr(self, name), int) or not 1 <= getattr(self, name) < 2**31
-        ]
-        if self.window is not None and (not isinstance(self.window, int) or self.window < 1):
-            problems.append(f"window is {self.window!r}, expected a positive integer or None")
-        if self.dtype not in DTYPES:
-            problems.append(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
-        problems.extend(unknown_words(self))
-        problems = problems or list(self._inconsistencies())
-        if problems:
-            raise ValueError("config: " + "; ".join(problems) + ".")
+        check_options(self, "config", self._inconsistencies())
 
     def _inconsistencies(self) -> Iterator[str]:
         """Options that are fine each by itself and not together."""
@@ -228,35 +215,30 @@ class BlockConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig(BlockConfig):
-    """Configures a decoder-only language model: the options of `BlockConfig`, and what is around the blocks.
+    """Configures a decoder-only language model: the options of `BlockConfig`, and what is around the blocks."""
 
-    Attributes:
-      vocab_size: V.
-      max_position: longest sequence the model takes, in tokens.
-      local_rope: rotary embedding of the windowed layers, where it differs (Gemma 3).
-      alibi: the linear bias, for position "alibi".
-      position_offset: first row of the learned table that is used (OPT: 2).
-      embedding_size: width of the token embedding where it is not D (projected in and out).
-      embedding_scale: multiplies the embedding, in the activations' dtype.
-      tie_embeddings: the output head is the token embedding.
-      head_bias: bias in the output head.
-      logit_scale: multiplies the logits.
-      logit_softcap: as `attention_softcap`, for the logits of the output head.
-    """
-
-    vocab_size: int
-    max_position: int
+    vocab_size: Size
+    """V, the number of tokens that there are."""
+    max_position: Size
+    """Longest sequence the model takes, in tokens."""
     local_rope: RopeConfig | None = None
+    """Rotary embedding of the windowed layers, where it differs (Gemma 3)."""
     alibi: AlibiConfig | None = None
-    position_offset: int = 0
-    embedding_size: int | None = None
+    """The linear bias, for position "alibi"."""
+    position_offset: Count = 0
+    """First row of the learned table that is used (OPT: 2)."""
+    embedding_size: Size | None = None
+    """Width of the token embedding where it is not D (projected in and out)."""
     embedding_scale: float | None = None
+    """Multiplies the embedding, in the activations' dtype."""
     tie_embeddings: bool = False
+    """Whether the output head is the token embedding."""
     head_bias: bool = False
+    """Bias in the output head."""
     logit_scale: float | None = None
+    """Multiplies the logits."""
     logit_softcap: float | None = None
-
-    _SIZES: ClassVar[tuple[str, ...]] = ("vocab_size", *BlockConfig._SIZES, "max_position")
+    """As `attention_softcap`, for the logits of the output head."""
 
     def _inconsistencies(self) -> Iterator[str]:
         """Options that are fine each by itself and not together."""

@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from typing import Literal, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from massive_jax.dtypes import wide
+from massive_jax.models.options import NonNegative, check_options
 from massive_jax.models.parameters import Module
+
+NormKind: TypeAlias = Literal["rms", "layer"]
 
 
 @dataclasses.dataclass(frozen=True)
 class NormConfig:
-    """Configures a norm over the last axis.
+    """Configures a norm over the last axis."""
 
-    Attributes:
-      kind: "rms" (arXiv 1910.07467) or "layer" (arXiv 1607.06450).
-      eps: added to the mean square, or to the variance.
-      bias: of a layer norm.
-      scale: whether there is one; else it is 1.
-      unit_offset: the stored scale is the scale minus one (Gemma).
-    """
-
-    kind: str = "rms"
-    eps: float = 1e-6
+    kind: NormKind = "rms"
+    """"rms" (arXiv 1910.07467) or "layer" (arXiv 1607.06450)."""
+    eps: NonNegative = 1e-6
+    """Added to the mean square, or to the variance."""
     bias: bool = True
+    """Of a layer norm."""
     scale: bool = True
+    """Whether there is one; else it is 1."""
     unit_offset: bool = False
+    """The stored scale is the scale minus one (Gemma)."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("rms", "layer"):
-            raise ValueError(f"norm {self.kind!r} is not implemented; known: rms, layer.")
-        if not 0 <= self.eps < math.inf:
-            raise ValueError(f"a norm's eps is {self.eps!r}, expected a finite number of at least 0.")
+        check_options(self, "norm")
 
 
 class Norm(Module):

@@ -4,86 +4,88 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from massive_jax.dtypes import wide
+from massive_jax.models.options import Size, check_options
 
-ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
+RopeKind: TypeAlias = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors"]
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """Configures the rotary position embedding (arXiv 2104.09864) and its context extensions.
-
-    Attributes:
-      theta: base of the geometric series of wavelengths.
-      kind: "default"; "linear" (positions divided by `factor`); "dynamic" (NTK-aware: the base grows once the
-        sequence is longer than `original_max_position`); "llama3" (wavelengths beyond the original context stretched
-        by `factor`, smoothly); "yarn" (arXiv 2309.00071); "factors" (frequencies divided by the given `factors`).
-      factor: context extension factor.
-      original_max_position: context length before the extension, in tokens.
-      low_freq_factor: llama3: wavelengths longer than original_max_position / this are stretched in full.
-      high_freq_factor: llama3: wavelengths shorter than original_max_position / this are left alone.
-      beta_fast: yarn: rotations over the original context above which a frequency is left alone.
-      beta_slow: yarn: rotations below which a frequency is stretched in full.
-      attention_factor: yarn: multiplies cos and sin; None for the paper's 0.1·ln(factor) + 1.
-      mscale: yarn: with `mscale_all_dim`, the attention factor is a ratio of two such logarithms.
-      mscale_all_dim: see `mscale`.
-      truncate: yarn: round the bounds of the ramp to whole frequencies.
-      factors: "factors": one divisor a frequency, rotary_dim / 2 of them.
-      rotary_dim: how many of a head's dims are turned, the first ones; None for all.
-      interleaved: pairs are neighbouring dims (GPT-J) instead of dims half the width apart.
-    """
+    """Configures the rotary position embedding (arXiv 2104.09864) and its context extensions."""
 
     theta: float = 10000.0
-    kind: str = "default"
+    """Base of the geometric series of wavelengths."""
+    kind: RopeKind = "default"
+    """Which extension of the context: "default" (none); "linear" (positions divided by `factor`); "dynamic" (NTK-aware:
+    the base grows once the sequence is longer than `original_max_position`); "llama3" (wavelengths beyond the original
+    context stretched by `factor`, smoothly); "yarn" (arXiv 2309.00071); "factors" (frequencies divided by `factors`).
+    """
     factor: float = 1.0
-    original_max_position: int | None = None
+    """Context extension factor."""
+    original_max_position: Size | None = None
+    """Context length before the extension, in tokens."""
     low_freq_factor: float = 1.0
+    """llama3: wavelengths longer than original_max_position / this are stretched in full."""
     high_freq_factor: float = 4.0
+    """llama3: wavelengths shorter than original_max_position / this are left alone."""
     beta_fast: float = 32.0
+    """yarn: rotations over the original context above which a frequency is left alone."""
     beta_slow: float = 1.0
+    """yarn: rotations below which a frequency is stretched in full."""
     attention_factor: float | None = None
+    """yarn: multiplies cos and sin; None for the paper's 0.1·ln(factor) + 1."""
     mscale: float | None = None
+    """yarn: with `mscale_all_dim`, the attention factor is a ratio of two such logarithms."""
     mscale_all_dim: float | None = None
+    """See `mscale`."""
     truncate: bool = True
+    """yarn: whether to round the bounds of the ramp to whole frequencies."""
     factors: tuple[float, ...] | None = None
-    rotary_dim: int | None = None
+    """factors: one divisor a frequency, rotary_dim / 2 of them."""
+    rotary_dim: Size | None = None
+    """How many of a head's dims are turned, the first ones; None for all."""
     interleaved: bool = False
+    """Whether pairs are neighbouring dims (GPT-J) instead of dims half the width apart."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ROPE_KINDS:
-            raise ValueError(f"rope scaling {self.kind!r} is not implemented; known: {', '.join(ROPE_KINDS)}.")
+        check_options(self, "rope", self._inconsistencies())
+
+    def _inconsistencies(self) -> Iterator[str]:
         if self.kind in ("dynamic", "llama3", "yarn") and not self.original_max_position:
-            raise ValueError(f"rope scaling {self.kind!r} needs original_max_position (got none).")
-        if not (0 < self.theta < math.inf and 0 < self.factor < math.inf):
-            raise ValueError(f"rope theta and factor must be positive and finite; got {self.theta} and {self.factor}.")
+            yield f"scaling {self.kind!r} needs original_max_position (got none)"
+        if self.theta <= 0 or self.factor <= 0:
+            yield f"theta and factor must be positive and finite; got {self.theta} and {self.factor}"
         if self.kind == "yarn" and self.theta == 1:
-            raise ValueError("rope scaling 'yarn' needs a theta other than 1, whose wavelengths are all one.")
+            yield "scaling 'yarn' needs a theta other than 1, whose wavelengths are all one"
 
 
 @dataclasses.dataclass(frozen=True)
 class AlibiConfig:
-    """Configures a bias of the attention logits that grows linearly with the key's position (arXiv 2108.12409).
-
-    Attributes:
-      max_exponent: the steepest head's slope is 2^-(max_exponent / heads), the shallowest's 2^-max_exponent.
-      round_up: for a number of heads that is no power of two, slopes are taken from the next larger power (MPT)
-        instead of filled up from it after the next smaller one's (Falcon, BLOOM).
-      from_last: positions count from the last key, which has bias 0 (MPT), instead of from the first.
-      before_scale: added to q·k before the scaling by 1/√N (Falcon).
-      bfloat16: slopes and biases are rounded to bfloat16, whatever the model's dtype (Falcon).
-    """
+    """Configures a bias of the attention logits that grows linearly with the key's position (arXiv 2108.12409)."""
 
     max_exponent: float = 8.0
+    """The steepest head's slope is 2^-(max_exponent / heads), the shallowest's 2^-max_exponent."""
     round_up: bool = True
+    """For a number of heads that is no power of two, slopes are taken from the next larger power (MPT) instead of
+    filled up from it after the next smaller one's (Falcon, BLOOM).
+    """
     from_last: bool = True
+    """Positions count from the last key, which has bias 0 (MPT), instead of from the first."""
     before_scale: bool = False
+    """Added to q·k before the scaling by 1/√N (Falcon)."""
     bfloat16: bool = False
+    """Slopes and biases are rounded to bfloat16, whatever the model's dtype (Falcon)."""
+
+    def __post_init__(self) -> None:
+        check_options(self, "alibi")
 
 
 def rope_frequencies(rope: RopeConfig, rotary_dim: int, seq_len: int) -> tuple[np.ndarray, float]:

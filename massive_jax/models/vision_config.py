@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from massive_jax.models.config import Activation, BlockConfig, MLPKind, Position
+from massive_jax.models.options import Count, Size
 from massive_jax.probe import EXPERT_SITES
 
 Interpolation: TypeAlias = Literal[None, "bicubic", "bicubic_antialias"]
@@ -23,54 +24,50 @@ class VisionConfig(BlockConfig):
 
     The tokens are the class token, the registers, then the patches row by row. With position "rope" the two halves of a
     head's pairs turn by the patch's row and column, of centres that run from -1 to 1 over the image (DINOv3).
-
-    Attributes:
-      image_size: height and width that the position table is for, in pixels.
-      patch_size: side of a patch, in pixels.
-      patch_bias: bias in the patch embedding.
-      class_token: whether there is one.
-      registers: number of register tokens (arXiv 2309.16588).
-      class_position: with position "learned", whether the table has a row for the class token, its first one.
-      interpolation: how the table is resized for images of another size: "bicubic" (torch's, without antialiasing),
-        "bicubic_antialias" (torch's with it) or None: no other size is taken.
-      embed_norm: a norm before the first block (CLIP).
-      pooling: the image's one feature: "class" (the class token), "patch_mean", "class_and_patch_mean" (both, one after
-        the other), "all_mean" (all tokens) or "attention" (a learned query attends to all tokens, then an MLP; SigLIP).
-      pooled_norm: a norm on that feature (CLIP, whose last hidden state has none).
-      pooled_dense: a linear map and tanh on it (ViT without a classifier).
-      num_classes: V, classes of the linear head on the feature; 0 for no head.
     """
 
     causal: bool = False
     position: Position = "learned"
     mlp: MLPKind = "plain"
     activation: Activation = "gelu"
-    image_size: tuple[int, int]
-    patch_size: int
+    image_size: tuple[Size, Size]
+    """Height and width of the images that the position table is for, in pixels."""
+    patch_size: Size
+    """Side of a patch, in pixels."""
     patch_bias: bool = True
+    """Whether there is a bias in the patch embedding."""
     class_token: bool = True
-    registers: int = 0
+    """Whether there is a class token, the first one."""
+    registers: Count = 0
+    """Number of register tokens (arXiv 2309.16588)."""
     class_position: bool = True
+    """With position "learned", whether the table has a row for the class token, its first one."""
     interpolation: Interpolation = "bicubic"
+    """How the table is resized for images of another size: "bicubic" (torch's, without antialiasing),
+    "bicubic_antialias" (torch's with it) or None: no other size is taken.
+    """
     embed_norm: bool = False
+    """Whether there is a norm before the first block (CLIP)."""
     pooling: Pooling = "class"
+    """The image's one feature: "class" (the class token), "patch_mean", "class_and_patch_mean" (both, one after the
+    other), "all_mean" (all tokens) or "attention" (a learned query attends to all tokens, then an MLP; SigLIP).
+    """
     pooled_norm: bool = False
+    """Whether there is a norm on that feature (CLIP, whose last hidden state has none)."""
     pooled_dense: bool = False
-    num_classes: int = 0
-
-    _SIZES: ClassVar[tuple[str, ...]] = (*BlockConfig._SIZES, "patch_size")
+    """Whether there are a linear map and tanh on it (ViT without a classifier)."""
+    num_classes: Count = 0
+    """V, classes of the linear head on the feature; 0 for no head."""
 
     def _inconsistencies(self) -> Iterator[str]:
         """Options that are fine each by itself and not together."""
         yield from super()._inconsistencies()
-        if len(self.image_size) != 2 or not all(isinstance(s, int) and s >= self.patch_size for s in self.image_size):
+        if min(self.image_size) < self.patch_size:
             yield f"image_size {self.image_size} must be height and width of at least one patch of {self.patch_size}"
         if self.position not in ("learned", "rope"):
             yield f"position {self.position!r} is not one of an image's: learned, rope"
         if self.position == "rope" and (self.head_dim % 4 or self.rope.rotary_dim or self.rope.kind != "default"):
             yield f"a rope over rows and columns turns whole heads of 4·n dims, unscaled (head_dim {self.head_dim})"
-        if self.registers < 0 or self.num_classes < 0:
-            yield f"registers {self.registers} and num_classes {self.num_classes} must not be negative"
         bias = self.attention_bias
         if bias is not None and (bias.prefix or bias.kind == "sink_token"):
             yield "a prefix and sink tokens are in front of a causal sequence; images have registers"

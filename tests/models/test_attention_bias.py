@@ -286,8 +286,8 @@ def test_sigmoid(make_model, tiny_tokens):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "kvq"}, "known: kv"),
-        ({"kind": "kv", "slots": 0}, "positive"),
+        ({"kind": "kvq"}, "kind 'kvq' is not one of kv, k, v, "),
+        ({"kind": "kv", "slots": 0}, "slots is 0, expected a positive integer"),
         ({"kind": "gate_head", "slots": 2}, "no slots"),
         ({"kind": "k", "prefix": True}, "only 'kv'"),
         ({"kind": "sink_token", "shared": True}, "cannot be shared"),

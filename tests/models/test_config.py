@@ -1,11 +1,12 @@
-"""Options that are words: the annotation is the list, and one check reads it."""
+"""Options: what each may be its annotation says, and one check reads it."""
 
 import dataclasses
 import typing
 
+import numpy as np
 import pytest
 
-from massive_jax.models import VisionConfig
+from massive_jax.models import AlibiConfig, ExpertsConfig, NormConfig, RopeConfig, VisionConfig
 from tests.fixtures.tiny import TINY, TINY_VISION
 
 WORDS = {
@@ -37,6 +38,53 @@ def test_a_word_that_is_none_of_them(name):
 def test_all_of_them_in_one_message():
     with pytest.raises(ValueError, match="dtype 'int8' .*mlp 'wide' .*pooling 'best'"):
         dataclasses.replace(TINY_VISION, dtype="int8", mlp="wide", pooling="best")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 0}, r"hidden_size is 0, expected a positive integer \(of 31 bits\)"),
+        ({"num_layers": True}, "num_layers is True, expected a positive integer"),
+        ({"head_dim": 2**31}, "head_dim is 2147483648, expected a positive integer"),
+        ({"window": 0}, r"window is 0, expected a positive integer \(of 31 bits\) or None"),
+        ({"window": 2.0}, r"window is 2\.0, expected"),
+        ({"position_offset": -1}, "position_offset is -1, expected an integer .*, which must not be negative"),
+        ({"qkv_bias": "no"}, "qkv_bias is 'no', expected True or False"),
+        ({"clip_qkv": True}, "clip_qkv is True, expected a finite number or None"),
+        ({"logit_scale": float("nan")}, "logit_scale is nan, expected a finite number or None"),
+        ({"attention_softcap": 10**400}, "attention_softcap is 10+…, expected a finite number"),
+        ({"norm": "rms"}, "norm is 'rms', expected a NormConfig"),
+        ({"attention_bias": "kv"}, "attention_bias is 'kv', expected an AttentionBias or None"),
+        ({"window_layers": [True] * 4}, "window_layers is .*, expected a tuple of any number of True or False or None"),
+        ({"window_layers": (True, 1, True, 0)}, "window_layers is"),
+        ({"model_type": 3}, "model_type is 3, expected a text"),
+    ],
+)
+def test_a_value_of_another_kind(changes, message):
+    with pytest.raises(ValueError, match=f"^config: {message}[^\n]*$"):
+        dataclasses.replace(TINY, **changes)
+
+
+def test_configs_inside_a_config_are_checked_by_their_annotations_too():
+    for make, message in (
+        (lambda: NormConfig("batch"), "norm: kind 'batch' is not one of rms, layer"),
+        (lambda: NormConfig(eps=-1e-6), "norm: eps is -1e-06, expected a finite number of at least 0"),
+        (lambda: NormConfig(eps="1e-6"), "norm: eps is '1e-6', expected"),
+        (lambda: RopeConfig(kind="ntk"), "rope: kind 'ntk' is not one of default, linear"),
+        (lambda: RopeConfig(theta=0), "rope: theta and factor must be positive"),
+        (lambda: RopeConfig(factors=(1.0, "2")), r"rope: factors is \(1\.0, '2'\), expected a tuple"),
+        (lambda: AlibiConfig(max_exponent=None), "alibi: max_exponent is None"),
+        (lambda: ExpertsConfig(2, 3), "experts: 3 experts a token of 2"),
+        (lambda: ExpertsConfig(2, "3"), "experts: num_chosen is '3'"),
+        (
+            lambda: dataclasses.replace(TINY_VISION, image_size=(28,)),
+            r"image_size is \(28,\), expected a tuple of 2 times",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    assert NormConfig(eps=np.float32(0)).eps == 0
+    assert RopeConfig(theta=10_000).theta == 10_000  # whole numbers are numbers
 
 
 def test_windowed_layers():
