@@ -6,7 +6,7 @@ WORKDIR ?= results
 # Test processes side by side; each takes about 3 GB of memory.
 WORKERS ?= 2
 
-.PHONY: demo demo-vision test test-all lint docs bench clean
+.PHONY: demo demo-vision test test-all lint docs bench check-tpu clean
 
 # What the demo needs; and with the tools and references of the tests. Stamps, so that a second run installs nothing.
 $(VENV)/.installed: pyproject.toml
@@ -61,5 +61,14 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.parity
 
+# What runs on a TPU, compiled for three kinds of it on a machine without one. libtpu is a few hundred MB.
+$(VENV)-tpu/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-tpu
+	$(VENV)-tpu/bin/python -m pip install --quiet --editable '.[tpu]'
+	touch $@
+
+check-tpu: $(VENV)-tpu/.installed
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-tpu/bin/python -m benchmarks.tpu
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-tpu build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,142 @@
+"""Compiles for TPUs on a machine without one, by libtpu: kernels, a forward pass with statistics, training steps.
+
+  make check-tpu
+
+makes an environment with libtpu and runs `python -m benchmarks.tpu`. Prints a line for each program: the seconds of
+compiling, the temporary memory a device that the compiler plans for, and how many kernels of Pallas's are in it; ends
+with 1 if any did not compile. Nothing runs, so it says nothing about speed or numbers; the numbers of the kernel are
+tested interpreted (tests/models/test_splash.py).
+
+Expect "all of 30 programs compile" within about ten minutes on two quiet cores, with three kernels a gradient of
+attention and six where it is merged with a sink. What libtpu says about host names of workers means nothing here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from massive_jax.models import AttentionBias, LanguageModel, TransformerConfig
+from massive_jax.models.attention import Surroundings, attend
+from massive_jax.models.attention_bias import AttentionSlots, SlotPlaces
+from massive_jax.parallel import mesh_set
+from massive_jax.probe import Capture, compile_captures
+from massive_jax.train import OptimizerConfig, Trainer
+from massive_jax.train.step import _step
+
+_TOPOLOGIES = flags.DEFINE_list(
+    "topologies", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"], "What to compile for, as libtpu names them; four chips each."
+)
+_CONFIG = TransformerConfig(
+    vocab_size=1024,
+    hidden_size=256,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    intermediate_size=512,
+    max_position=1024,
+    dtype="bfloat16",
+    attention_kernel="splash",
+)
+_B, _T = 4, 257
+
+
+def kernels(mesh: Mesh) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Attention alone and its gradient: dtypes, widths, a window, and a bias of each sort, as (name, lowering)."""
+    cases: dict[str, dict[str, Any]] = {
+        "float32": {"dtype": "float32"},
+        "heads of 256": {"head_dim": 256},
+        "window": {"window": 64},
+        "kv": {"attention_bias": AttentionBias("kv", slots=2)},
+        "sink, window": {"attention_bias": AttentionBias("sink"), "window": 64},
+    }
+    for name, changes in cases.items():
+        cfg = dataclasses.replace(_CONFIG, **changes)
+        heads = (cfg.num_heads, cfg.num_kv_heads, cfg.num_kv_heads)
+        arrays = [jax.ShapeDtypeStruct((_B, _T, H, cfg.head_dim), cfg.dtype) for H in heads]
+        module = AttentionSlots(cfg) if cfg.num_slots else None
+        slots = jax.eval_shape(module.init, jax.random.key(0), arrays[0], SlotPlaces()) if module else {}
+
+        def loss(arrays: Any, slots: Any, cfg: Any = cfg, module: Any = module) -> Any:
+            found = module.apply(slots, arrays[0], SlotPlaces()) if module else None
+            return jnp.sum(attend(cfg, *arrays, Surroundings(None, None, None, None), found).astype(jnp.float32))
+
+        arguments = _everywhere(mesh, (arrays, slots))
+        yield f"attention, {name}", lambda loss=loss, arguments=arguments: jax.jit(jax.grad(loss)).lower(*arguments)
+
+
+def forward(mesh: Mesh) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """A forward pass that keeps the largest three and the median of every block's output."""
+    module, tokens = LanguageModel(_CONFIG), jax.ShapeDtypeStruct((_B, _T), jnp.int32)
+    plan = compile_captures(Capture("block_out", top_k=3, median=True), _CONFIG.num_layers)
+    params = jax.eval_shape(module.init, jax.random.key(0), tokens)["params"]
+
+    def run(params: Any, tokens: Any) -> Any:
+        return module.apply({"params": params}, tokens, capture=plan, mutable=["intermediates"])
+
+    arguments = _everywhere(mesh, (params, tokens))
+    yield "forward, statistics", lambda: jax.jit(run).lower(*arguments)
+
+
+def training(mesh: Mesh) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Whole training steps, without and with the paper's attention bias."""
+    for bias in (None, AttentionBias("kv")):
+        module = LanguageModel(dataclasses.replace(_CONFIG, attention_bias=bias), remat="cheap")
+        trainer = Trainer(module, OptimizerConfig(), mesh=mesh)
+        sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+        batch = jax.ShapeDtypeStruct((1, _B, _T), jnp.int32, sharding=sharding)
+        name = f"training step, {bias.kind if bias else 'no bias'}, mesh {' × '.join(map(str, mesh.devices.shape))}"
+        yield name, lambda trainer=trainer, batch=batch: _step.lower(trainer, trainer.abstract(), batch)
+
+
+def _everywhere(mesh: Mesh, tree: Any) -> Any:
+    """The shapes of whole arrays on each device of a mesh."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the check."""
+    del argv
+    failed = total = 0
+    for topology in _TOPOLOGIES.value:
+        devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        one, four = (
+            Mesh(devices[: a * b].reshape(a, b), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+            for a, b in ((1, 1), (2, 2))
+        )
+        for programs, mesh in ((kernels, one), (forward, one), (training, one), (training, four)):
+            # The kernel asks for the platform, to be interpreted where it is no TPU.
+            with mock.patch.object(jax, "default_backend", lambda: "tpu"), mesh_set(mesh):
+                for name, lower in programs(mesh):
+                    total += 1
+                    started = time.perf_counter()
+                    try:
+                        lowered = lower()
+                        compiled = lowered.compile()
+                    except Exception as error:
+                        failed += 1
+                        found = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:300]}"
+                    else:
+                        seconds, memory = time.perf_counter() - started, compiled.memory_analysis().temp_size_in_bytes
+                        calls = lowered.as_text().count("@tpu_custom_call")
+                        found = f"{seconds:6.1f} s {memory / 2**20:8.1f} MiB {calls:3} kernels"
+                    print(f"{topology:10} {name:40} {found}", flush=True)
+    print(f"{failed} of {total} programs do not compile" if failed else f"all of {total} programs compile")
+    sys.exit(min(failed, 1))
+
+
+if __name__ == "__main__":
+    app.run(main)
