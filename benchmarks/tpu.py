@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
         )
         for programs, mesh in ((kernels, one), (forward, one), (training, one), (training, four)):
             # The kernel asks for the platform, to be interpreted where it is no TPU.
-            with mock.patch.object(jax, "default_backend", lambda: "tpu"), mesh_set(mesh):
+            with mock.patch.object(jax, "default_backend", return_value="tpu"), mesh_set(mesh):
                 for name, lower in programs(mesh):
                     total += 1
                     started = time.perf_counter()
