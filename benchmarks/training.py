@@ -96,8 +96,7 @@ class Variant:
         names = {"n_layer": "layers", "n_head": "heads", "n_embd": "width", "vocab_size": "vocabulary"}
         fields = {ours: getattr(shape, its) for ours, its in names.items()}
         preset = TrainPreset({**fields, "block_size": shape.context, "bias": False}, recipe, dtype, {})
-        kind: Any = self.bias
-        bias = None if kind == "none" else AttentionBias(kind)
+        bias = None if self.bias == "none" else AttentionBias(self.bias)
         module = LanguageModel(
             preset.model(attention_bias=bias, dtype=dtype, kernel=kernel), self.remat, self.unroll or shape.layers
         )

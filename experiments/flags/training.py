@@ -68,10 +68,9 @@ def preset(presets: Mapping[str, _Preset]) -> _Preset:
 
 def attention_bias() -> AttentionBias | None:
     """The bias that the flags ask for; ValueError where --slots is given and it has none."""
-    kind: Any = BIAS.value
-    if kind not in SLOT_KINDS:
-        common.without_effect(("slots",), f"with --attention_bias={kind}, which has no slots")
-    return None if kind == "none" else AttentionBias(kind, slots=SLOTS.value)
+    if BIAS.value not in SLOT_KINDS:
+        common.without_effect(("slots",), f"with --attention_bias={BIAS.value}, which has no slots")
+    return None if BIAS.value == "none" else AttentionBias(BIAS.value, slots=SLOTS.value)
 
 
 def mesh() -> tuple[int, int]:

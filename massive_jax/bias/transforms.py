@@ -109,7 +109,7 @@ def absorb_sink_token(config: TransformerConfig, params: Params) -> tuple[Transf
     Raises:
       ValueError: the model has no sink token.
     """
-    if config.attention_bias is None or config.attention_bias.kind != "sink_token":
+    if config.attention_bias is None or not config.attention_bias.traits.tokens:
         raise ValueError(f"the model has no sink token; its attention bias is {config.attention_bias}.")
     n = config.num_slots
     plain, rest = dataclasses.replace(config, attention_bias=None), _without(params, _SLOTS, _SINK_TOKEN)
@@ -144,11 +144,13 @@ def add_bias(
       ValueError: the model has a bias already; "sigmoid", which cannot be added without changing the model; a prefix.
     """
     _check_no_bias(config)
-    if bias.kind == "sigmoid":
-        raise ValueError("sigmoid attention cannot be added to a model without changing it; train it from the start.")
+    if bias.traits.weights is not None:
+        raise ValueError(
+            f"{bias.kind} attention cannot be added to a model without changing it; train it from the start."
+        )
     if bias.prefix:
         raise ValueError("a prefix is made of tokens: absorb_prefix adds it.")
-    if bias.num_slots and bias.kind != "sink":
+    if bias.num_slots and not bias.traits.logit:
         bias = dataclasses.replace(bias, offset=True)
     new = dataclasses.replace(config, attention_bias=bias)
     flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
@@ -182,7 +184,7 @@ def remove_bias(config: TransformerConfig, params: Params) -> tuple[TransformerC
     if bias is None:
         raise ValueError("the model has no attention bias.")
     rest = dict(_without(params, _SLOTS, _GATE, _SINK_TOKEN))
-    if config.gated_attention:
+    if config.gate_axes is not None:
         gates = flax.traverse_util.flatten_dict(dict(params), sep="/")
         if any(np.any(np.asarray(x)) for path, x in gates.items() if path.startswith(_GATE)):
             raise ValueError("the gates have been trained: without them the model is another.")

@@ -93,7 +93,7 @@ class Attention(Module):
             mixed = attend_with_probs(cfg, query, key, value, around, tap, slots)
         else:
             mixed = attend(cfg, query, key, value, around, slots)
-        if cfg.gated_attention:
+        if cfg.gate_axes is not None:
             mixed = OutputGate(cfg, name="gate")(x, mixed)
         mixed = tap("head_out", mixed)
         return Projection((H, N, D), "BTHN,HND->BTD", cfg.out_bias, "residual", name="out")(mixed)
@@ -160,7 +160,7 @@ def _attend_rows(
 ) -> TokenMixture:
     """What some queries see of the tokens; `visible` broadcasts to [B, H, T, S]."""
     logits = jnp.where(visible, token_logits(cfg, query, key, bias), LOWEST)
-    if cfg.sigmoid_attention:
+    if cfg.attention_weights is not None:
         return TokenMixture(mix_values(attention_probs(cfg, logits), value), None, None)
     largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
     weights = jnp.exp(logits - largest[..., None])
@@ -236,7 +236,7 @@ def visible_keys(cfg: BlockConfig, query: jax.Array, around: Surroundings) -> ja
 
 def attention_probs(cfg: BlockConfig, logits: jax.Array) -> jax.Array:
     """Turns masked logits into what the values are weighted by, float32."""
-    return jax.nn.sigmoid(logits) if cfg.sigmoid_attention else jax.nn.softmax(logits, axis=-1)
+    return jax.nn.softmax(logits, axis=-1) if cfg.attention_weights is None else cfg.attention_weights(logits)
 
 
 def mix_values(probs: jax.Array, value: jax.Array) -> jax.Array:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -31,30 +31,59 @@ from massive_jax.models.positions import apply_rope
 if TYPE_CHECKING:
     from massive_jax.models.config import BlockConfig
 
-SlotKind: TypeAlias = Literal["kv", "k", "v", "softmax1", "sink", "sink_token"]
-AttentionBiasKind: TypeAlias = Literal[SlotKind, "gate_head", "gate_element", "sigmoid"]
-SLOT_KINDS: tuple[str, ...] = get_args(SlotKind)
-ATTENTION_BIASES: tuple[str, ...] = get_args(AttentionBiasKind)
+
+@dataclasses.dataclass(frozen=True)
+class BiasKind:
+    """Describes one kind of attention bias.
+
+    One with neither `weights` nor `gate` is slots: n more entries of the softmax, each with a logit s and a value v′,
+    which every query sees; both are 0 but for what is learned.
+
+    Attributes:
+      words: what it is.
+      key: k′ is learned, a key/value head; s = q·k′ / √d.
+      value: v′ is learned, a key/value head.
+      logit: s is a learned number, a head.
+      tokens: k′ and v′ are those of learned tokens in front of the sequence, which run through the blocks beside it.
+      gate: axes of a gate on the heads' outputs, "H" or "HN".
+      weights: what the values are weighted by in place of the softmax, of logits [B, H, T, S], element by element; 0
+        of the lowest finite number.
+    """
+
+    words: str
+    key: bool = False
+    value: bool = False
+    logit: bool = False
+    tokens: bool = False
+    gate: str | None = None
+    weights: Callable[[jax.Array], jax.Array] | None = None
+
+    @property
+    def has_slots(self) -> bool:
+        """Tells whether it adds entries to the softmax, instead of changing the attention itself."""
+        return self.gate is None and self.weights is None
+
+
+_GATED = "the heads' outputs times a sigmoid of a linear map of the block's normed input, one {} (arXiv 2505.06708)"
+ATTENTION_BIASES: Mapping[str, BiasKind] = {
+    "kv": BiasKind("softmax(Q [Kᵀ k′] / √d) [V; v′ᵀ], both learned (paper, equation 3)", key=True, value=True),
+    "k": BiasKind("k′ learned, v′ = 0", key=True),
+    "v": BiasKind("v′ learned, s = 0", value=True),
+    "softmax1": BiasKind("s = 0, v′ = 0: a softmax with n more in the denominator"),
+    "sink": BiasKind("s a learned number a head, v′ = 0 (gpt-oss)", logit=True),
+    "sink_token": BiasKind("k′ and v′ of n learned tokens in front of the sequence (paper, appendix)", tokens=True),
+    "gate_head": BiasKind(_GATED.format("a head"), gate="H"),
+    "gate_element": BiasKind(_GATED.format("an element"), gate="HN"),
+    "sigmoid": BiasKind("sigmoid(logits), not normalised, for the softmax (arXiv 2410.10781)", weights=jax.nn.sigmoid),
+}
+SLOT_KINDS = tuple(name for name, kind in ATTENTION_BIASES.items() if kind.has_slots)
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionBias:
     """Configures what attention can rest on other than a token: an explicit attention bias (paper, section 5).
 
-    Most kinds are slots: n more entries of the softmax, each with a logit s and a value v′, which every query sees:
-
-      "kv": softmax(Q [Kᵀ k′] / √d) [V; v′ᵀ], k′ and v′ learned (paper, equation 3): s = q·k′ / √d.
-      "k": k′ learned, v′ = 0.   "v": v′ learned, s = 0.
-      "softmax1": s = 0, v′ = 0: a softmax with n more in the denominator.
-      "sink": s a learned number a head, v′ = 0 (gpt-oss).
-      "sink_token": k′ and v′ are the keys and values of n learned tokens in front of the sequence, which run through
-        the blocks beside it (paper, appendix).
-
-    The others change the attention itself:
-
-      "gate_head", "gate_element": the heads' outputs times a sigmoid of a linear map of the block's normed input, one a
-        head or one an element (arXiv 2505.06708).
-      "sigmoid": sigmoid(logits) in place of the softmax, without normalisation (arXiv 2410.10781).
+    Most kinds are slots in the softmax; the others change the attention itself. `ATTENTION_BIASES` says what each is.
 
     Examples:
       >>> from massive_jax.models import AttentionBias
@@ -62,8 +91,8 @@ class AttentionBias:
       2
     """
 
-    kind: AttentionBiasKind
-    """One of the above."""
+    kind: Annotated[str, tuple(ATTENTION_BIASES)]
+    """A name in `ATTENTION_BIASES`."""
     slots: Size = 1
     """n, the number of slots."""
     shared: bool = False
@@ -79,17 +108,22 @@ class AttentionBias:
         check_options(self, "attention bias", self._inconsistencies())
 
     def _inconsistencies(self) -> Iterator[str]:
-        if self.kind not in SLOT_KINDS and (self.slots > 1 or self.shared or self.prefix or self.offset):
+        if not self.traits.has_slots and (self.slots > 1 or self.shared or self.prefix or self.offset):
             yield f"{self.kind!r} has no slots: leave slots, shared, prefix and offset out"
-        elif self.prefix and self.kind != "kv":
+        elif self.prefix and not (self.traits.key and self.traits.value):
             yield f"{self.kind!r} cannot stand for a prefix; only 'kv' can"
-        if self.kind == "sink_token" and self.shared:
-            yield "'sink_token' has a key and a value for every head: it cannot be shared"
+        if self.traits.tokens and self.shared:
+            yield f"{self.kind!r} has a key and a value for every head: it cannot be shared"
+
+    @property
+    def traits(self) -> BiasKind:
+        """Says what the kind does."""
+        return ATTENTION_BIASES[self.kind]
 
     @property
     def num_slots(self) -> int:
         """Gives the number of slots, n; 0 for the kinds that have no slots."""
-        return self.slots if self.kind in SLOT_KINDS else 0
+        return self.slots if self.traits.has_slots else 0
 
 
 @jax.tree_util.register_dataclass
@@ -151,8 +185,8 @@ class AttentionSlots(Module):
         if places.tokens is not None:
             key, value = (jnp.moveaxis(x[0], 0, 1) for x in places.tokens)
         else:
-            key = learned("key") if bias.kind in ("kv", "k") else None
-            value = learned("value") if bias.kind in ("kv", "v") else None
+            key = learned("key") if bias.traits.key else None
+            value = learned("value") if bias.traits.value else None
         logits, keys = jnp.zeros((B, H, T, n), wide(query.dtype)), jnp.zeros((1, K, n, N), query.dtype)
         if key is not None:
             keys = key[None]
@@ -167,14 +201,14 @@ class AttentionSlots(Module):
             logits = logits.reshape(B, H, T, n) * cfg.scale
         if cfg.attention_softcap is not None:
             logits = cfg.attention_softcap * jnp.tanh(logits / cfg.attention_softcap)
-        if bias.kind == "sink" or bias.offset:
+        if bias.traits.logit or bias.offset:
             offset = self.declare("logit", one or "H", "slot", init, (1 if one else H,))
             logits = logits + offset.astype(logits.dtype)[:, None, None]
         if places.bias is not None:
             logits = logits + places.bias
         if places.mask is not None:
             logits = jnp.where(places.mask[:, None], logits, jnp.finfo(jnp.float32).min)
-        products = bias.kind != "sink" and not bias.offset and places.bias is None
+        products = not bias.traits.logit and not bias.offset and places.bias is None
         return Slots(logits, value, keys if products else None, places.mask)
 
 
@@ -186,12 +220,10 @@ class OutputGate(Module):
     @nn.compact
     def __call__(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """Gates the heads' outputs [B, T, H, N] by the block's normed input [B, T, D]."""
-        cfg = self.config
-        D, H, N = cfg.hidden_size, cfg.num_heads, cfg.head_dim
-        assert cfg.attention_bias is not None
-        if cfg.attention_bias.kind == "gate_head":
-            return mixed * jax.nn.sigmoid(Projection((D, H), "BTD,DH->BTH", name="gate")(x))[..., None]
-        return mixed * jax.nn.sigmoid(Projection((D, H, N), "BTD,DHN->BTHN", name="gate")(x))
+        D, axes, sizes = self.config.hidden_size, self.config.gate_axes, mixed.shape[2:]
+        assert axes is not None
+        gate = Projection((D, *sizes[: len(axes)]), f"BTD,D{axes}->BT{axes}", name="gate")(x)
+        return mixed * jax.nn.sigmoid(gate).reshape(*gate.shape, *(1,) * (mixed.ndim - gate.ndim))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +233,7 @@ class TokenMixture:
     Attributes:
       mixed: Σ exp(logit − largest) · value, [B, T, H, N].
       largest: float32 [B, H, T], what is subtracted from the logits: the largest, without a gradient, or a kernel's
-        log-sum-exp; None where nothing is to be divided by (sigmoid attention).
+        log-sum-exp; None where nothing is to be divided by (no softmax).
       total: float32 [B, H, T], Σ exp(logit − largest); None likewise.
     """
 

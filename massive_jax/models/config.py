@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -180,19 +180,24 @@ class BlockConfig:
         return self.window_layers or (self.window is not None,) * self.num_layers
 
     @property
-    def gated_attention(self) -> bool:
-        """Tells whether the heads' outputs have gates."""
-        return self.attention_bias is not None and self.attention_bias.kind in ("gate_head", "gate_element")
+    def gate_axes(self) -> str | None:
+        """Gives the axes of the gates on the heads' outputs; None without any."""
+        return None if self.attention_bias is None else self.attention_bias.traits.gate
 
     @property
-    def sigmoid_attention(self) -> bool:
-        """Tells whether there is a sigmoid in place of the softmax."""
-        return self.attention_bias is not None and self.attention_bias.kind == "sigmoid"
+    def attention_weights(self) -> Callable[[jax.Array], jax.Array] | None:
+        """Gives what turns logits into the weights of values in place of the softmax; None for the softmax."""
+        return None if self.attention_bias is None else self.attention_bias.traits.weights
 
     @property
     def scale(self) -> float:
         """Says what q·k is multiplied by."""
         return 1 / math.sqrt(self.head_dim) if self.attention_scale is None else self.attention_scale
+
+    @property
+    def absent_sites(self) -> frozenset[str]:
+        """Names the sites that a model of this config does not have."""
+        return frozenset({"mlp_hidden"} if self.experts else EXPERT_SITES)
 
     def sizes(self, B: int, T: int, S: int | None = None) -> dict[str, int]:
         """Gives a size for every axis letter of `massive_jax.probe.sites`, for B × T tokens and S keys (None: T).
@@ -266,7 +271,7 @@ class TransformerConfig(BlockConfig):
         """Gives the position of the first token: that many places before it are the attention bias's."""
         bias = self.attention_bias
         # Sink tokens have no place in a table of learned positions (paper's released code).
-        placed = bias is not None and (bias.prefix or (bias.kind == "sink_token" and self.position != "learned"))
+        placed = bias is not None and (bias.prefix or (bias.traits.tokens and self.position != "learned"))
         return self.num_slots if placed else 0
 
     def scaled_at(self, length: int) -> bool:
@@ -279,7 +284,7 @@ class TransformerConfig(BlockConfig):
     @property
     def absent_sites(self) -> frozenset[str]:
         """Names the sites that a model of this config does not have."""
-        return frozenset({"mlp_hidden"} if self.experts else EXPERT_SITES) | frozenset(VISION_SITES)
+        return super().absent_sites | frozenset(VISION_SITES)
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:

@@ -40,7 +40,7 @@ class Kernel:
       mask: a mask that is known when the model runs only: padding, a cache.
       windows_by_layer: windows in some layers only, which are masks of that sort.
       alibi: the linear bias of ALiBi.
-      sigmoid: a sigmoid in place of the softmax.
+      other_weights: something else in place of the softmax, a sigmoid, say.
       softcap: of the logits.
       softcap_with_slots: likewise, with the slots of an attention bias.
     """
@@ -53,7 +53,7 @@ class Kernel:
     mask: Literal["yes", "xla"] = "yes"
     windows_by_layer: Literal["yes", "refused"] = "yes"
     alibi: Literal["yes", "refused"] = "yes"
-    sigmoid: Literal["yes", "xla", "refused"] = "yes"
+    other_weights: Literal["yes", "xla", "refused"] = "yes"
     softcap: Literal["yes", "xla"] = "yes"
     softcap_with_slots: Literal["yes", "xla", "refused"] = "yes"
 
@@ -68,7 +68,7 @@ KERNELS: dict[AttentionKernel, Kernel] = {
         head_multiple=8,
         gradient_lengths=2,
         alibi="refused",  # it would be rounded to 16 bits
-        sigmoid="xla",
+        other_weights="xla",
         softcap="xla",
         softcap_with_slots="xla",
     ),
@@ -78,7 +78,7 @@ KERNELS: dict[AttentionKernel, Kernel] = {
         mask="xla",
         windows_by_layer="refused",
         alibi="refused",
-        sigmoid="refused",
+        other_weights="refused",
         softcap_with_slots="refused",  # its log-sum-exp then has no gradient
     ),
 }
@@ -98,7 +98,9 @@ def refusals(cfg: BlockConfig) -> Iterator[str]:
         "window_layers, as a mask that differs by layer is not known when it is compiled": (
             kernel.windows_by_layer == "refused" and cfg.window_layers is not None
         ),
-        "attention bias 'sigmoid'": kernel.sigmoid == "refused" and cfg.sigmoid_attention,
+        f"attention bias {cfg.attention_bias and cfg.attention_bias.kind!r}": (
+            kernel.other_weights == "refused" and cfg.attention_weights is not None
+        ),
         "attention_softcap with slots": kernel.softcap_with_slots == "refused" and softcap and cfg.num_slots > 0,
         "position 'alibi'": kernel.alibi == "refused" and cfg.position == "alibi",
     }
@@ -117,7 +119,7 @@ def takes(cfg: BlockConfig, masked: bool) -> bool:
     kernel = KERNELS[cfg.attention_kernel]
     return cfg.attention_kernel != "xla" and not (
         (masked and kernel.mask == "xla")
-        or (cfg.sigmoid_attention and kernel.sigmoid == "xla")
+        or (cfg.attention_weights is not None and kernel.other_weights == "xla")
         or (cfg.attention_softcap is not None and kernel.softcap == "xla")
     )
 

@@ -184,7 +184,7 @@ class LanguageModel(Module):
     def _sink_tokens(self) -> Pass | None:
         """The learned sink tokens [1, n, D] on their way, each seeing those before it; None without any."""
         cfg, n = self.config, self.config.num_slots
-        if cfg.attention_bias is None or cfg.attention_bias.kind != "sink_token":
+        if cfg.attention_bias is None or not cfg.attention_bias.traits.tokens:
             return None
         init = nn.initializers.normal(0.02)
         sink = self.declare("sink_token", "nD", "table", init, (n, cfg.hidden_size), jnp.float32)

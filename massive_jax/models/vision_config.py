@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from massive_jax.models.config import Activation, BlockConfig, MLPKind, Position
 from massive_jax.models.options import Count, Size
-from massive_jax.probe import EXPERT_SITES
 
 Interpolation: TypeAlias = Literal[None, "bicubic", "bicubic_antialias"]
 Pooling: TypeAlias = Literal["class", "patch_mean", "class_and_patch_mean", "attention", "all_mean"]
@@ -69,7 +68,7 @@ class VisionConfig(BlockConfig):
         if self.position == "rope" and (self.head_dim % 4 or self.rope.rotary_dim or self.rope.kind != "default"):
             yield f"a rope over rows and columns turns whole heads of 4·n dims, unscaled (head_dim {self.head_dim})"
         bias = self.attention_bias
-        if bias is not None and (bias.prefix or bias.kind == "sink_token"):
+        if bias is not None and (bias.prefix or bias.traits.tokens):
             yield "a prefix and sink tokens are in front of a causal sequence; images have registers"
         if not self.class_token and self.pooling in ("class", "class_and_patch_mean"):
             yield f"pooling {self.pooling!r} needs a class token"
@@ -112,7 +111,7 @@ class VisionConfig(BlockConfig):
     @property
     def absent_sites(self) -> frozenset[str]:
         """Names the sites a model of this config lacks: the head reads one feature, so no token has logits."""
-        return frozenset({"mlp_hidden"} if self.experts else EXPERT_SITES) | {"logits"}
+        return super().absent_sites | {"logits"}
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:

@@ -97,8 +97,9 @@ def compile_captures(
     for capture in captures:
         names = (capture.sites,) if isinstance(capture.sites, str) else _several("sites", capture.sites)
         whole_number("Capture: top_k", capture.top_k, 0)
-        for name in ("median", "max", "mean", "variance", "kurtosis", "mass"):
-            yes_or_no(f"Capture: {name}", getattr(capture, name))
+        for field in dataclasses.fields(Reductions):
+            if field.default is False:
+                yes_or_no(f"Capture: {field.name}", getattr(capture, field.name))
         if capture.tensor is not None:
             yes_or_no("Capture: tensor", capture.tensor)
         given: Any = capture.layers
