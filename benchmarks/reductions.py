@@ -31,7 +31,7 @@ from massive_jax.probe.order_statistics import SEARCHES, Search, median_magnitud
 from massive_jax.probe.reduce import moments
 
 _SEARCHES = (
-    "1024-7-1",
+    "1024-7-0",
     "4096-5-2",
     "1024-7-2",
     "2048-6-2",

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+_SMALL = 2048  # elements of a sequence; of no more, it takes as long to find where to look as to look everywhere
 _NARROW = 128  # columns; narrower rows are joined
 _ABOVE_ALL = np.iinfo(np.int32).max  # in place of the key of what does not count
 _ELEMENTS_A_SAMPLE = 64  # at least so many for each of a sample, which takes about as long as to count them
@@ -39,7 +40,7 @@ class Search:
 
     sample: int
     thresholds: int
-    unrolled: int = 1
+    unrolled: int = 0
 
 
 SEARCHES = {
@@ -96,14 +97,17 @@ def top_k_magnitude(x: jax.Array, k: int, valid: jax.Array | None = None) -> tup
     """
     elements = _Elements.of(jnp.asarray(x), valid, k)
     B, R, W = elements.x.shape
-    k, few = min(k, R * W), min(k, R)
-    largest, _ = _largest_and_nans(elements)
-    _, rows = lax.top_k(_magnitudes(largest, elements.dtype), few)
-    rows = jnp.sort(rows, axis=1)  # so that of equal ones the lower index comes first
-    candidates = elements.of_rows(rows)
-    found, winners = lax.top_k(_magnitudes(candidates.keys(-1), elements.dtype).reshape(B, -1), k)
-    indices = jnp.take_along_axis(rows, winners // W, axis=1) * W + winners % W
-    values = jnp.take_along_axis(candidates.x.reshape(B, -1), winners, axis=1).astype(jnp.float32)
+    rows = None
+    if k < R and R * W > _SMALL:
+        largest, _ = _largest_and_nans(elements)
+        # In their order, so that of equal magnitudes the lower index comes first.
+        rows = jnp.sort(lax.top_k(_magnitudes(largest, elements.dtype), k)[1], axis=1)
+        elements = elements.of_rows(rows)
+    magnitudes = _magnitudes(elements.keys(-1), elements.dtype).reshape(B, -1)
+    found, indices = lax.top_k(magnitudes, min(k, R * W))
+    values = jnp.take_along_axis(elements.x.reshape(B, -1), indices, axis=1).astype(jnp.float32)
+    if rows is not None:
+        indices = jnp.take_along_axis(rows, indices // W, axis=1) * W + indices % W
     if valid is None:
         return values, indices
     counts = found != -1.0
@@ -145,7 +149,7 @@ class _Elements:
 
     Attributes:
       x: [B, R, W].
-      valid: bool, broadcasts to x; None for all.
+      valid: bool [B, R, W or 1]; None for all.
     """
 
     x: jax.Array
@@ -163,7 +167,10 @@ class _Elements:
             rows, width = 2 * rows, width // 2
         shape = (x.shape[0], rows, width)
         if valid is not None:
-            valid = jnp.broadcast_to(valid, x.shape).reshape(shape)
+            # A row that counts as a whole, as a token's does, stays one element of it.
+            whole = width == x.shape[-1] == valid.shape[-1] * x.shape[-1]
+            own = jnp.broadcast_to(valid, (*x.shape[:-1], 1) if whole else x.shape)
+            valid = own.reshape(*shape[:2], -1)
         return cls(x.reshape(shape), valid)
 
     @property
@@ -183,7 +190,8 @@ class _Elements:
 
     def every(self, step: int) -> _Elements:
         """Those at every step-th place: [B, 1, R·W / step]."""
-        return jax.tree.map(lambda a: a.reshape(len(a), 1, -1)[:, :, ::step], self)
+        valid = None if self.valid is None else jnp.broadcast_to(self.valid, self.x.shape)
+        return jax.tree.map(lambda a: a.reshape(len(a), 1, -1)[:, :, ::step], _Elements(self.x, valid))
 
 
 def _reduce_rows(operands: Sequence[jax.Array], initial: Sequence[int], combine: Sequence[Any]) -> list[jax.Array]:
@@ -224,7 +232,7 @@ def _median(x: jax.Array, valid: jax.Array | None, search: Search) -> jax.Array:
     B, R, W = elements.x.shape
     number = jnp.full(B, R * W, jnp.int32)
     if elements.valid is not None:
-        number = jnp.sum(elements.valid, axis=(1, 2), dtype=jnp.int32)
+        number = jnp.sum(elements.valid, axis=(1, 2), dtype=jnp.int32) * (W // elements.valid.shape[2])
     found = _key_of_rank(elements, (number - 1) // 2, number, search)
     _, nans = _largest_and_nans(elements)
     return jnp.where(jnp.any(nans > 0, axis=1), jnp.nan, _magnitudes(found, x.dtype))
@@ -243,37 +251,52 @@ class _Bracket:
 
 def _key_of_rank(elements: _Elements, rank: jax.Array, number: jax.Array, search: Search) -> jax.Array:
     """The key [B] that `rank` [B] keys are below, of `number` [B] that count; some NaN's where it is one's."""
+    lowest, infinity = jnp.zeros_like(rank), _infinity(elements.dtype)
+    bracket = _Bracket(lowest, jnp.full_like(rank, infinity + 2), lowest, number)
+    sample = search.sample if math.prod(elements.x.shape[1:]) > _SMALL else 0
 
-    def narrow(bracket: _Bracket, thresholds: jax.Array) -> _Bracket:
-        thresholds = jnp.clip(thresholds, bracket.low[:, None] + 1, bracket.high[:, None] - 1)
-        below = _count_below(elements, thresholds)
-        under = below <= rank[:, None]
+    def step(state: tuple[_Bracket, jax.Array]) -> tuple[_Bracket, jax.Array]:
+        bracket = _narrowed(elements, rank, *state)
+        return bracket, _next_thresholds(bracket, rank, search.thresholds, even=not sample)
 
-        def highest(x: jax.Array, low: jax.Array) -> jax.Array:
-            return jnp.maximum(jnp.max(jnp.where(under, x, 0), axis=1), low)
+    if not sample:
+        passes = _even_passes(infinity + 2, search.thresholds)
+        first = _next_thresholds(bracket, rank, search.thresholds, even=True)
+        unroll = passes <= search.unrolled
+        return lax.fori_loop(0, passes, lambda _, state: step(state), (bracket, first), unroll=unroll)[0].low
+    state = bracket, _thresholds_of_sample(elements, rank, number, search)
+    for _ in range(search.unrolled):
+        state = step(state)
+    return lax.while_loop(lambda state: jnp.any(state[0].high - state[0].low > 1), step, state)[0].low
 
-        def lowest(x: jax.Array, high: jax.Array) -> jax.Array:
-            return jnp.minimum(jnp.min(jnp.where(under, _ABOVE_ALL, x), axis=1), high)
 
-        return _Bracket(
-            highest(thresholds, bracket.low),
-            lowest(thresholds, bracket.high),
-            highest(below, bracket.below_low),
-            lowest(below, bracket.below_high),
-        )
+def _even_passes(width: int, t: int) -> int:
+    """After how many reads nothing is left of so many keys, where t thresholds part them evenly but for rounding."""
+    passes = 1
+    while width > t + 1:
+        width = -(-width // (t + 1)) + (width >> 20)  # float32 rounds to 2^-24
+        passes += 1
+    return passes
 
-    def step(bracket: _Bracket) -> _Bracket:
-        return narrow(bracket, _next_thresholds(bracket, rank, search))
 
-    nothing, above = jnp.zeros_like(rank), _infinity(elements.dtype) + 2
-    bracket = _Bracket(nothing, jnp.full_like(rank, above), nothing, number)
-    if not search.sample:
-        passes = math.ceil(math.log(above) / math.log(search.thresholds + 1))
-        return lax.fori_loop(0, passes, lambda _, bracket: step(bracket), bracket, unroll=passes <= search.unrolled).low
-    bracket = narrow(bracket, _thresholds_of_sample(elements, rank, number, search))
-    for _ in range(search.unrolled - 1):
-        bracket = step(bracket)
-    return lax.while_loop(lambda found: jnp.any(found.high - found.low > 1), step, bracket).low
+def _narrowed(elements: _Elements, rank: jax.Array, bracket: _Bracket, thresholds: jax.Array) -> _Bracket:
+    """The bracket between those of the thresholds [B, t] that `rank` [B] is between, by one read."""
+    thresholds = jnp.clip(thresholds, bracket.low[:, None] + 1, bracket.high[:, None] - 1)
+    below = _count_below(elements, thresholds)
+    under = below <= rank[:, None]
+
+    def highest(x: jax.Array, low: jax.Array) -> jax.Array:
+        return jnp.maximum(jnp.max(jnp.where(under, x, 0), axis=1), low)
+
+    def lowest(x: jax.Array, high: jax.Array) -> jax.Array:
+        return jnp.minimum(jnp.min(jnp.where(under, _ABOVE_ALL, x), axis=1), high)
+
+    return _Bracket(
+        highest(thresholds, bracket.low),
+        lowest(thresholds, bracket.high),
+        highest(below, bracket.below_low),
+        lowest(below, bracket.below_high),
+    )
 
 
 def _thresholds_of_sample(elements: _Elements, rank: jax.Array, number: jax.Array, search: Search) -> jax.Array:
@@ -293,11 +316,11 @@ def _thresholds_of_sample(elements: _Elements, rank: jax.Array, number: jax.Arra
     return jnp.concatenate([thresholds, thresholds[:, :1] + 1], axis=1)
 
 
-def _next_thresholds(bracket: _Bracket, rank: jax.Array, search: Search) -> jax.Array:
+def _next_thresholds(bracket: _Bracket, rank: jax.Array, t: int, even: bool) -> jax.Array:
     """Of what is left: all, where that is few; or its thirds, and about where the rank is, by the counts: [B, t]."""
-    t, width = search.thresholds, (bracket.high - bracket.low)[:, None]
+    width = (bracket.high - bracket.low)[:, None]
     wide = width.astype(jnp.float32)
-    parts = min(_EVEN, t) if search.sample else t
+    parts = t if even else min(_EVEN, t)
     offsets = wide * (np.arange(1, parts + 1, dtype=np.float32) / np.float32(parts + 1))
     if t > parts:
         inside = (bracket.below_high - bracket.below_low)[:, None].astype(jnp.float32)

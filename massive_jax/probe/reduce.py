@@ -93,7 +93,7 @@ class Reductions:
         return self != Reductions()
 
     def __call__(self, site: Site, x: jax.Array, coordinates: Coordinates = UNPADDED) -> Stats:
-        """Reduces `x` (shaped as `site` says, zeros at padding) to `Stats` with a leading [B]."""
+        """Reduces `x` (shaped as `site` says, whatever it holds at padding) to `Stats` with a leading [B]."""
         found: dict[str, Any] = {}
         valid = coordinates.valid(site.axes)
         if self.top_k:
@@ -106,7 +106,8 @@ class Reductions:
         if self.median:
             found["median"] = median_magnitude(x, valid)
         if self.max:
-            found["max"] = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=tuple(range(1, x.ndim)))
+            own = coordinates.hide(site.axes, x)
+            found["max"] = jnp.max(jnp.abs(own.astype(jnp.float32)), axis=tuple(range(1, x.ndim)))
         if self.mean or self.variance or self.kurtosis:
             for name, value in zip(("mean", "variance", "kurtosis"), moments(x, valid), strict=True):
                 if getattr(self, name):

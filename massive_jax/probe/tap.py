@@ -17,6 +17,10 @@ from massive_jax.probe.edit import EditCollection, apply_edits
 from massive_jax.probe.reduce import Stats
 from massive_jax.probe.sites import ALL_SITES, WIDE_SITES, Site
 
+# Where padding is made zeros though nobody reads it: what is returned; keys and values, so that what a mask hides is a
+# number, as 0 · NaN is none; and the stream, so that it stays one in every layer, and in the gradients.
+_HIDDEN = frozenset({"embed", "key", "value", "block_out", "final_norm", "logits"})
+
 
 class Tap:
     """Edits and records the tensors of one block (or of the model around the blocks) while it is traced.
@@ -57,13 +61,13 @@ class Tap:
     def __call__(self, name: str, x: jax.Array) -> jax.Array:
         """Edits `x`, the tensor of site `name`, records it if it is asked for, and returns it.
 
-        Padding holds zeros at every site, before edits and after: it never grows, and reaches no token.
+        Padding holds zeros wherever it is read, edited, or could reach a token.
         """
-        site = ALL_SITES[name]
-        x = self.coordinates.hide(site.axes, x)
-        for rows in self.all_edits.get(name, ()):
+        site, edits, spec = ALL_SITES[name], self.all_edits.get(name, ()), self.plan.spec(name)
+        if edits or name in _HIDDEN or (spec is not None and spec.tensor):
+            x = self.coordinates.hide(site.axes, x)
+        for rows in edits:
             x = self.coordinates.hide(site.axes, apply_edits(x, rows, site, self._layer, self.coordinates))
-        spec = self.plan.spec(name)
         if spec is None:
             return x
         if not site.per_layer:
@@ -73,16 +77,21 @@ class Tap:
         kept = self.results[name]
         if spec.tensor:
             kept = dataclasses.replace(kept, tensor=kept.tensor.at[slot].set(x, mode="drop"))
-        if spec.reductions and spec.num_slots is not None:
-            # A real branch: layers that were not asked for cost no reduction.
-            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), _without_tensor(kept))
-            stats = lax.cond(
-                slot < spec.num_slots, lambda x: spec.reductions(site, x, self.coordinates), lambda x: zeros, x
-            )
+        if spec.reductions:
+            stats = self._reduce(spec, site, x, _without_tensor(kept))
             written = jax.tree.map(lambda a, s: a.at[slot].set(s, mode="drop"), _without_tensor(kept), stats)
             kept = dataclasses.replace(written, tensor=kept.tensor)
         self.results[name] = kept
         return x
+
+    def _reduce(self, spec: SiteSpec, site: Site, x: jax.Array, kept: Stats) -> Stats:
+        """The reductions of `x`, to be put beside those in `kept`; any numbers for a layer that was not asked for."""
+        num_layers, slot = len(self.plan.slots[site.name]), self._slots[site.name]
+        if spec.num_slots is None or spec.num_slots == num_layers:
+            return spec.reductions(site, x, self.coordinates)
+        # A real branch: layers that were not asked for cost no reduction.
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), kept)
+        return lax.cond(slot < spec.num_slots, lambda x: spec.reductions(site, x, self.coordinates), lambda x: zeros, x)
 
 
 def empty_results(plan: CapturePlan, sizes: Mapping[str, int], dtype: Any) -> dict[str, Stats]:

@@ -89,7 +89,7 @@ HARD = {
     [
         (np.float32, SEARCHES["default"]),
         (np.float32, Search(100, 2)),
-        (np.float32, Search(0, 7)),
+        (np.float32, Search(0, 5)),
         (ml_dtypes.bfloat16, SEARCHES["cuda"]),
         (np.float16, Search(0, 15, 8)),
     ],
