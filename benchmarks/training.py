@@ -52,6 +52,7 @@ class Variant:
       bias: kind of the attention bias, or "none".
       dtype: of the activations; "" for bfloat16 on a GPU or TPU, float32 on CPU.
       kernel: of the attention; "" for "cudnn" on a GPU, "splash" on a TPU, "xla" on CPU.
+      xla: options of the compiler that are true or false, as "name:false+other:true".
     """
 
     unroll: int = 1
@@ -61,6 +62,7 @@ class Variant:
     bias: str = "none"
     dtype: str = ""
     kernel: AttentionKernel | str = ""
+    xla: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Variant:
@@ -87,6 +89,13 @@ class Variant:
         plain = Variant()
         changed = {name: value for name, value in vars(self).items() if value != getattr(plain, name)}
         return " ".join(f"{name}={str(value).lower()}" for name, value in changed.items()) or "plain"
+
+    @property
+    def compiler_options(self) -> dict[str, bool | str]:
+        """Gives `xla` as a dict."""
+        return {
+            name: value == "true" for name, _, value in (word.partition(":") for word in self.xla.split("+")) if name
+        }
 
     def trainer(self, shape: Shape, recipe: OptimizerConfig = RECIPE) -> Trainer:
         """Makes the trainer."""
@@ -117,6 +126,8 @@ SWEEP = (
     "unroll=0 chunk=0 bias=kv",
     "unroll=3 remat=cheap chunk=0",
     "remat=cheap chunk=8192",
+    "remat=cheap chunk=0 xla=xla_gpu_enable_triton_gemm:false",
+    "remat=cheap chunk=0 xla=xla_gpu_enable_cublaslt:true",
     "remat=cheap chunk=0 kernel=xla",
 )
 
@@ -142,7 +153,7 @@ def jax_step(shape: Shape, variant: Variant, recipe: OptimizerConfig = RECIPE) -
     """Compiles a variant's step on `shape.random_tokens()`."""
     trainer, batch = variant.trainer(shape, recipe), shape.random_tokens()
     started = time.perf_counter()
-    compiled = trainer.compile(trainer.abstract(), batch)
+    compiled = trainer.compile(trainer.abstract(), batch, variant.compiler_options or None)
     seconds = time.perf_counter() - started
     memory, micro = compiled.memory_analysis(), trainer.micro_batches(batch)
     state: Any = None

@@ -11,7 +11,7 @@ import time
 SECTIONS: dict[str, tuple[str, str, int, tuple[str, ...]]] = {
     "environment": ("ceilings", "environment", 30, ()),
     "ceilings": ("ceilings", "ceilings", 45, ()),
-    "train": ("train", "sweep", 150, ()),
+    "train": ("train", "sweep", 200, ()),
     "train_torch": ("train", "peer", 90, ("torch",)),
     "kernels": ("kernels", "check", 90, ()),
     "lengths": ("kernels", "lengths", 60, ()),

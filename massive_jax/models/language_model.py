@@ -281,9 +281,9 @@ def head_logits(config: TransformerConfig, x: jax.Array, head: Head) -> jax.Arra
     return logits_of(config, head_product(x, head), head.bias)
 
 
-def head_product(x: jax.Array, head: Head) -> jax.Array:
-    """Gives the product with the head's kernel: [..., W] -> float32 (float64) [..., V]."""
-    return jnp.einsum("...W,VW->...V", x, head.kernel.astype(x.dtype), preferred_element_type=wide(x.dtype))
+def head_product(x: jax.Array, head: Head, dtype: Any = None) -> jax.Array:
+    """Gives the product with the head's kernel: [..., W] -> [..., V] in `dtype`, or else float32 (float64)."""
+    return jnp.einsum("...W,VW->...V", x, head.kernel.astype(x.dtype), preferred_element_type=dtype or wide(x.dtype))
 
 
 def logits_of(config: TransformerConfig, product: jax.Array, bias: jax.Array | None) -> jax.Array:

@@ -78,15 +78,9 @@ def _forward(
         total, gradient = carry
         x, y, weight = chunk
 
-        # Through what comes after the product only: both products of its gradient are then in the dtype of `x`.
-        def loss(product: jax.Array, bias: jax.Array | None) -> jax.Array:
-            return jnp.sum(_nll(logits_of(config, product.astype(dtype), bias), y) * weight)
-
-        product = head_product(x, cast)
-        found, (product, bias) = jax.value_and_grad(loss, (0, 1))(
-            product.astype(x.dtype) if rounded else product, head.bias
-        )
-        product = product.astype(x.dtype)
+        product = head_product(x, cast, x.dtype if rounded else None)
+        # In the dtype of `x`, so that both products of the gradient are.
+        found, product, bias = _gradient(config, product, head.bias, y, weight, x.dtype)
         kernel = jnp.einsum("BCV,BCW->VW", product, x, preferred_element_type=dtype)
         ours = Head(kernel.astype(head.kernel.dtype), bias)
         dx = jnp.einsum("BCV,VW->BCW", product, cast.kernel)
@@ -96,6 +90,40 @@ def _forward(
         carry = (jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, head))
         (total, gradient), dx = jax.lax.scan(step, carry, chunks)
     return total, (jnp.moveaxis(dx, 0, 1).reshape(B, -1, hidden.shape[-1])[:, :T], gradient)
+
+
+def _gradient(
+    config: TransformerConfig,
+    product: jax.Array,
+    bias: jax.Array | None,
+    targets: jax.Array,
+    weights: jax.Array,
+    dtype: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The weighted sum of `_nll`, and its gradients of the head's product [B, C, V], in `dtype`, and bias [V].
+
+    By hand: the softmax is written once, and the target's place in it once more, where jax would add a second array as
+    large that is zero but there.
+    """
+    index = targets[..., None]
+
+    def logits_at(product: jax.Array, bias: jax.Array | None) -> Any:
+        return jax.vjp(functools.partial(logits_of, config), product.astype(wide(product.dtype)), bias)
+
+    of_target = jnp.take_along_axis(product, index, axis=-1)  # [B, C, 1], as all that is its own
+    (logits, pullback), (its, its_pullback) = (
+        logits_at(product, bias),
+        logits_at(of_target, None if bias is None else bias[index]),
+    )
+    normaliser, weights = jax.nn.logsumexp(logits, axis=-1, keepdims=True), weights[..., None]
+    of_product, of_bias = pullback(jnp.exp(logits - normaliser) * weights)
+    probability, (less, less_bias) = jnp.exp(its - normaliser), its_pullback(-weights * jnp.ones_like(its))
+    if of_bias is not None:
+        of_bias = of_bias.at[index].add(less_bias)
+    replaced = its_pullback(probability * weights)[0] + less
+    set_rows = jax.vmap(jax.vmap(lambda row, i, value: row.at[i].set(value, unique_indices=True)))
+    found = jnp.sum((normaliser - its) * weights)
+    return found, set_rows(of_product.astype(dtype), index, replaced.astype(dtype)), of_bias
 
 
 def _backward(

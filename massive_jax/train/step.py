@@ -100,10 +100,18 @@ class Trainer:
         sharding = NamedSharding(self.mesh, PartitionSpec(None, "data"))
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), micro)
 
-    def compile(self, state: TrainState, batch: Any) -> jax.stages.Compiled:
-        """Compiles the step without taking it: called with a state and `micro_batches`, it does what `step` does."""
+    def compile(
+        self, state: TrainState, batch: Any, options: dict[str, bool | str] | None = None
+    ) -> jax.stages.Compiled:
+        """Compiles the step without taking it: called with a state and `micro_batches`, it does what `step` does.
+
+        Args:
+          state: a state, or what `abstract` gives.
+          batch: see `step`.
+          options: of XLA's compiler.
+        """
         with mesh_set(self.mesh):
-            return _step.lower(self, state, self.micro_batches(batch)).compile()
+            return _step.lower(self, state, self.micro_batches(batch)).compile(compiler_options=options)
 
     def loss(self, params: Any, batch: Any) -> jax.Array:
         """Gives the objective's loss on a batch, float32 []; every process gives the whole batch."""
