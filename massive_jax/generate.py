@@ -2,6 +2,8 @@
 
 The prompt is one forward pass that fills a cache of keys and values (padding never enters it); the new tokens are one
 compiled loop over steps of one token. Prompt and steps together give, at every site, what a full forward pass gives.
+Prompts of many lengths share their programs: they are padded to 8, 16, 32 or a multiple of 64 tokens; where something
+is captured they are not, unless you do it (`Model.tokenize_batch`).
 """
 
 from __future__ import annotations
@@ -132,8 +134,7 @@ def generate(
     given, tokens = tokens, model.check_tokens(tokens, mask)
     B, T = tokens.shape
     mask = np.ones((B, T), bool) if mask is None else np.asarray(mask)
-    positions = own_positions(mask)
-    longest, config = int(positions.max()) + 1, cast("TransformerConfig", model.config)
+    longest, config = int(mask.sum(axis=1).max()), cast("TransformerConfig", model.config)
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1, _MOST - T)
     temperature = number("temperature", temperature, most=float(np.finfo(np.float32).max))
     top_p = number("top_p", top_p)
@@ -150,12 +151,15 @@ def generate(
             f"{longest} + {max_new_tokens} tokens are more than the model's context of {context}; generate fewer, or "
             "bound the cache with cache=Streaming(…)."
         )
-    policy = cache or Streaming(0, T + max_new_tokens)
     if cache is not None and (cache.size > context or cache.size < longest):
         raise ValueError(
             f"a cache of {cache.size} tokens must hold the prompt of {longest} and be within the context of {context}."
         )
     sizes, plan = config.sizes(B, total), model.compile_captures(capture)
+    # Padding, so that prompts of many lengths share their programs; what is captured has the prompt's own axes.
+    more = 0 if plan.specs else _bucket(T) - T
+    tokens, mask = (np.pad(x, ((0, 0), (more, 0))) for x in (np.asarray(tokens), mask))
+    positions, policy = own_positions(mask), cache or Streaming(0, T + more + max_new_tokens)
     compiled = compile_edits(
         edits, sizes, tokens, model.rules(), config.absent_sites, config.jnp_dtype, mask, max_new_tokens
     )
@@ -178,8 +182,15 @@ def generate(
         jnp.asarray(positions),
         jnp.asarray(tokens),
     )
+    if more:
+        first = dataclasses.replace(first, last_hidden=first.last_hidden[:, more:])
     everything = np.concatenate([np.asarray(given).astype(np.int32), np.asarray(made)], axis=1)
     return Generation(everything, first, steps, logits)
+
+
+def _bucket(length: int) -> int:
+    """The length that prompts of about this one are padded to: 8, 16, 32, or a multiple of 64."""
+    return next((size for size in (8, 16, 32) if length <= size), -(-length // 64) * 64)
 
 
 @jax.tree_util.register_dataclass

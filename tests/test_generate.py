@@ -304,6 +304,23 @@ def test_other_edits_temperatures_and_layers_do_not_retrace(tiny_model, tiny_tok
     assert (programs(_prefill, _decode)) == before
 
 
+def test_prompts_of_about_one_length_share_their_programs(tiny_model, tiny_tokens):
+    """They are padded, unless something is captured, which has the prompt's own axes."""
+    made = tiny_model.generate(tiny_tokens[:, :5], max_new_tokens=NEW, keep_logits=True)
+    before = programs(_prefill, _decode)
+    assert made.prompt.last_hidden.shape[1] == 5
+    for length in (6, 8):
+        tiny_model.generate(tiny_tokens[:, :length], max_new_tokens=NEW, keep_logits=True)
+    assert programs(_prefill, _decode) == before
+    alone = tiny_model.generate(
+        tiny_tokens[:, :5], max_new_tokens=NEW, keep_logits=True, capture=mj.Capture("block_out", layers=1)
+    )
+    np.testing.assert_array_equal(made.tokens, alone.tokens)
+    np.testing.assert_allclose(made.logits, alone.logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(made.prompt.last_hidden, alone.prompt.last_hidden, rtol=1e-4, atol=1e-5)
+    assert alone.prompt.intermediates["block_out"].shape[2] == 5
+
+
 def test_cache_is_a_plain_collection(tiny_model, tiny_tokens):
     """Pure-functional use: the whole of the sequence in two pieces."""
     from massive_jax.models import empty_cache

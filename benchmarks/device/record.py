@@ -88,10 +88,10 @@ class Compiles:
         self.count, self.seconds = 0, 0.0
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
-    def _heard(self, event: str, duration: float, **kwargs: Any) -> None:
+    def _heard(self, event: str, duration_secs: float, **kwargs: Any) -> None:
         if event.endswith("backend_compile_duration"):
             self.count += 1
-            self.seconds += duration
+            self.seconds += duration_secs
 
 
 def bytes_accessed(compiled: jax.stages.Compiled) -> float | None:

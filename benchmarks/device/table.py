@@ -70,12 +70,12 @@ def write_tables(out: pathlib.Path) -> None:
 
 def with_ratios(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Adds "against_peer", how many times the peer's rate, where the peer's was measured for the same sizes."""
-    records = [dict(record) for record in records]
-    for record in records:
+    found = [dict(record) for record in records]
+    for record in found:
         if record["section"] not in _PEERS:
             continue
         section, prefix, key = _PEERS[record["section"]]
-        for peer in records:
+        for peer in found:
             same = _size(peer["what"].removeprefix(prefix)) == _size(record["what"])
             if (
                 peer["section"] == section
@@ -85,7 +85,7 @@ def with_ratios(records: Iterable[Record]) -> list[dict[str, Any]]:
                 and key in record
             ):
                 record["against_peer"] = record[key] / peer[key]
-    return records
+    return found
 
 
 def _size(what: str) -> str:

@@ -115,14 +115,17 @@ def _gradient(
         logits_at(product, bias),
         logits_at(of_target, None if bias is None else bias[index]),
     )
-    normaliser, weights = jax.nn.logsumexp(logits, axis=-1, keepdims=True), weights[..., None]
-    of_product, of_bias = pullback(jnp.exp(logits - normaliser) * weights)
-    probability, (less, less_bias) = jnp.exp(its - normaliser), its_pullback(-weights * jnp.ones_like(its))
+    weights, largest = weights[..., None], jnp.max(logits, axis=-1, keepdims=True)
+    # Divided by the sum, not exp(logits - log-sum-exp), which carries the rounding of a number ten times as large.
+    exponentials = jnp.exp(logits - largest)
+    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    of_product, of_bias = pullback(exponentials * (weights / total))
+    less, less_bias = its_pullback(-weights * jnp.ones_like(its))
     if of_bias is not None:
         of_bias = of_bias.at[index].add(less_bias)
-    replaced = its_pullback(probability * weights)[0] + less
+    replaced = its_pullback(jnp.exp(its - largest) * (weights / total))[0] + less
     set_rows = jax.vmap(jax.vmap(lambda row, i, value: row.at[i].set(value, unique_indices=True)))
-    found = jnp.sum((normaliser - its) * weights)
+    found = jnp.sum((jnp.log(total) + largest - its) * weights)
     return found, set_rows(of_product.astype(dtype), index, replaced.astype(dtype)), of_bias
 
 
