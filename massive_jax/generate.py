@@ -127,6 +127,8 @@ def generate(
       >>> model.tokenizer.decode(made[0])
       'The capital of France is Paris.\n\nThe'
     """
+    if not hasattr(model, "with_params"):  # its class is in a room above
+        raise ValueError(f"model is {shown(model)}; give a Model, such as massive_jax.load returns.")
     if isinstance(tokens, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
         raise ValueError(
             "generate is compiled itself and cannot run under a jax transform; give tokens that are there."

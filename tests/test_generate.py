@@ -391,7 +391,9 @@ def test_bad_input(tiny_model, tiny_tokens, message):
         tiny_model.generate(tiny_tokens[:, :PROMPT], **{"max_new_tokens": 2, **BAD[message]})
 
 
-def test_bad_cache_and_bad_padding():
+def test_bad_model_cache_and_padding():
+    with pytest.raises(ValueError, match="model is 'm'; give a Model, such as"):
+        mj.generate("m", [[1]], max_new_tokens=1)
     with pytest.raises(ValueError, match="expected 0 and 1 at least"):
         Streaming(-1, 4)
     with pytest.raises(ValueError, match="expected 0 and 1 at least"):
