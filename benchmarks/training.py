@@ -155,7 +155,7 @@ def jax_step(shape: Shape, variant: Variant, recipe: OptimizerConfig = RECIPE) -
     started = time.perf_counter()
     compiled = trainer.compile(trainer.abstract(), batch, variant.compiler_options or None)
     seconds = time.perf_counter() - started
-    memory, micro = compiled.memory_analysis(), trainer.micro_batches(batch)
+    memory, micro = compiled.memory_analysis(), jax.device_put(trainer.micro_batches(batch), jax.devices()[0])
     state: Any = None
 
     def run() -> float:

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
         elif left < 5:
             context.add("status", status="left out: no time left")
         else:
-            context.add("status", status=_run(name, out, min(left, limit)))
+            context.add("status", status=_run(name, out, min(left, 4 * limit if _SMALL.value else limit)))
         write_tables(out)
     print((out / "device.md").read_text(encoding="utf-8"))
 
