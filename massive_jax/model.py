@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import numpy as np
@@ -34,8 +34,6 @@ from massive_jax.probe import (
 )
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from massive_jax.inputs.images import ImageProcessor
     from massive_jax.weights.source import Origin
 
@@ -52,7 +50,7 @@ class Model:
     """Holds a language or vision model, ready to be called.
 
     It is made with the face that goes with its config: a `TextModel` or an `ImageModel`, which say what else it can do.
-    What only the other one can is a ValueError that says so.
+    Asking for what only the other one can do raises a ValueError that says so.
 
     Attributes:
       module: the Flax module, for pure-functional use.
