@@ -11,9 +11,12 @@ attention_map.json: `massive_jax.report.results.AttentionMap`. Of an image: the 
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -23,7 +26,7 @@ from experiments.flags import definition, layer, model, prompt
 from massive_jax.analysis import attention_shares, find_massive
 from massive_jax.evaluate import LayerTable, input_length, measure_layers
 from massive_jax.files import atomic_write, write_json
-from massive_jax.models.attention import causal_mask
+from massive_jax.models.attention import LOWEST, attention_probs
 from massive_jax.report import as_json, label, plot_attention
 from massive_jax.report.results import AttentionMap
 
@@ -47,6 +50,37 @@ def parse_head(num_heads: int) -> int | None:
     return int(text)
 
 
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """Holds what one pass over one input gives.
+
+    Attributes:
+      mass: share of attention on every key, averaged over queries, [L, 1, H, S].
+      logits: of the layer looked at, before the mask, float32 [H, T, S].
+      hidden: output of the block asked for, float32 [T, D]; None where none was.
+    """
+
+    mass: np.ndarray
+    logits: np.ndarray
+    hidden: np.ndarray | None
+
+
+def layer_after(table: LayerTable) -> int:
+    """Gives the layer that is drawn: the one after activations reach full size."""
+    return min(table.full_size_layer + 1, len(table.layers))
+
+
+def look(model: mj.Model, inputs: np.ndarray, number: int, block: int | None = None) -> Seen:
+    """Runs one input: the attention of layer `number`, and the output of `block`, in one program for any layers."""
+    # The share is a reduction of every layer; whole logits are kept of one, and probabilities are made of them.
+    captures = [mj.Capture("attn_probs", mass=True), mj.Capture("attn_logits", layers=(number,))]
+    if block is not None:
+        captures.append(mj.Capture("block_out", layers=(block,)))
+    found = jax.device_get(model(inputs, capture=captures, logits=False).intermediates)
+    hidden = None if block is None else np.asarray(found["block_out"][0, 0], np.float32)
+    return Seen(found["attn_probs"].mass, found["attn_logits"][0, 0], hidden)
+
+
 def run(
     model: mj.Model,
     inputs: np.ndarray,
@@ -55,22 +89,23 @@ def run(
     head: int | None,
     workdir: pathlib.Path,
     source: Sequence[str] | None = None,
+    seen: Seen | None = None,
 ) -> AttentionMap:
-    """Draws layer `number` (None: the one after activations reach full size) for one input; returns the result."""
-    number = number or min(table.full_size_layer + 1, len(table.layers))
-    # The share is a reduction of every layer; the whole logits and probabilities are kept of one.
-    share = mj.Capture("attn_probs", mass=True)
-    mass = model(inputs, capture=share, logits=False).intermediates["attn_probs"].mass
-    both = model(inputs, capture=mj.Capture(("attn_logits", "attn_probs"), layers=(number,)), logits=False)
+    """Draws layer `number` (None: the one after activations reach full size) for one input; returns the result.
+
+    `seen` is what `look` found of this layer; None to look.
+    """
+    number = number or layer_after(table)
+    seen = seen or look(model, inputs, number)
     windowed = model.config.window_layers is None or model.config.window_layers[number - 1]
-    T = input_length(model, inputs)
-    visible = np.asarray(causal_mask(T, model.config.window if windowed else None)) | (not model.config.causal)
+    distance = np.subtract.outer(*(np.arange(input_length(model, inputs)),) * 2)
+    visible = (distance >= 0) | (not model.config.causal)
+    if windowed and model.config.window is not None:
+        visible &= distance < model.config.window
     # The slots of an attention bias are the last keys, in sight of every query.
     visible = np.pad(visible, ((0, 0), (0, model.config.num_slots)), constant_values=True)
-    logits, probs = (
-        np.where(visible, _over_heads(np.asarray(both.intermediates[site][0, 0]), head), np.nan)
-        for site in ("attn_logits", "attn_probs")
-    )
+    every = np.asarray(attention_probs(model.config, jnp.asarray(np.where(visible, seen.logits, np.float32(LOWEST)))))
+    logits, probs = (np.where(visible, _over_heads(x, head), np.nan) for x in (seen.logits, every))
     massive = [find_massive(summary.locations) for summary in table.layers]
     positions = sorted({int(found.position) for layer in massive for found in layer})
     tokens, slots = common.token_texts(model, inputs), range(1, model.config.num_slots + 1)
@@ -80,7 +115,7 @@ def run(
         layer=number,
         head="mean" if head is None else head,
         massive_positions=tuple(positions),
-        shares=tuple(float(s) for s in attention_shares(np.asarray(mass), positions)),
+        shares=tuple(float(s) for s in attention_shares(seen.mass, positions)),
         emergence_layer=next((i for i, found in enumerate(massive, 1) if found), None),
         key_tokens=(*tokens, *(f"slot {i}" for i in slots)) if slots else None,
     )

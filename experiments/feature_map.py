@@ -42,10 +42,14 @@ def run(
     workdir: pathlib.Path,
     thresholds: Thresholds,
     source: Sequence[str] | None = None,
+    hidden: np.ndarray | None = None,
 ) -> FeatureMap:
-    """Draws layer `number` (None: where activations reach full size) for one input; returns the result."""
+    """Draws layer `number` (None: where activations reach full size) for one input; returns the result.
+
+    `hidden` is the output of that block, float32 [T, D]; None to compute it.
+    """
     number = number or table.full_size_layer
-    hidden = hidden_state(model, inputs, number)[0]
+    hidden = hidden_state(model, inputs, number)[0] if hidden is None else hidden
     summary = table.layers[number - 1]
     massive = find_massive(summary.locations)
     texts = common.token_texts(model, inputs)

@@ -39,12 +39,14 @@ from massive_jax.evaluate import (
     Images,
     Operation,
     Place,
+    batches,
     check_places,
     find_places,
     hidden_state,
     input_length,
     intervene,
     measure_of,
+    nowhere,
     parse_places,
     place_means,
 )
@@ -118,13 +120,16 @@ def run(
         means = place_means(model, data, number, places, progress)
         metric, measure = measure_of(model, data, progress)
         # Of images the unedited model has been run, and agrees with itself.
-        found = {"original": 1.0 if isinstance(data, Images) else measure([], progress)}
+        untouched = nowhere(model, data, number, places)
+        found = {"original": 1.0 if isinstance(data, Images) else measure(untouched, progress)}
         if not math.isfinite(found["original"]):
             raise ValueError(f"{model.name}: the perplexity of the unedited model is {found['original']} on this text.")
         found |= intervene(model, data, number, places, operations, means, progress, seed, measure)
         control: list[Place] = []
         if controls:
-            hidden = hidden_state(model, data.inputs[:1], number)[0]
+            # Of a whole batch, though one is used: that program is there.
+            _, first = next(batches(data.inputs, None, input_length(model, data.inputs)))
+            hidden = hidden_state(model, first, number)[0]
             taken = [(place.position, place.dim) for place in places if isinstance(place.position, int)]
             control = [Place(*c) for c in median_places(hidden, len(places), exclude=taken, seed=seed)]
             control_means = place_means(model, data, number, control)

@@ -185,8 +185,10 @@ def main() -> None:
 
     layers, table = layerwise.run(lm, tokens, out, thresholds)
     layerwise.show(layers)
-    mapped = feature_map.run(lm, tokens, table, at, out, thresholds)
-    attention = attention_map.run(lm, tokens, table, at, head, out)
+    # One program for both: compiling is what takes the time here.
+    seen = attention_map.look(lm, tokens, at or attention_map.layer_after(table), at or table.full_size_layer)
+    mapped = feature_map.run(lm, tokens, table, at, out, thresholds, hidden=seen.hidden)
+    attention = attention_map.run(lm, tokens, table, at, head, out, seen=seen)
     changed = intervene.from_flags(lm, windows, out, required=False)
     findings = summarise(layers, attention, changed, mapped.layer)
     found, rows = headline(findings), rows_of(findings)

@@ -8,7 +8,7 @@ from massive_jax.evaluate.agreement import (
     features,
     measure_of,
 )
-from massive_jax.evaluate.batches import input_length
+from massive_jax.evaluate.batches import batches, input_length
 from massive_jax.evaluate.images import ImageOutputs, attach_head, check_classes, run_images
 from massive_jax.evaluate.intervention import (
     KNOWN,
@@ -20,6 +20,7 @@ from massive_jax.evaluate.intervention import (
     find_places,
     hidden_state,
     intervene,
+    nowhere,
     parse_places,
     parse_sites,
     place_means,
@@ -57,6 +58,7 @@ __all__ = [
     "RegisterNeuron",
     "add_register",
     "attach_head",
+    "batches",
     "check_classes",
     "check_places",
     "check_sites",
@@ -76,6 +78,7 @@ __all__ = [
     "measure_profile",
     "move_neurons",
     "names_of",
+    "nowhere",
     "parse_places",
     "parse_sites",
     "patch_maps",

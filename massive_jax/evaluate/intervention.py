@@ -115,7 +115,7 @@ def hidden_state(model: Model, inputs: np.ndarray, layer: int, mask: np.ndarray 
     """Computes the output of block `layer`: tokens or images -> float32 [B, T, D] on the host."""
     check_layers([layer], model.config.num_layers, "layer")
     out = model(inputs, mask=mask, capture=Capture("block_out", layers=(layer,)), logits=False)
-    return np.asarray(out.intermediates["block_out"][0], np.float32)
+    return np.asarray(out.intermediates["block_out"], np.float32)[0]
 
 
 def check_places(model: Model, data: Windows | Images, places: Sequence[Place]) -> None:
@@ -222,6 +222,13 @@ def place_means(
                 columns = np.asarray([np.flatnonzero(mask[row])[positions[row]] for row in rows], int)
             found.append(hidden[rows, columns, place.dim])
     return [float(np.concatenate(found).mean(dtype=np.float64)) for found in values]
+
+
+def nowhere(model: Model, data: Windows | Images, layer: int, places: Sequence[Place]) -> list[Edit]:
+    """Gives edits like those at `places` that change nothing: the program that measures these measures without, too."""
+    check_places(model, data, places)
+    positions = np.full(len(data.inputs), -1)
+    return [Edit("block_out", layer=layer, position=positions, dim=place.dim, value=0.0) for place in places]
 
 
 def intervene(

@@ -63,6 +63,7 @@ def load_params(
     expected = {path: parameter.shape for path, parameter in parameters.items()}
     shardings = {path: param_sharding(it.axes, it.shape, mesh) for path, it in parameters.items()}
     params: dict[str, jax.Array] = {}
+    stacked = {path: expected[path] for path, it in parameters.items() if it.per_layer}
     parts = stream_params(
         source, expected, table, sizes=sizes, dtype=dtype, allow_nonfinite=allow_nonfinite, progress=progress
     )
@@ -72,8 +73,8 @@ def load_params(
             if not part.place:
                 params[path] = _placer(None, shardings[path])(part.raw, part.move, dtype)
             else:
-                if path not in params:
-                    params[path] = jnp.zeros(expected[path], dtype, device=shardings[path])
+                if path not in params:  # all at once, in one program; the first layer would take them all anyway
+                    params |= _zeros(tuple(stacked.items()), dtype, tuple(shardings[path] for path in stacked))
                 params[path] = _placer(0, shardings[path])(params[path], part.raw, part.place, part.move)
         # Dispatch is asynchronous: without waiting, tensors not yet placed would pile up on the host.
         jax.block_until_ready(params[path])
@@ -236,6 +237,12 @@ def _check_tied(source: Source, raw: np.ndarray, other: str, path: str, dtype: A
             f"{source.location}: the config ties the output head to the embedding, but {other} differs from {path}; "
             "set tie_word_embeddings to false in its config if the head is the model's own."
         )
+
+
+def _zeros(shapes: tuple[tuple[str, tuple[int, ...]], ...], dtype: Any, shardings: tuple[Any, ...]) -> Any:
+    """Parameters of zeros, by path, on the devices of their shardings."""
+    placed = {path: sharding for (path, _), sharding in zip(shapes, shardings, strict=True)}
+    return jax.jit(lambda: {path: jnp.zeros(shape, dtype) for path, shape in shapes}, out_shardings=placed)()
 
 
 @functools.cache
