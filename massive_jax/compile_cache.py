@@ -18,9 +18,10 @@ _WORTH_KEEPING = 0.2  # seconds of compiling
 def keep_compiled(directory: str | os.PathLike[str] | None = None) -> str:
     """Keeps compiled programs on disk, and reads back those of earlier runs: one call at the start of a script.
 
-    Programs that took 0.2 s or more to compile are kept. Where the user has chosen a directory for jax
-    (`JAX_COMPILATION_CACHE_DIR`, or jax's config) and none is given here, that choice stays. Importing the package does
-    not do this, since it changes the whole process; the experiments do it.
+    Programs that took 0.2 s or more to compile are kept, and on a GPU what was found to be the fastest way to compute
+    their parts (jax's default for `jax_persistent_cache_enable_xla_caches`). Where the user has chosen a directory for
+    jax (`JAX_COMPILATION_CACHE_DIR`, or jax's config) and none is given here, that choice stays. Importing the package
+    does not do this, since it changes the whole process; the experiments do it.
 
     Args:
       directory: where; it is made if need be. None for `compiled` in `~/.cache/massive_jax` (or `MASSIVE_JAX_CACHE`).

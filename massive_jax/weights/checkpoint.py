@@ -206,7 +206,9 @@ def save_params(
         stacked = {name: x for name, x in flat.items() if name.startswith(LAYERS + "/")}
         yield from (Part(name, (), np.asarray(x), as_it_is) for name, x in flat.items() if name not in stacked)
         for layer in range(config.num_layers):
-            yield from (Part(name, (layer,), np.asarray(x[layer]), as_it_is) for name, x in stacked.items())
+            on_devices = all(isinstance(x, jax.Array) for x in stacked.values())
+            of_layer = _of_layer(stacked, layer) if on_devices else {name: x[layer] for name, x in stacked.items()}
+            yield from (Part(name, (layer,), np.asarray(x), as_it_is) for name, x in of_layer.items())
 
     expected = {name: x.shape for name, x in flat.items()}
     dtype = next(iter(flat.values())).dtype
@@ -243,6 +245,12 @@ def check_params(params: Any, expected: Mapping[str, Parameter], *, allow_nonfin
             f"parameters that are NaN or infinite: {files.listed(bad, 5)}. Where they are meant to be, allow_nonfinite "
             "saves them all the same."
         )
+
+
+@jax.jit
+def _of_layer(stacked: dict[str, jax.Array], layer: int) -> dict[str, jax.Array]:
+    """One layer's parameters of stacked ones [L, …]: one program for all of them and every layer."""
+    return {name: x[layer] for name, x in stacked.items()}
 
 
 _all_finite = jax.jit(lambda x: jnp.all(jnp.isfinite(x)))
