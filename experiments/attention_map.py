@@ -14,9 +14,9 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -29,6 +29,8 @@ from massive_jax.files import atomic_write, write_json
 from massive_jax.models.attention import LOWEST, attention_probs
 from massive_jax.report import as_json, label, plot_attention
 from massive_jax.report.results import AttentionMap
+
+_probs: Any = jax.jit(attention_probs, static_argnums=0)  # one program, where its steps would be five
 
 _HEAD = flags.DEFINE_string("head", "mean", "Head to draw, from 0; 'mean' averages over the heads.")
 flags.register_validator(_HEAD, lambda text: text == "mean" or text.isdecimal(), "give 'mean' or a head, from 0 on.")
@@ -104,7 +106,7 @@ def run(
         visible &= distance < model.config.window
     # The slots of an attention bias are the last keys, in sight of every query.
     visible = np.pad(visible, ((0, 0), (0, model.config.num_slots)), constant_values=True)
-    every = np.asarray(attention_probs(model.config, jnp.asarray(np.where(visible, seen.logits, np.float32(LOWEST)))))
+    every = np.asarray(_probs(model.config, np.where(visible, seen.logits, np.float32(LOWEST))))
     logits, probs = (np.where(visible, _over_heads(x, head), np.nan) for x in (seen.logits, every))
     massive = [find_massive(summary.locations) for summary in table.layers]
     positions = sorted({int(found.position) for layer in massive for found in layer})
