@@ -221,7 +221,7 @@ def _count_below(elements: _Elements, thresholds: jax.Array) -> jax.Array:
     """How many keys are below each of the thresholds [B, t]: int32 [B, t]."""
     t, keys = thresholds.shape[1], elements.keys(_ABOVE_ALL)
     below = [(keys < thresholds[:, i, None, None]).astype(jnp.int32) for i in range(t)]
-    return jnp.sum(jnp.stack(_reduce_rows(below, [0] * t, [lax.add] * t), axis=1), axis=2)
+    return jnp.sum(jnp.stack(_reduce_rows(below, [0] * t, [lax.add] * t), axis=1), axis=2, dtype=jnp.int32)
 
 
 # The median -----------------------------------------------------------------------------------------------------------
@@ -306,9 +306,9 @@ def _thresholds_of_sample(elements: _Elements, rank: jax.Array, number: jax.Arra
     wanted = min(search.sample, number_of_all // _ELEMENTS_A_SAMPLE + 1)
     sample = elements.every(number_of_all // wanted | 1)
     taken = jnp.sort(sample.keys(_ABOVE_ALL)[:, 0], axis=1)
-    counted = jnp.sum(taken < _ABOVE_ALL, axis=1)[:, None]
+    counted = jnp.sum(taken < _ABOVE_ALL, axis=1, dtype=jnp.int32)[:, None]
     share = (rank.astype(jnp.float32) / jnp.maximum(number, 1).astype(jnp.float32))[:, None]
-    away = np.linspace(-3.0, 3.0, search.thresholds - 1)
+    away = np.linspace(-3.0, 3.0, search.thresholds - 1, dtype=np.float32)
     places = share * counted + jnp.sqrt(counted * share * (1 - share)) * away[np.argsort(abs(away), kind="stable")]
     places = jnp.clip(places.astype(jnp.int32), 0, jnp.maximum(counted - 1, 0))
     thresholds = jnp.take_along_axis(taken, places, axis=1)

@@ -170,6 +170,18 @@ def test_they_can_be_compiled_for_other_platforms(platform):
         assert max(line.count(" init:") for line in lowered.splitlines()) == counted
 
 
+def test_where_jax_has_64_bits_they_are_the_same():
+    x = np.random.default_rng(0).normal(size=(2, 20, 160))
+    valid = np.arange(20)[:, None] < np.array([20, 7])[:, None, None]
+    with jax.enable_x64(True):
+        found = jax.jit(lambda *a: (median_magnitude(*a), *top_k_magnitude(a[0], 3, a[1])))(x, valid)
+    assert [a.dtype for a in found] == [np.float32, np.float32, np.int32]
+    for b, own in enumerate((x[0], x[1, :7])):
+        np.testing.assert_array_equal(found[0][b], lower_median(own[None].astype(np.float32))[0])
+        for got, expected in zip(found[1:], numpy_top_k(own[None], 3), strict=True):
+            np.testing.assert_array_equal(got[b], expected[0])
+
+
 def test_derivatives_pass_by_a_median_and_through_the_largest():
     def statistics(x):
         return median_magnitude(x)[0], top_k_magnitude(x, 2)[0]
