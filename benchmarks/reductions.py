@@ -94,7 +94,11 @@ def measure(
 
     rows: dict[str, dict[str, Any]] = {}
     print(f"{'candidate':44}{'ms':>9}{'least':>9}{'reads':>8}")
-    expected = {"median": _numpy_median, "top_k": functools.partial(_numpy_top_k, k=top_k), "moments": _numpy_moments}
+    expected: dict[str, Callable[[np.ndarray], Any]] = {
+        "median": _numpy_median,
+        "top_k": functools.partial(_numpy_top_k, k=top_k),
+        "moments": _numpy_moments,
+    }
     values = np.asarray(tensors[0]).astype(np.float32)
     wanted = functools.cache(lambda kind: expected[kind](values))
     for name, run in _candidates(top_k, searches).items():
@@ -129,11 +133,11 @@ def _candidates(k: int, searches: Sequence[str]) -> dict[str, Callable[[jax.Arra
     }
     for name in searches:
         search = Search(*(int(number) for number in name.split("-")))
-        found[f"median: search {name}{_platforms(search)}"] = lambda x, s=search: [median_magnitude(x, search=s)]
-        found[f"median and top_k: search {name}"] = lambda x, s=search: [
-            median_magnitude(x, search=s),
-            top_k_magnitude(x, k),
-        ]
+        median = functools.partial(median_magnitude, search=search)
+        found[f"median: search {name}{_platforms(search)}"] = functools.partial(_results, [median])
+        found[f"median and top_k: search {name}"] = functools.partial(
+            _results, [median, functools.partial(top_k_magnitude, k=k)]
+        )
     return found | {
         "top_k: one at a time": lambda x: [_one_at_a_time(x, k)],
         "moments: two passes, as it is": lambda x: [moments(x)],
@@ -141,6 +145,10 @@ def _candidates(k: int, searches: Sequence[str]) -> dict[str, Callable[[jax.Arra
         "top_k: of each row, then of all (old)": lambda x: [_top_k_of_rows(x, k)],
         "median: a bit a pass (old)": lambda x: [_median_by_bits(x)],
     }
+
+
+def _results(reductions: Sequence[Callable[[jax.Array], Any]], x: jax.Array) -> list[Any]:
+    return [reduce(x) for reduce in reductions]
 
 
 def _platforms(search: Search) -> str:
