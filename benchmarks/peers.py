@@ -89,6 +89,8 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         model = mj.load("smollm2_135m", progress=False)
         torch_llama(model).save_pretrained(directory)
+        assert model.tokenizer is not None
+        model.tokenizer.save(pathlib.Path(directory) / "tokenizer.json")  # TransformerLens wants one
         tokens = cut_windows(model, load_text(), context=_CONTEXT.value, windows=_BATCH.value).tokens
         short = tokens[:1, : min(64, _CONTEXT.value)]
         del model

@@ -173,9 +173,9 @@ class Nnsight:
         """Loads the model."""
         import torch
         import transformers
-        from nnsight import NNsight
+        from nnsight import NNsight, save
 
-        self._torch = torch
+        self._torch, self._save = torch, save
         torch.set_grad_enabled(False)
         model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval().model
         model.config.use_cache = False
@@ -183,29 +183,29 @@ class Nnsight:
 
     def statistics(self, tokens: np.ndarray) -> np.ndarray:
         """See `Ours`."""
-        model, ids = self._model, self._torch.from_numpy(tokens.astype(np.int64))
+        model, ids, save = self._model, self._torch.from_numpy(tokens.astype(np.int64)), self._save
         with model.trace(ids):
-            found = [].save()  # type: ignore[attr-defined]
+            found = save([])
             for layer in model.layers:
                 found.append(reduced(layer.output))
         return np.stack(list(found))
 
     def layer(self, tokens: np.ndarray) -> np.ndarray:
         """See `Ours`."""
-        model, ids = self._model, self._torch.from_numpy(tokens.astype(np.int64))
+        model, ids, save = self._model, self._torch.from_numpy(tokens.astype(np.int64)), self._save
         with model.trace(ids):
-            found = model.layers[LAYER - 1].output.save()
+            found = save(model.layers[LAYER - 1].output)
         return found.numpy()
 
     def edits(self, tokens: np.ndarray) -> np.ndarray:
         """See `Ours`: a row of one batch each."""
-        model, rows = self._model, self._torch.arange(EDITS)
+        model, rows, save = self._model, self._torch.arange(EDITS), self._save
         ids = self._torch.from_numpy(np.repeat(tokens, EDITS, axis=0).astype(np.int64))
         with model.trace(ids):
             edited = model.layers[LAYER - 1].output.clone()
             edited[rows, 0, rows] = 0
             model.layers[LAYER - 1].output = edited
-            found = model.norm.output.save()
+            found = save(model.norm.output)
         return found[:, -1].numpy()
 
 
