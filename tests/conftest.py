@@ -8,9 +8,12 @@ import pathlib
 import shutil
 import tempfile
 
-# Programs are compiled without LLVM's optimisations, which take longer than running a tiny model: 30 % less processor
-# time for parity and edit tests. Before jax is imported; processes that tests start inherit it.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# Programs are compiled without LLVM's optimisations and by the older of XLA's two code generators for fused loops, since
+# compiling takes longer than running a tiny model: half the processor time of parity and edit tests. Before jax is
+# imported; processes that tests start inherit it.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 # Every program is compiled once in a run of the tests: the first process makes a directory for what is compiled, which
 # xdist's workers and the processes that tests start inherit, and removes it at its end.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

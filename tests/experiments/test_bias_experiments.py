@@ -69,6 +69,7 @@ def test_bad_input(run, text_file, arguments, message):
     assert not run.workdir.exists()
 
 
+@pytest.mark.slow
 def test_explicit_bias_is_exact_in_float64(tiny_directory, tmp_path, text_file):
     """A process of its own: --dtype=float64 switches it on in all of jax."""
     subprocess.run(

@@ -87,6 +87,7 @@ def test_without(run, text_file):
     assert "so nothing was changed" in (run.workdir / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_places_and_layer_given(run, text_file):
     summary = run(
         *("reproduce", f"--text={text_file}", "--windows=2", "--context=24", "--layer=2", "--sites=0:1,1:2"),
@@ -161,7 +162,7 @@ class TestProcess:
             assert err.count("\n") == 1
             assert not (tmp_path / "new").exists()
 
-    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
     def test_a_signal_while_writing(self, tiny_directory, tmp_path, number, status):
         process = start(f"-c{STOPS_IN_THE_MIDDLE}", f"--model={tiny_directory}", f"--workdir={tmp_path}")
         assert process.stdout.readline() == "writing\n"
@@ -171,7 +172,7 @@ class TestProcess:
         assert err == ("error: interrupted.\n" if number == signal.SIGINT else "")
         assert [path.name for path in tmp_path.iterdir()] == ["layerwise.json"]
 
-    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    @pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.slow)])
     def test_a_reader_that_has_seen_enough(self, tiny_directory, tmp_path, unbuffered):
         model = f"--model={tiny_directory}"
         process = binary("layerwise", model, f"--workdir={tmp_path}", unbuffered=unbuffered)

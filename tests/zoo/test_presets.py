@@ -22,7 +22,17 @@ def module_of(name):
     return family, build(config)
 
 
-@pytest.mark.parametrize("name", zoo.PRESETS)
+# One of each family and shape of config is quick: the others are other sizes of the same.
+_QUICK = {
+    tuple(sorted((k, v) for k, v in (preset.config or {}).items() if isinstance(v, (bool, str)))): name
+    for name, preset in zoo.PRESETS.items()
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in _QUICK.values() else pytest.param(name, marks=pytest.mark.slow) for name in zoo.PRESETS],
+)
 def test_the_full_size_model_has_the_published_number_of_parameters(name):
     family, module = module_of(name)
     assert count_params(module) == zoo.PRESETS[name].num_params
