@@ -201,7 +201,7 @@ def test_operations_on_a_whole_sequence_are_refused_while_generating(tiny_model,
         tiny_model.generate(tiny_tokens, max_new_tokens=2, edits=mj.Edit("mid", layer=1, **edit))
 
 
-@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("placed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_dynamic_rotary_scaling_is_by_the_tokens_there_are(make_model, tiny_tokens, placed):
     """Past the original context every token is turned anew: each step is a pass over all there is so far."""
     bias = {"attention_bias": AttentionBias("kv", slots=2, prefix=True)} if placed else {}

@@ -40,6 +40,7 @@ def _faults(mode: str, **environment: str) -> int:
     return int(out.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an allocator of another C library")
 def test_what_is_freed_serves_the_next_call():
     """Unless the user has set the allocator. (16,384 faults without; where the kernel's pages are huge, fewer.)"""
