@@ -8,9 +8,9 @@ import pathlib
 import shutil
 import tempfile
 
-# Programs are compiled without LLVM's optimisations and by the older of XLA's two code generators for fused loops, since
-# compiling takes longer than running a tiny model: half the processor time of parity and edit tests. Before jax is
-# imported; processes that tests start inherit it.
+# Programs are compiled without LLVM's optimisations and by the older of XLA's two code generators for fused loops:
+# compiling takes longer than running a tiny model, and this is half the processor time of parity and edit tests. Before
+# jax is imported; processes that tests start inherit it.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )

@@ -162,7 +162,9 @@ class TestProcess:
             assert err.count("\n") == 1
             assert not (tmp_path / "new").exists()
 
-    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+    )
     def test_a_signal_while_writing(self, tiny_directory, tmp_path, number, status):
         process = start(f"-c{STOPS_IN_THE_MIDDLE}", f"--model={tiny_directory}", f"--workdir={tmp_path}")
         assert process.stdout.readline() == "writing\n"
