@@ -65,8 +65,8 @@ class GPT(torch.nn.Module):
 
 def torch_step(
     shape: Shape, recipe: OptimizerConfig, tokens: np.ndarray, *, device: str, compiled: bool = True
-) -> Callable[[], float]:
-    """Gives a function that does one training step on `tokens` and returns the loss: bfloat16 on "cuda"."""
+) -> Callable[[int], float]:
+    """Gives a function that takes so many training steps on `tokens` and returns the last loss: bfloat16 on "cuda"."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("highest")
     model = GPT(shape.layers, shape.heads, shape.width, shape.vocabulary, shape.context).to(device)
@@ -81,13 +81,14 @@ def torch_step(
     forward = torch.compile(model) if compiled else model
     ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
 
-    def step() -> float:
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = forward(ids[:, :-1], ids[:, 1:])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def step(steps: int = 1) -> float:
+        for _ in range(steps):
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                loss = forward(ids[:, :-1], ids[:, 1:])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
     return step

@@ -116,14 +116,17 @@ class Variant:
 # What may be faster: what a loop over blocks keeps and the head in chunks, quick to compile; then no loop.
 SWEEP = (
     "unroll=1",
+    "unroll=0",
+    "unroll=0 chunk=0",
+    "unroll=0 chunk=0 rounded=true",
+    "unroll=0 chunk=0 bias=kv",
+    "unroll=0 chunk=0 xla=xla_gpu_graph_min_graph_size:1",
     "remat=cheap chunk=0",
     "remat=cheap",
     "chunk=0",
     "remat=cheap chunk=0 rounded=true",
     "remat=cheap chunk=0 bias=kv",
-    "unroll=0 chunk=0",
     "unroll=0 remat=cheap chunk=0",
-    "unroll=0 chunk=0 bias=kv",
     "unroll=3 remat=cheap chunk=0",
     "remat=cheap chunk=8192",
     "remat=cheap chunk=0 xla=xla_gpu_enable_triton_gemm:false",
@@ -137,13 +140,13 @@ class Step:
     """A compiled step with its state.
 
     Attributes:
-      run: takes a step, and gives its loss.
+      run: takes so many steps, one without waiting for another as a training does, and gives the last one's loss.
       compile_seconds: what compiling took, beside others that may have been compiled at the same time.
       temporary_bytes: of memory, beside the state; None where the backend does not say.
       compiled: the program.
     """
 
-    run: Callable[[], float]
+    run: Callable[[int], float]
     compile_seconds: float
     temporary_bytes: int | None
     compiled: jax.stages.Compiled
@@ -158,11 +161,12 @@ def jax_step(shape: Shape, variant: Variant, recipe: OptimizerConfig = RECIPE) -
     memory, micro = compiled.memory_analysis(), jax.device_put(trainer.micro_batches(batch), jax.devices()[0])
     state: Any = None
 
-    def run() -> float:
+    def run(steps: int = 1) -> float:
         nonlocal state
         if state is None:  # the same for all variants: compiled once
             state = Variant(bias=variant.bias).trainer(shape, recipe).init(0)
-        state, metrics = compiled(state, micro)
+        for _ in range(steps):
+            state, metrics = compiled(state, micro)
         return float(metrics["loss"])
 
     return Step(run, seconds, getattr(memory, "temp_size_in_bytes", None), compiled)
@@ -182,15 +186,17 @@ def compile_all(shape: Shape, variants: Iterable[Variant], threads: int = 1) -> 
         return dict(zip(variants, pool.map(made, variants), strict=True))
 
 
-def interleaved(steps: Mapping[Any, Callable[[], float]], repeats: int, warmup: int = 2) -> tuple[Any, Any]:
-    """Runs functions in turn: name -> seconds of each timed run, and name -> what all runs returned."""
-    losses = {name: [step() for _ in range(warmup)] for name, step in steps.items()}
+def interleaved(
+    steps: Mapping[Any, Callable[[int], float]], repeats: int, warmup: int = 2, in_a_row: int = 1
+) -> tuple[Any, Any]:
+    """Takes steps in turn, some in a row: name -> seconds a step of each timed row, and name -> the losses."""
+    losses = {name: [step(1) for _ in range(warmup)] for name, step in steps.items()}
     seconds: dict[Any, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
             started = time.perf_counter()
-            losses[name].append(step())
-            seconds[name].append(time.perf_counter() - started)
+            losses[name].append(step(in_a_row))
+            seconds[name].append((time.perf_counter() - started) / in_a_row)
     return seconds, losses
 
 

@@ -23,6 +23,11 @@ def _shape(context: Context) -> Shape:
     return _SMALL if context.small else Shape()
 
 
+def _timed(context: Context) -> tuple[int, int, int]:
+    """Repeats, steps of the warm-up, steps in a row."""
+    return (2, 2, 1) if context.small else (6, 2, 5)
+
+
 def _add(context: Context, what: str, shape: Shape, seconds: list[float], losses: list[float], **others: Any) -> None:
     config = Variant().trainer(shape).module.config
     rate = shape.tokens / median(seconds)
@@ -56,11 +61,11 @@ def sweep(context: Context) -> None:
                 context.add(str(variant), failed=f"{type(step).__name__}: {step}".splitlines()[0][:300])
         for variant, step in dict(steps).items():  # once each, so that one that fails does not take the rest with it
             try:
-                step.run()
+                step.run(1)
             except Exception as error:
                 context.add(str(variant), failed=f"{type(error).__name__}: {error}".splitlines()[0][:300])
                 del steps[variant]
-        seconds, losses = interleaved({v: step.run for v, step in steps.items()}, 2 if context.small else 15)
+        seconds, losses = interleaved({v: step.run for v, step in steps.items()}, *_timed(context))
         for variant, step in steps.items():
             _add(
                 context,
@@ -89,9 +94,9 @@ def peer(context: Context) -> None:
             return
         started = time.perf_counter()
         step = torch_step(shape, RECIPE, tokens, device=device, compiled=compiled)
-        first = step()
+        first = step(1)
         compile_seconds = time.perf_counter() - started
-        seconds, losses = interleaved({name: step}, 2 if context.small else 20)
+        seconds, losses = interleaved({name: step}, *_timed(context))
         _add(context, name, shape, seconds[name], [first, *losses[name]], compile_seconds=compile_seconds)
 
 
@@ -102,13 +107,11 @@ def profile(context: Context) -> None:
         if context.seconds_left < 10:
             return
         step = jax_step(shape, Variant.parse(text))
-        for _ in range(3):
-            step.run()
+        step.run(3)
         steps = 3
         with tempfile.TemporaryDirectory() as directory:
             with jax.profiler.trace(directory):
-                for _ in range(steps):
-                    step.run()
+                step.run(steps)
             kernels = _kernels(pathlib.Path(directory))
         total = sum(seconds for _, seconds in kernels.values())
         top = sorted(kernels.items(), key=lambda item: -item[1][1])[:60]
