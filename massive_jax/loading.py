@@ -48,7 +48,8 @@ def load(
     Args:
       model: a zoo name ("llama2_7b"), a Hugging Face directory, a `.gguf` file (of a split model any of its files), a
         hub id ("org/name"), or a directory (or gs://…) that `convert` wrote. The default is SmolLM2-135M-Instruct, its
-        weights stored as Q4_1, from the Python package index; "smollm2_135m" is short for it, too.
+        weights stored as Q4_1, from the Python package index; "smollm2_135m" is short for it, too. So is
+        "gemma3_270m_q4_k_m" from there.
       dtype: of parameters and activations: float32, bfloat16, float16, or, for a reference, float64, which jax has to
         be told of (`jax_enable_x64`). Statistics are float32 in any case.
       revision: of a hub id: branch, tag or commit.

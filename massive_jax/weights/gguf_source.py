@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import pathlib
@@ -125,6 +126,22 @@ class GGUFSource(source.Source):
 
         values = quants.dequantize(raw.reshape(*record.shape[:-1], -1), GGMLQuantizationType[record.kind])
         return values.reshape(record.shape).astype(np.float32, copy=False)
+
+    def weight_type(self) -> str | None:
+        """Gives the quantisation of most weights; of a file that mixes several, the name that it gives the mixture.
+
+        A Q4_K_M may have most of its weights in an embedding of Q8_0.
+        """
+        kinds = {info.dtype for info in self.tensors.values()} - {plain.name for plain in PLAIN.values()}
+        number = self.config.get("general.file_type")
+        if len(kinds) > 1 and isinstance(number, int):
+            from gguf import LlamaFileType
+
+            with contextlib.suppress(ValueError):  # a number that has no name
+                name = LlamaFileType(number).name
+                if name.startswith("MOSTLY_"):
+                    return name.removeprefix("MOSTLY_")
+        return super().weight_type()
 
     def tokenizer(self) -> Tokenizer | None:
         """Gives the tokenizer in the metadata; None where the file has no vocabulary."""

@@ -42,7 +42,8 @@ class Origin:
 
     Attributes:
       place: a file, a directory, a model of the hub; or how they were made.
-      weights: what they were stored as: a GGUF quantisation ("Q4_1"), or a dtype; None where nothing was stored.
+      weights: what they were stored as: a GGUF quantisation ("Q4_1") or mixture of some ("Q4_K_M"), or a dtype; None
+        where nothing was stored.
     """
 
     place: str

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from massive_jax.weights.gguf_source import GGUFSource
+from massive_jax.weights.source import TensorInfo
 from tests.fixtures.gguf_files import write_gguf
 
 METADATA = {
@@ -50,6 +51,20 @@ def test_metadata_and_tensors_come_back(path, tensors):
             assert source.tensors[name].dtype == "float32"
             assert got.dtype == np.float32
             np.testing.assert_array_equal(got, values)
+
+
+@pytest.mark.parametrize(
+    ("file_type", "expected"),
+    [(15, "Q4_K_M"), (2, "Q4_0"), (0, "Q8_0"), (12345, "Q8_0"), (None, "Q8_0"), ("15", "Q8_0")],
+)
+def test_a_mixture_of_quantisations_is_called_what_the_file_calls_it(file_type, expected):
+    sizes = {"embedding": (64, "Q8_0"), "mlp": (16, "Q4_K"), "norm": (1, "float32")}
+    source = GGUFSource.__new__(GGUFSource)  # the gguf package does not write blocks of Q4_K
+    source.tensors = {name: TensorInfo((rows, 256), kind) for name, (rows, kind) in sizes.items()}
+    source.config = {} if file_type is None else {"general.file_type": file_type}
+    assert source.weight_type() == expected
+    del source.tensors["mlp"]
+    assert source.weight_type() == "Q8_0"  # nothing is mixed: no name is needed
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
