@@ -71,8 +71,9 @@ class Generation(Card):
 
     Attributes:
       tokens: int32 [B, T + n]: the prompts as given, and what follows; after a stop token, that token again.
-      prompt: the forward pass over the prompts (logits only of the last token, [B, 1, V]). Positions in what
-        is captured of it and of the steps are those of a sequence: a step's is that of the token that was fed back.
+      prompt: the forward pass over the prompts (logits only of the last token, [B, 1, V], unless they are captured or
+        edited). Positions in what is captured of it and of the steps are those of a sequence: a step's is that of the
+        token that was fed back.
       steps: site -> what was captured at each step that fed a token back, leading axis n - 1; see `Output`.
       logits: float32 [n, B, V], what each new token was drawn from; None unless asked for.
     """
@@ -127,7 +128,7 @@ def generate(
       >>> model.tokenizer.decode(made[0])
       'The capital of France is Paris.\n\nThe'
     """
-    if not hasattr(model, "with_params"):  # its class is in a room above
+    if not hasattr(type(model), "with_params"):  # its class is in a room above
         raise ValueError(f"model is {shown(model)}; give a Model, such as massive_jax.load returns.")
     if isinstance(tokens, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
         raise ValueError(
@@ -158,13 +159,15 @@ def generate(
             f"a cache of {cache.size} tokens must hold the prompt of {longest} and be within the context of {context}."
         )
     sizes, plan = config.sizes(B, total), model.compile_captures(capture)
-    # Padding, so that prompts of many lengths share their programs; what is captured has the prompt's own axes.
-    more = 0 if plan.specs else _bucket(T) - T
-    tokens, mask = (np.pad(x, ((0, 0), (more, 0))) for x in (np.asarray(tokens), mask))
-    positions, policy = own_positions(mask), cache or Streaming(0, T + more + max_new_tokens)
+    tokens = np.asarray(tokens)
     compiled = compile_edits(
         edits, sizes, tokens, model.rules(), config.absent_sites, config.jnp_dtype, mask, max_new_tokens
     )
+    # Padding, so that prompts of many lengths share their programs; what is captured has the prompt's own axes, and so
+    # has what is given back and what a position rule is asked for.
+    more = 0 if plan.specs else _bucket(T) - T
+    tokens, mask = (np.pad(x, ((0, 0), (more, 0))) for x in (tokens, mask))
+    positions, policy = own_positions(mask), cache or Streaming(0, T + more + max_new_tokens)
     first, last, state = _prefill(model.module, policy, model.params, compiled, plan, tokens, positions)
     sampling = Sampling(
         jnp.float32(temperature), jnp.float32(top_p), jax.random.key(seed), jnp.int32(-1 if stop is None else stop)
@@ -185,7 +188,11 @@ def generate(
         jnp.asarray(tokens),
     )
     if more:
-        first = dataclasses.replace(first, last_hidden=first.last_hidden[:, more:])
+        # Logits that are edited are those of all tokens.
+        logits_from = more if first.logits.shape[1] > 1 else 0
+        first = dataclasses.replace(
+            first, logits=first.logits[:, logits_from:], last_hidden=first.last_hidden[:, more:]
+        )
     everything = np.concatenate([np.asarray(given).astype(np.int32), np.asarray(made)], axis=1)
     return Generation(everything, first, steps, logits)
 

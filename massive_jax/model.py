@@ -101,6 +101,10 @@ class Model:
         """Makes it with the face that goes with `config`."""
         if cls is Model:
             cls = ImageModel if isinstance(config, VisionConfig) else TextModel
+        if not issubclass(cls, TextModel | ImageModel):
+            raise ValueError(
+                f"{cls.__name__} is neither a TextModel nor an ImageModel; make it a class of one of them."
+            )
         return object.__new__(cls)
 
     @classmethod

@@ -321,6 +321,23 @@ def test_prompts_of_about_one_length_share_their_programs(tiny_model, tiny_token
     assert alone.prompt.intermediates["block_out"].shape[2] == 5
 
 
+def test_padding_of_its_own_is_not_seen_by_a_rule_or_in_logits(tiny_model, tiny_tokens):
+    """A rule is asked for the batch that was given, whatever its length."""
+    prompt, asked = tiny_tokens[:2, :5], []
+
+    def each_its_own(tokens):
+        asked.append(np.shape(tokens))
+        return np.arange(1, 1 + len(tokens))
+
+    edits = [
+        mj.Edit("block_out", layer=2, position=each_its_own, dim=3, value=9.0),
+        mj.Edit("logits", dim=7, op="add", value=1.0),
+    ]
+    made = tiny_model.generate(prompt, max_new_tokens=2, edits=edits)
+    np.testing.assert_allclose(made.prompt.logits, tiny_model(prompt, edits=edits).logits, rtol=1e-4, atol=1e-5)
+    assert asked == [(2, 5), (2, 5)]
+
+
 def test_cache_is_a_plain_collection(tiny_model, tiny_tokens):
     """Pure-functional use: the whole of the sequence in two pieces."""
     from massive_jax.models import empty_cache
@@ -394,6 +411,8 @@ def test_bad_input(tiny_model, tiny_tokens, message):
 def test_bad_model_cache_and_padding():
     with pytest.raises(ValueError, match="model is 'm'; give a Model, such as"):
         mj.generate("m", [[1]], max_new_tokens=1)
+    with pytest.raises(ValueError, match="model is <class .*TextModel'>; give a Model, such as"):
+        mj.generate(mj.TextModel, [[1]], max_new_tokens=1)
     with pytest.raises(ValueError, match="expected 0 and 1 at least"):
         Streaming(-1, 4)
     with pytest.raises(ValueError, match="expected 0 and 1 at least"):

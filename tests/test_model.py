@@ -137,6 +137,9 @@ def test_a_model_has_the_face_of_its_config(tiny_model, tiny_vision):
         mj.TextModel.of(3)
     with pytest.raises(ValueError, match=r"config is None; give a TransformerConfig, as a language model has\."):
         mj.Model(tiny_model.module, tiny_model.params, None)
+    no_face = type("Other", (mj.Model,), {})
+    with pytest.raises(ValueError, match="Other is neither a TextModel nor an ImageModel"):
+        no_face(tiny_model.module, tiny_model.params, tiny_model.config)
     with pytest.raises(ValueError, match=r"config is VisionConfig\(.*…; give a TransformerConfig, as a"):
         dataclasses.replace(tiny_model, config=tiny_vision.config)
 

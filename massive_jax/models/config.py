@@ -14,7 +14,7 @@ from massive_jax.dtypes import check_dtype
 from massive_jax.models.attention_bias import AttentionBias
 from massive_jax.models.kernels import AttentionKernel, refusals
 from massive_jax.models.norms import NormConfig
-from massive_jax.models.options import Count, DType, Size, check_options
+from massive_jax.models.options import Count, DType, Positive, Size, check_options
 from massive_jax.models.positions import AlibiConfig, RopeConfig
 from massive_jax.probe import EXPERT_SITES, VISION_SITES
 
@@ -38,7 +38,7 @@ class ExpertsConfig:
     """Whether experts are clamped SwiGLU with biases, (up + 1) · gate · sigmoid(alpha · gate), and the router has a
     bias; otherwise they are SwiGLU. In both, the weights of the chosen are the softmax of their logits.
     """
-    swiglu_limit: float = 7.0
+    swiglu_limit: Positive = 7.0
     """Where clamped, gates are clipped to at most this, the linear half to ± this."""
     swiglu_alpha: float = 1.702
     """Where clamped, the alpha above."""
@@ -95,13 +95,13 @@ class BlockConfig:
     """Bias in the attention's output projection."""
     qk_norm: QKNorm = None
     """Norm of queries and keys: None, "head" (each head) or "full" (all heads together)."""
-    clip_qkv: float | None = None
+    clip_qkv: Positive | None = None
     """Queries, keys and values are clipped to ± this."""
     attention_scale: float | None = None
     """Multiplies q·k; None for 1/√N."""
     attention_scale_by_layer: bool = False
     """Whether q·k of layer l (1-based) is divided by l besides (Stanford CRFM's GPT-2 models)."""
-    attention_softcap: float | None = None
+    attention_softcap: Positive | None = None
     """Logits become softcap · tanh(logits / softcap)."""
     attention_bias: AttentionBias | None = None
     """Explicit attention bias; None for none. Slots are the last keys of the attention sites."""
@@ -242,7 +242,7 @@ class TransformerConfig(BlockConfig):
     """Bias in the output head."""
     logit_scale: float | None = None
     """Multiplies the logits."""
-    logit_softcap: float | None = None
+    logit_softcap: Positive | None = None
     """As `attention_softcap`, for the logits of the output head."""
 
     def _inconsistencies(self) -> Iterator[str]:

@@ -5,40 +5,47 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import numbers
 import types
 import typing
 from collections.abc import Iterable
 from typing import Annotated, Any, TypeAlias
+
+import numpy as np
 
 from massive_jax.arguments import shown
 from massive_jax.dtypes import DTYPES
 
 
 @dataclasses.dataclass(frozen=True)
-class _AtLeast:
-    """Numbers from `least` on, and whole ones that index a jax array."""
+class _Range:
+    """Numbers from `least`, itself only if `closed`, to `most`."""
 
-    least: int
     words: str
+    least: int
+    closed: bool = True
+    most: float = math.inf
 
     def __contains__(self, value: Any) -> bool:
-        return self.least <= value < 2**31
+        return self.least <= value <= self.most and (self.closed or value != self.least)
 
 
-Size: TypeAlias = Annotated[int, _AtLeast(1, "a positive integer (of 31 bits)")]
+_LARGEST = 2**31 - 1  # that indexes a jax array
+
+Size: TypeAlias = Annotated[int, _Range("a positive integer (of 31 bits)", 1, most=_LARGEST)]
 """How many of something that there is in every model."""
 
-Count: TypeAlias = Annotated[int, _AtLeast(0, "an integer (of 31 bits), which must not be negative")]
+Count: TypeAlias = Annotated[int, _Range("an integer (of 31 bits), which must not be negative", 0, most=_LARGEST)]
 """How many of something that there may be."""
 
-NonNegative: TypeAlias = Annotated[float, _AtLeast(0, "a finite number of at least 0")]
+NonNegative: TypeAlias = Annotated[float, _Range("a finite number of at least 0", 0)]
+
+Positive: TypeAlias = Annotated[float, _Range("a finite number above 0", 0, closed=False)]
 
 DType: TypeAlias = Annotated[str, DTYPES]
 
 
 def check_options(config: Any, what: str, inconsistencies: Iterable[str] = ()) -> None:
-    """Checks the fields of a dataclass by their annotations.
+    """Checks the fields of a dataclass by their annotations, and makes numpy's numbers in them Python's, as JSON wants.
 
     Args:
       config: the dataclass.
@@ -49,6 +56,8 @@ def check_options(config: Any, what: str, inconsistencies: Iterable[str] = ()) -
       ValueError: with all that is wrong, in one line.
     """
     kind: Any = type(config)
+    for name in _hints(kind):
+        object.__setattr__(config, name, _plain(getattr(config, name)))  # of one that is being made
     wrong = [(name, hint) for name, hint in _hints(kind).items() if not _fits(getattr(config, name), hint)]
     problems = [_problem(name, getattr(config, name), hint) for name, hint in wrong] or list(inconsistencies)
     if problems:
@@ -61,6 +70,13 @@ def _hints(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
+def _plain(value: Any) -> Any:
+    """`value` without scalars of numpy."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether `value` is what the annotation `hint` says."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
@@ -69,12 +85,12 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Annotated:
         return _fits(value, inside[0]) and all(value in allowed for allowed in inside[1:])
     if origin is typing.Literal:
-        return value in inside
+        return isinstance(value, str | None) and value in inside
     if origin is tuple:
         each = inside[:1] * len(value) if inside[-1] is ... and isinstance(value, tuple) else inside
         return isinstance(value, tuple) and len(value) == len(each) and all(map(_fits, value, each))
     if hint in (int, float):  # a bool is neither
-        kind = int if hint is int else numbers.Real
+        kind = int if hint is int else int | float
         return isinstance(value, kind) and not isinstance(value, bool) and _is_finite(value)
     return isinstance(value, hint)
 

@@ -119,12 +119,13 @@ def top_k_magnitude(x: jax.Array, k: int, valid: jax.Array | None = None) -> tup
 
 
 def _integer(dtype: Any) -> Any:
-    """The integers that keys of a float dtype come from: of its own size, and of float32's for a wider one."""
-    return jnp.int16 if jnp.dtype(dtype).itemsize == 2 else jnp.int32
+    """The integers that keys of a dtype come from: of the size of `_float`."""
+    return jnp.int16 if jnp.dtype(_float(dtype)).itemsize == 2 else jnp.int32
 
 
 def _float(dtype: Any) -> Any:
-    return dtype if jnp.dtype(dtype).itemsize == 2 else jnp.float32
+    """A float of 16 bits itself; float32 for all else, integers too."""
+    return dtype if jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize == 2 else jnp.float32
 
 
 def _magnitudes(keys: jax.Array, dtype: Any) -> jax.Array:

@@ -1,7 +1,9 @@
 """Options: what each may be its annotation says, and one check reads it."""
 
 import dataclasses
+import json
 import typing
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -50,9 +52,13 @@ def test_all_of_them_in_one_message():
         ({"window": 2.0}, r"window is 2\.0, expected"),
         ({"position_offset": -1}, "position_offset is -1, expected an integer .*, which must not be negative"),
         ({"qkv_bias": "no"}, "qkv_bias is 'no', expected True or False"),
-        ({"clip_qkv": True}, "clip_qkv is True, expected a finite number or None"),
+        ({"clip_qkv": True}, "clip_qkv is True, expected a finite number above 0 or None"),
         ({"logit_scale": float("nan")}, "logit_scale is nan, expected a finite number or None"),
-        ({"attention_softcap": 10**400}, "attention_softcap is 10+…, expected a finite number"),
+        ({"attention_softcap": 10**400}, "attention_softcap is 10+…, expected a finite number above 0 or None"),
+        ({"attention_softcap": 0.0}, r"attention_softcap is 0\.0, expected a finite number above 0"),
+        ({"clip_qkv": -1.0}, r"clip_qkv is -1\.0, expected a finite number above 0"),
+        ({"attention_scale": Fraction(1, 8)}, "attention_scale is Fraction.*, expected a finite number or None"),
+        ({"activation": np.array(["silu", "gelu"])}, "activation .* is not one of silu"),
         ({"norm": "rms"}, "norm is 'rms', expected a NormConfig"),
         ({"attention_bias": "kv"}, "attention_bias is 'kv', expected an AttentionBias or None"),
         ({"window_layers": [True] * 4}, "window_layers is .*, expected a tuple of any number of True or False or None"),
@@ -85,6 +91,20 @@ def test_configs_inside_a_config_are_checked_by_their_annotations_too():
             make()
     assert NormConfig(eps=np.float32(0)).eps == 0
     assert RopeConfig(theta=10_000).theta == 10_000  # whole numbers are numbers
+
+
+def test_numbers_of_numpy_are_pythons():
+    changes = {
+        "intermediate_size": np.int64(64),
+        "attention_scale": np.float32(0.5),
+        "causal": np.True_,
+        "window": np.uint8(3),
+        "window_layers": tuple(np.array([True, False, True, False])),
+    }
+    config = dataclasses.replace(TINY, **changes)
+    assert json.loads(json.dumps(dataclasses.asdict(config)))["attention_scale"] == 0.5
+    assert [type(getattr(config, name)) for name in changes] == [int, float, bool, int, tuple]
+    assert all(type(windowed) is bool for windowed in config.window_layers)
 
 
 def test_windowed_layers():

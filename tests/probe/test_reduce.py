@@ -155,6 +155,13 @@ def test_top_k_of_what_counts_and_nan_before_all():
         assert indices.tolist() == [[3, 4, 5, 1], [0, 1, 2, -1], [-1, -1, -1, -1]]
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32])
+def test_whole_numbers_are_numbers(dtype):
+    x = np.array([[3, 1, 2, 700, 100]], dtype)
+    assert median(x).tolist() == [3]
+    assert [found.tolist() for found in top_k(x, 2)] == [[[700, 100]], [[3, 4]]]
+
+
 @pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
 def test_they_can_be_compiled_for_other_platforms(platform):
     """As far as jax's own checks go, which need no such device."""
