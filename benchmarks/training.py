@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import statistics
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from massive_jax.models import AttentionBias, LanguageModel
-from massive_jax.models.kernels import AttentionKernel
+from massive_jax.models.kernels import KERNELS, AttentionKernel
 from massive_jax.train import NextToken, OptimizerConfig, Trainer
 from massive_jax.train.presets import TrainPreset
 
@@ -42,6 +44,21 @@ class Shape:
         return np.random.default_rng(0).integers(0, self.vocabulary, shape).astype(np.int32)
 
 
+_SLOTS: dict[str, Literal["in front", "merged"]] = {"front": "in front", "merged": "merged"}
+_TRACING = threading.Lock()  # held by who changes the table of kernels, until a program is made of it
+
+
+@contextlib.contextmanager
+def slots_placed(where: Literal["in front", "merged"]) -> Iterator[None]:
+    """Has all kernels take slots that have keys in one way, in programs that are traced meanwhile."""
+    before = dict(KERNELS)
+    KERNELS.update({name: dataclasses.replace(kernel, slots=where) for name, kernel in before.items()})
+    try:
+        yield
+    finally:
+        KERNELS.update(before)
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """One way to do the step; the numbers are the same up to rounding, but for an attention bias.
@@ -52,6 +69,7 @@ class Variant:
       bias: kind of the attention bias, or "none".
       dtype: of the activations; "" for bfloat16 on a GPU or TPU, float32 on CPU.
       kernel: of the attention; "" for "cudnn" on a GPU, "splash" on a TPU, "xla" on CPU.
+      slots: of the attention bias, "front" or "merged": see `massive_jax.models.kernels.Kernel`; "" for the table's.
       xla: options of the compiler that are true or false, as "name:false+other:true".
     """
 
@@ -62,6 +80,7 @@ class Variant:
     bias: str = "none"
     dtype: str = ""
     kernel: AttentionKernel | str = ""
+    slots: str = ""
     xla: str = ""
 
     @classmethod
@@ -81,6 +100,8 @@ class Variant:
                 if not value.isdecimal():
                     raise ValueError(f"variant {text!r}: {name} is {value!r}, expected a whole number from 0.")
                 given[name] = int(value)
+            elif name == "slots" and value not in _SLOTS:
+                raise ValueError(f"variant {text!r}: slots is {value!r}, expected {' or '.join(_SLOTS)}.")
             else:
                 given[name] = value == "true" if name == "rounded" else value
         return cls(**given)
@@ -106,8 +127,12 @@ class Variant:
         fields = {ours: getattr(shape, its) for ours, its in names.items()}
         preset = TrainPreset({**fields, "block_size": shape.context, "bias": False}, recipe, dtype, {})
         bias = None if self.bias == "none" else AttentionBias(self.bias)
+        # The name is there for jax, which keeps one traced program for equal modules, whatever a table says.
         module = LanguageModel(
-            preset.model(attention_bias=bias, dtype=dtype, kernel=kernel), self.remat, self.unroll or shape.layers
+            preset.model(attention_bias=bias, dtype=dtype, kernel=kernel),
+            self.remat,
+            self.unroll or shape.layers,
+            name=f"slots_{self.slots}" if self.slots else None,
         )
         objective = NextToken(shape.tokens if self.chunk == 0 else self.chunk, self.rounded)
         return Trainer(module, recipe, objective=objective)
@@ -119,7 +144,8 @@ SWEEP = (
     "unroll=0",
     "unroll=0 chunk=0",
     "unroll=0 chunk=0 rounded=true",
-    "unroll=0 chunk=0 bias=kv",
+    "unroll=0 chunk=0 bias=kv slots=merged",
+    "unroll=0 chunk=0 bias=kv slots=front",
     "unroll=0 chunk=0 xla=xla_gpu_graph_min_graph_size:1",
     "remat=cheap chunk=0",
     "remat=cheap",
@@ -156,7 +182,9 @@ def jax_step(shape: Shape, variant: Variant, recipe: OptimizerConfig = RECIPE) -
     """Compiles a variant's step on `shape.random_tokens()`."""
     trainer, batch = variant.trainer(shape, recipe), shape.random_tokens()
     started = time.perf_counter()
-    compiled = trainer.compile(trainer.abstract(), batch, variant.compiler_options or None)
+    with _TRACING, slots_placed(_SLOTS[variant.slots]) if variant.slots else contextlib.nullcontext():
+        lowered = trainer.lower(trainer.abstract(), batch)
+    compiled = lowered.compile(variant.compiler_options or None)
     seconds = time.perf_counter() - started
     memory, micro = compiled.memory_analysis(), jax.device_put(trainer.micro_batches(batch), jax.devices()[0])
     state: Any = None

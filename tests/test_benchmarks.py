@@ -83,6 +83,8 @@ def test_variants_are_read_as_they_are_written():
         Variant.parse("unrol=1")
     with pytest.raises(ValueError, match="chunk is 'x', expected a whole number from 0"):
         Variant.parse("chunk=x")
+    with pytest.raises(ValueError, match="slots is 'x', expected front or merged"):
+        Variant.parse("slots=x")
 
 
 def test_sections_are_there():

@@ -16,7 +16,7 @@ from benchmarks.device.record import Context, measure, median
 from massive_jax.models import AttentionBias, LanguageModel, TransformerConfig
 from massive_jax.models.attention import Surroundings, attend
 from massive_jax.models.attention_bias import ATTENTION_BIASES, AttentionSlots, SlotPlaces
-from massive_jax.models.kernels import KERNELS
+from massive_jax.models.kernels import KERNELS, Kernel
 
 # Of the norm of what it should be; a model's own rounding to bfloat16 is a third of it.
 _MOST = {"forward": 0.02, "gradient": 0.05}
@@ -72,33 +72,38 @@ def check(context: Context) -> None:
 
 
 def lengths(context: Context) -> None:
-    """Times attention and its gradient at GPT-2's shape: slots in front, by what lengths are padded to, and merged.
+    """Times attention and its gradient at GPT-2's shape and at longer ones: slots in front, and merged.
 
-    What is fastest belongs into `massive_jax.models.kernels.KERNELS`, as `gradient_lengths`.
+    What is fastest belongs into `massive_jax.models.kernels.KERNELS`, as `slots`.
     """
     kernel: Any = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend(), "xla")
-    table = KERNELS[kernel]
-    ways: dict[str, tuple[AttentionBias | None, int]] = {"no slots": (None, table.gradient_lengths)}
-    for multiple in (2, 64, 128) if kernel == "cudnn" else (table.gradient_lengths,):
-        ways[f"kv in front, lengths a multiple of {multiple}"] = AttentionBias("kv"), multiple
-    ways["kv merged"] = AttentionBias("kv", offset=True), table.gradient_lengths
-    plain = None
-    for name, (bias, multiple) in ways.items():
-        try:
-            KERNELS[kernel] = dataclasses.replace(table, gradient_lengths=multiple)
-            seconds = median(measure(_gradient(kernel, bias, context.small), calls=1 if context.small else 10))
-        except Exception as error:
-            context.add(f"{kernel}: {name}", failed=f"{type(error).__name__}: {error}".splitlines()[0][:300])
-            continue
-        finally:
-            KERNELS[kernel] = table
-        plain = plain or seconds
-        context.add(f"{kernel}: {name}", seconds=seconds, over_no_slots=seconds / plain)
+    table, kv = KERNELS[kernel], AttentionBias("kv")
+    in_front, merged = (dataclasses.replace(table, slots=slots) for slots in ("in front", "merged"))
+    ways: dict[str, tuple[AttentionBias | None, Kernel]] = {
+        "no slots": (None, table),
+        "kv in front": (kv, in_front),
+        "kv merged": (kv, merged),
+        "sink": (AttentionBias("sink"), table),
+    }
+    for B, T in ((1, 16),) if context.small else ((16, 1024), (4, 4096)):
+        plain = None
+        for name, (bias, its_table) in ways.items():
+            what = f"{kernel}: {name}, {B} × {T}"
+            try:
+                KERNELS[kernel] = its_table
+                seconds = median(measure(_gradient(kernel, bias, B, T), calls=1 if context.small else 10))
+            except Exception as error:
+                context.add(what, failed=f"{type(error).__name__}: {error}".splitlines()[0][:300])
+                continue
+            finally:
+                KERNELS[kernel] = table
+            plain = plain or seconds
+            context.add(what, seconds=seconds, over_no_slots=seconds / plain)
 
 
-def _gradient(kernel: Any, bias: AttentionBias | None, small: bool) -> Callable[[], Any]:
+def _gradient(kernel: Any, bias: AttentionBias | None, B: int, T: int) -> Callable[[], Any]:
     """A function that runs attention and its gradient: of queries, keys, values and slots."""
-    B, T, H, N = (1, 16, 2, 8) if small else (16, 1024, 12, 64)
+    H, N = 12, 64
     dtype = "float32" if kernel == "xla" else "bfloat16"
     heads = {"num_heads": H, "num_kv_heads": H, "head_dim": N}
     others = {"vocab_size": 1, "hidden_size": 1, "num_layers": 1, "intermediate_size": 1, "max_position": T}

@@ -16,8 +16,7 @@ from massive_jax.models.attention_bias import (
     SlotPlaces,
     Slots,
     TokenMixture,
-    attend_behind,
-    attend_with_lse,
+    attend_with_slots,
     mix_slots,
 )
 from massive_jax.models.config import BlockConfig
@@ -183,10 +182,7 @@ def _attend_fused(
         return fused_attention(static, mask)(query, key, value)
     # A window of the kernel's own would hide slots that have no place; a cache would be copied to put them in front.
     shown = mask is not None or cfg.window is None or slots.mask is not None
-    if slots.keys is not None and shown and around.cache_slots is None:
-        return attend_behind(slots, static, query, key, value, mask)
-    mixed, lse = attend_with_lse(static, query, key, value, mask)
-    return TokenMixture(mixed, lse, jnp.ones_like(lse)).with_slots(slots)
+    return attend_with_slots(slots, static, query, key, value, mask, can_precede=shown and around.cache_slots is None)
 
 
 def attend_with_probs(

@@ -5,8 +5,9 @@ With an output o and a log-sum-exp lse of the tokens' logits, and slots with log
     o′ = σ(lse − logsumexp(s)) · o + σ(logsumexp(s) − lse) · softmax(s) v′
 
 is exactly softmax([logits, s]) [V; v′]: no column is added to the keys, and any kernel will do (`TokenMixture`).
-Where s are products with keys, and a kernel's own mask can show the slots to every query, they are tokens in front
-instead: the kernel's gradient is computed once then, and twice with a log-sum-exp (`attend_behind`).
+The gradient takes one call of a kernel that takes o′ and its log-sum-exp for its own (`attend_merged`), and two of any
+other (`attend_with_lse`); there, where s are products with keys, and the kernel's own mask can show the slots to every
+query, they are tokens in front instead, at one call (`attend_behind`).
 Axis letters: see `massive_jax.probe.sites`; G = H / K, n slots.
 """
 
@@ -22,7 +23,14 @@ import jax
 import jax.numpy as jnp
 
 from massive_jax.dtypes import wide
-from massive_jax.models.kernels import Options, fused_attention
+from massive_jax.models.kernels import (
+    KERNELS,
+    Options,
+    attention_with_lse,
+    fused_attention,
+    gradient_at,
+    has_gradient_at,
+)
 from massive_jax.models.linear import Projection
 from massive_jax.models.options import Size, check_options
 from massive_jax.models.parameters import Module
@@ -284,6 +292,36 @@ def mix_slots(probs: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.einsum("BKGTn,KnN->BTKGN", grouped, values).reshape(B, T, H, N)
 
 
+def attend_with_slots(
+    slots: Slots,
+    options: Options,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None = None,
+    can_precede: bool = True,
+) -> jax.Array:
+    """Gives the heads' outputs [B, T, H, N] of a kernel with slots in the same softmax, in the way that costs least.
+
+    Args:
+      slots: what the queries see beside the tokens.
+      options: static options of the kernel, see `fused_attention`.
+      query: [B, T, H, N].
+      key: [B, S, K, N].
+      value: [B, S, K, N].
+      mask: bool [B or 1, H or 1, T, S]; None for none.
+      can_precede: whether slots that have keys may be tokens in front.
+    """
+    name = dict(options)["implementation"]
+    merges = has_gradient_at(name)
+    if slots.keys is not None and can_precede and not (merges and KERNELS[name].slots == "merged"):
+        return attend_behind(slots, options, query, key, value, mask)
+    if merges:
+        return attend_merged(options, query, key, value, slots.logits, slots.values, mask)
+    mixed, lse = attend_with_lse(options, query, key, value, mask)
+    return TokenMixture(mixed, lse, jnp.ones_like(lse)).with_slots(slots)
+
+
 def attend_behind(
     slots: Slots, options: Options, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -346,3 +384,62 @@ def _backward(options: Options, kept: Any, cotangents: Any) -> Any:
 
 
 attend_with_lse.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend_merged(
+    options: Options,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    logits: jax.Array,
+    values: jax.Array | None,
+    mask: jax.Array | None,
+) -> jax.Array:
+    """Gives the heads' outputs [B, T, H, N] of a kernel with slots, with a gradient of one call of it.
+
+    With o′ and its log-sum-exp lse′ for its own, a kernel's backward pass has the probabilities exp(logit − lse′) of
+    the longer softmax, and δ = Σ_N ∂o′ · o′, which is all it needs of the slots. Theirs is element by element:
+    p = exp(s − lse′), ∂v′ = Σ p ∂o′, ∂s = p (∂o′ · v′ − δ).
+
+    Args:
+      options: static options of a kernel that `gradient_at` takes.
+      query: [B, T, H, N].
+      key: [B, S, K, N].
+      value: [B, S, K, N].
+      logits: of the slots, see `Slots`.
+      values: of the slots, see `Slots`.
+      mask: bool [B or 1, H or 1, T, S]; None for none.
+    """
+    return _merged_forward(options, query, key, value, logits, values, mask)[0]
+
+
+def _merged_forward(
+    options: Options, query: Any, key: Any, value: Any, logits: Any, values: Any, mask: Any
+) -> tuple[jax.Array, Any]:
+    mixed, lse = attention_with_lse(options, query, key, value, mask)
+    lse = jnp.moveaxis(lse.astype(logits.dtype), 1, 2)
+    mixture = TokenMixture(mixed.astype(logits.dtype), lse, jnp.ones_like(lse))  # rounded once, when it is merged
+    out = mixture.with_slots(Slots(logits, values)).astype(query.dtype)
+    lse = jnp.logaddexp(lse, jax.nn.logsumexp(logits, axis=-1))
+    return out, (query, key, value, logits, values, mask, out, lse)
+
+
+def _merged_backward(options: Options, kept: Any, of_out: jax.Array) -> Any:
+    query, key, value, logits, values, mask, out, lse = kept
+    of_tokens = gradient_at(options, query, key, value, mask, out, jnp.moveaxis(lse, 1, 2), of_out)
+    probs = jnp.exp(logits - lse[..., None])
+    mean = jnp.moveaxis(jnp.sum(of_out.astype(lse.dtype) * out.astype(lse.dtype), axis=-1), 1, 2)
+    of_probs, of_values = jnp.zeros((), lse.dtype), None
+    if values is not None:
+        B, H, T, n = logits.shape
+        K, N = values.shape[0], values.shape[2]
+        grouped = of_out.reshape(B, T, K, H // K, N)
+        sums = functools.partial(jnp.einsum, preferred_element_type=lse.dtype)
+        of_probs = sums("BTKGN,KnN->BKGTn", grouped, values.astype(of_out.dtype)).reshape(B, H, T, n)
+        by_head = probs.reshape(B, K, H // K, T, n).astype(of_out.dtype)
+        of_values = sums("BKGTn,BTKGN->KnN", by_head, grouped).astype(values.dtype)
+    return *of_tokens, probs * (of_probs - mean[..., None]), of_values, None
+
+
+attend_merged.defvjp(_merged_forward, _merged_backward)

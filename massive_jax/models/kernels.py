@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from massive_jax.dtypes import DTYPES
+from massive_jax.models import cudnn
 
 if TYPE_CHECKING:
     from massive_jax.models.config import BlockConfig
@@ -43,6 +44,8 @@ class Kernel:
       other_weights: something else in place of the softmax, a sigmoid, say.
       softcap: of the logits.
       softcap_with_slots: likewise, with the slots of an attention bias.
+      slots: where those that have keys go: "in front" of the tokens, or "merged" with what the kernel gives, as all
+        others are, if its gradient takes one call then (`has_gradient_at`).
     """
 
     dtypes: tuple[str, ...] = DTYPES
@@ -56,6 +59,7 @@ class Kernel:
     other_weights: Literal["yes", "xla", "refused"] = "yes"
     softcap: Literal["yes", "xla"] = "yes"
     softcap_with_slots: Literal["yes", "xla", "refused"] = "yes"
+    slots: Literal["in front", "merged"] = "in front"
 
 
 KERNELS: dict[AttentionKernel, Kernel] = {
@@ -71,6 +75,7 @@ KERNELS: dict[AttentionKernel, Kernel] = {
         other_weights="xla",
         softcap="xla",
         softcap_with_slots="xla",
+        slots="merged",
     ),
     # Pads lengths itself: see `massive_jax.models.splash`. The compiler for TPUs has no float16.
     "splash": Kernel(
@@ -82,6 +87,8 @@ KERNELS: dict[AttentionKernel, Kernel] = {
         softcap_with_slots="refused",  # its log-sum-exp then has no gradient
     ),
 }
+# Gradients at any output and log-sum-exp: see `massive_jax.models.cudnn.gradient_at`.
+GRADIENTS_AT: dict[AttentionKernel, Callable[..., Any]] = {"cudnn": cudnn.gradient_at}
 # Compute capabilities: the first with cuDNN's kernel, the first with wide heads in it.
 _AMPERE, _HOPPER = (8, 0), (9, 0)
 _NARROW = 128  # the widest heads before Hopper
@@ -150,25 +157,15 @@ def fused_attention(options: Options, mask: jax.Array | None = None) -> Callable
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(options: Options, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> Any:
-    multiple = KERNELS[dict(options)["implementation"]].lengths
+    return _run(options, query, key, value, mask)
 
-    # In a sweep under `vmap`, what is mapped are more sequences. (cuDNN's own rule, up to jax 0.10, is for calls in
-    # which everything is mapped, which the keys of an edited query are not, nor a mask.)
-    @custom_vmap
-    def attend(*arrays: Any) -> Any:
-        return _padded(options, multiple, *arrays)
 
-    @attend.def_vmap
-    def _(size: int, mapped: Any, *arrays: Any) -> Any:
-        def folded(x: jax.Array, is_mapped: bool) -> jax.Array:
-            x = x if is_mapped else x[None]
-            return jnp.broadcast_to(x, (size, B, *x.shape[2:])).reshape(size * B, *x.shape[2:])
-
-        B = arrays[0].shape[1 if mapped[0] else 0]
-        found = attend(*jax.tree.map(folded, arrays, tuple(mapped)))
-        return jax.tree.map(lambda x: x.reshape(size, B, *x.shape[1:]), found), jax.tree.map(lambda _: True, found)
-
-    return attend(query, key, value, mask)
+def _run(options: Options, query: Any, key: Any, value: Any, mask: Any) -> Any:
+    given = dict(options)
+    kernel = KERNELS[given["implementation"]]
+    # With a log-sum-exp, it is the forward pass of a gradient.
+    multiple = kernel.gradient_lengths if given["return_residual"] else kernel.lengths
+    return _by_sequence(functools.partial(_padded, options, multiple))(query, key, value, mask)
 
 
 def _forward(options: Options, query: Any, key: Any, value: Any, mask: Any) -> Any:
@@ -183,10 +180,105 @@ def _backward(options: Options, pullback: Any, cotangent: Any) -> Any:
 _attend.defvjp(_forward, _backward)
 
 
+def attention_with_lse(
+    options: Options, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Computes a kernel's output [B, T, H, N] and log-sum-exp [B, T, H]; neither has a gradient, see `gradient_at`.
+
+    It is one operation, with nothing around it, to a policy of `jax.checkpoint`, which may keep it.
+    """
+    return _run((*options, ("return_residual", True)), query, key, value, mask)
+
+
+def has_gradient_at(name: AttentionKernel) -> bool:
+    """Tells whether `gradient_at` takes a kernel."""
+    return name in GRADIENTS_AT and (name != "cudnn" or cudnn.is_known())
+
+
+def gradient_at(
+    options: Options,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    out: jax.Array,
+    lse: jax.Array,
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gives the tokens' part of the gradient of a softmax that has more entries than them, in one call of a kernel.
+
+    Args:
+      options: see `fused_attention`.
+      query: [B, T, H, N].
+      key: [B, S, K, N].
+      value: [B, S, K, N].
+      mask: bool [B or 1, H or 1, T, S]; None for none.
+      out: [B, T, H, N], what all entries give.
+      lse: float32 [B, T, H], the log-sum-exp of all logits.
+      cotangent: of `out`.
+
+    Returns:
+      The gradients of query, key and value.
+    """
+    name = dict(options)["implementation"]
+    multiple, at = KERNELS[name].gradient_lengths, GRADIENTS_AT[name]
+
+    def gradient(
+        query: Any, key: Any, value: Any, mask: Any, out: Any, lse: Any, cotangent: Any
+    ) -> tuple[jax.Array, ...]:
+        (T, N), S = (query.shape[1], query.shape[3]), key.shape[1]
+        given, query, key, value, mask = _fitted(options, multiple, query, key, value, mask)
+        more, wider = query.shape[1] - T, query.shape[3] - N
+        # Cotangents of zero: queries that are only there for their number add nothing to any gradient.
+        out, cotangent = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, wider))) for x in (out, cotangent))
+        lse = jnp.pad(lse, ((0, 0), (0, more), (0, 0)))
+        of_query, of_key, of_value = at(query, key, value, mask, out, lse, cotangent, given)
+        return of_query[:, :T, :, :N], of_key[:, :S, :, :N], of_value[:, :S, :, :N]
+
+    return _by_sequence(gradient)(query, key, value, mask, out, lse, cotangent)
+
+
+def _by_sequence(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of arrays with an axis of sequences each, to which `vmap` adds more sequences.
+
+    (cuDNN's own rule, up to jax 0.10, is for calls in which everything is mapped, which the keys of an edited query are
+    not, nor a mask.)
+    """
+    run = custom_vmap(function)
+
+    @run.def_vmap
+    def _(size: int, mapped: Any, *arrays: Any) -> Any:
+        def folded(x: jax.Array, is_mapped: bool) -> jax.Array:
+            x = x if is_mapped else x[None]
+            return jnp.broadcast_to(x, (size, B, *x.shape[2:])).reshape(size * B, *x.shape[2:])
+
+        B = arrays[0].shape[1 if mapped[0] else 0]
+        found = run(*jax.tree.map(folded, arrays, tuple(mapped)))
+        return jax.tree.map(lambda x: x.reshape(size, B, *x.shape[1:]), found), jax.tree.map(lambda _: True, found)
+
+    return run
+
+
 def _padded(
     options: Options, multiple: int, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
 ) -> Any:
     """`jax.nn.dot_product_attention` of as many queries and keys as a multiple, and of heads as wide as it takes."""
+    T, N = query.shape[1], query.shape[3]
+    given, query, key, value, mask = _fitted(options, multiple, query, key, value, mask)
+    found: Any
+    if given["return_residual"] and given["implementation"] == "cudnn" and cudnn.is_known():
+        found = cudnn.attention_with_lse(query, key, value, mask, given)
+    else:
+        found = jax.nn.dot_product_attention(query, key, value, mask=mask, **given)
+    out, lse = found if given["return_residual"] else (found, None)
+    out = out[:, :T, :, :N]
+    return out if lse is None else (out, lse[:, :T])
+
+
+def _fitted(
+    options: Options, multiple: int, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
+) -> tuple[dict[str, Any], jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """What `_padded` gives to a kernel: its options, queries, keys, values and mask."""
     given = dict(options)
     kernel = KERNELS[given["implementation"]]
     if given["implementation"] == "cudnn" and (problem := gpu_problem(query.shape[3])):
@@ -201,10 +293,7 @@ def _padded(
         mask = jnp.pad(mask, ((0, 0), (0, 0), (0, more_queries), (0, more_keys)))
     query = jnp.pad(query, ((0, 0), (0, more_queries), (0, 0), (0, wider)))
     key, value = (jnp.pad(x, ((0, 0), (0, more_keys), (0, 0), (0, wider))) for x in (key, value))
-    found = jax.nn.dot_product_attention(query, key, value, mask=mask, **given)
-    out, lse = found if given["return_residual"] else (found, None)
-    out = out[:, :T, :, :N]
-    return out if lse is None else (out, lse[:, :T])
+    return given, query, key, value, mask
 
 
 def gpu_problem(head_dim: int = 1) -> str | None:

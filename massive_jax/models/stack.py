@@ -32,8 +32,8 @@ from massive_jax.probe import (
 # What attention sees in a layer, and in a windowed one where only some layers are; None where all are alike.
 LayerKinds: TypeAlias = tuple[Surroundings, Surroundings | None]
 
-# Kernels that attention may be: cuDNN's, and Pallas's.
-_KERNELS = ("dot_product_attention_fwd", "dot_product_attention_fwd_wrapper", "pallas_call")
+# Kernels that attention may be: cuDNN's, alone or wrapped for `vmap` (`massive_jax.models.kernels`), and Pallas's.
+_KERNELS = ("dot_product_attention_fwd", "dot_product_attention_fwd_wrapper", "custom_vmap_call", "pallas_call")
 
 
 def _dear(primitive: Any, *args: Any, **options: Any) -> bool:

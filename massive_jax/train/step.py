@@ -110,8 +110,12 @@ class Trainer:
           batch: see `step`.
           options: of XLA's compiler.
         """
+        return self.lower(state, batch).compile(compiler_options=options)
+
+    def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
+        """Turns the step into a program that is not compiled yet; see `compile` for the arguments."""
         with mesh_set(self.mesh):
-            return _step.lower(self, state, self.micro_batches(batch)).compile(compiler_options=options)
+            return _step.lower(self, state, self.micro_batches(batch))
 
     def loss(self, params: Any, batch: Any) -> jax.Array:
         """Gives the objective's loss on a batch, float32 []; every process gives the whole batch."""

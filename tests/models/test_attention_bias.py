@@ -11,9 +11,18 @@ import torch
 import massive_jax as mj
 from massive_jax.models import AttentionBias
 from massive_jax.models import attention as attention_module
+from massive_jax.models import kernels as kernels_module
 from massive_jax.models.attention import LOWEST, Surroundings, attend, attend_with_probs, causal_mask
-from massive_jax.models.attention_bias import AttentionSlots, SlotPlaces, TokenMixture, attend_behind, attend_with_lse
+from massive_jax.models.attention_bias import (
+    AttentionSlots,
+    SlotPlaces,
+    TokenMixture,
+    attend_behind,
+    attend_with_lse,
+    attend_with_slots,
+)
 from massive_jax.probe import Tap, compile_captures, empty_results
+from tests.fixtures.gradient_at import gradient_at
 from tests.fixtures.tiny import TINY, TINY_VISION
 
 B, T, H, K, N = 2, 7, 4, 2, 8
@@ -34,7 +43,7 @@ MASKS = {
     # Left padding: the second sequence's first three tokens are seen by nobody but see themselves.
     "padding": np.stack([np.tri(T, dtype=bool), np.tri(T, dtype=bool) & (np.arange(T) >= 3) | np.eye(T, dtype=bool)]),
 }
-KERNELS = ("xla", "rows", "fused", "behind", "splash", "tapped")
+KERNELS = ("xla", "rows", "fused", "behind", "merged", "splash", "tapped")
 
 
 def arrays(bias, seed=0):
@@ -78,6 +87,13 @@ def naive(bias, tokens, slots, visible, scale, softcap=None):
     return out, probs
 
 
+@pytest.fixture
+def xla_merges(monkeypatch):
+    merging = dataclasses.replace(kernels_module.KERNELS["xla"], slots="merged")
+    monkeypatch.setitem(kernels_module.KERNELS, "xla", merging)
+    monkeypatch.setitem(kernels_module.GRADIENTS_AT, "xla", gradient_at)
+
+
 def attention(kernel, cfg, around, slots_module, tokens, slots):
     found = slots_module.apply({"params": slots}, tokens["query"], SlotPlaces())
     args = (tokens["query"], tokens["key"], tokens["value"])
@@ -98,6 +114,8 @@ def attention(kernel, cfg, around, slots_module, tokens, slots):
         options |= {"is_causal": cfg.causal, "local_window_size": None if cfg.window is None else (cfg.window - 1, 0)}
     if kernel == "behind":
         return attend_behind(found, tuple(options.items()), *args, mask)
+    if kernel == "merged":
+        return attend_with_slots(found, tuple(options.items()), *args, mask)
     mixed, lse = attend_with_lse(tuple(options.items()), *args, mask)
     return TokenMixture(mixed, lse, jnp.ones_like(lse)).with_slots(found)
 
@@ -105,7 +123,7 @@ def attention(kernel, cfg, around, slots_module, tokens, slots):
 @pytest.mark.parametrize(
     ("case", "mask"), [*((case, "causal") for case in BIASES), ("kv", "window"), ("kv, three slots", "padding")]
 )
-def test_forward_and_gradients(case, mask):
+def test_forward_and_gradients(xla_merges, case, mask):
     bias = BIASES[case]
     window = 3 if mask == "window" else None
     cfg = dataclasses.replace(TINY, attention_bias=bias, window=window)
@@ -134,6 +152,8 @@ def test_forward_and_gradients(case, mask):
             left_out.add("splash")  # which is "xla" then
         if window or "logit" in slots:
             left_out.add("behind")
+        if case in ("k", "v", "softmax1, two", "sink, shared"):
+            left_out.add("fused")  # the log-sum-exp's own gradient, which is that of the other cases
         return {kernel: run(tokens, slots, kernel) for kernel in KERNELS if kernel not in left_out}
 
     for kernel, ((_, out), grads) in everything(as32(tokens), as32(slots)).items():

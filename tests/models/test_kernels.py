@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as jax_cudnn
 
-from massive_jax.models import AlibiConfig, AttentionBias, kernels
+from massive_jax.models import AlibiConfig, AttentionBias, cudnn, kernels
 from massive_jax.models.attention import Surroundings, attend
-from massive_jax.models.attention_bias import SLOT_KINDS, AttentionSlots, SlotPlaces
+from massive_jax.models.attention_bias import SLOT_KINDS, AttentionSlots, SlotPlaces, attend_merged
 from massive_jax.models.kernels import KERNELS, fused_attention
+from massive_jax.models.stack import REMAT
+from tests.fixtures.gradient_at import gradient_at
 from tests.fixtures.tiny import TINY, TINY_VISION
 
 B = 2
 BIASES = {kind: AttentionBias(kind) for kind in (*SLOT_KINDS, "sigmoid") if kind != "sink_token"}
-BIASES |= {"none": None, "kv, offset": AttentionBias("kv", slots=3, offset=True)}
+BIASES |= {"none": None, "kv, three": AttentionBias("kv", slots=3), "kv, offset": AttentionBias("kv", offset=True)}
 MASKS = ("causal", "window", "padding", "all")
-ONCE = {"none", "kv", "k", "v", "softmax1"}  # their gradients take one call of a kernel
+ONCE = {"none", "kv", "k", "v", "softmax1"}  # their gradients take one call of a kernel that cannot merge
 
 
 @pytest.fixture
@@ -55,6 +57,12 @@ def call(cfg, T, masked=False):
     return loss, (arrays, slots, mask)
 
 
+def calls(loss, arguments):
+    """How often the kernel is called in a gradient."""
+    program = str(jax.make_jaxpr(lambda *args: (loss(*args), jax.grad(loss)(*args)))(*arguments))
+    return program.count("= dot_product_attention_bwd_wrapper")
+
+
 @pytest.mark.parametrize("bias", BIASES)
 def test_cudnn_takes_what_is_not_refused(hopper, bias):
     """Every bias with every mask and length, forward and gradient, passes the checks that jax makes when it traces.
@@ -65,20 +73,56 @@ def test_cudnn_takes_what_is_not_refused(hopper, bias):
     for mask, T in [*itertools.product(MASKS, (1, 255)), ("causal", 256)]:
         N, dtype = next(kinds)
         cfg = config("cudnn", mask, attention_bias=BIASES[bias], dtype=dtype, head_dim=N)
-        loss, arguments = call(cfg, T, mask == "padding")
-        program = str(jax.make_jaxpr(lambda *args: (loss(*args), jax.grad(loss)(*args)))(*arguments))  # noqa: B023
-        expected = 1 if bias == "none" or (bias in ONCE and mask != "window") else 2
-        calls = program.count("= dot_product_attention_bwd_wrapper")
-        assert calls == (0 if bias == "sigmoid" else expected), (mask, T, N)
+        assert calls(*call(cfg, T, mask == "padding")) == (bias != "sigmoid"), (mask, T, N)
 
 
-def test_cudnn_lowers_for_cuda(hopper):
-    """A slot in front of 256 tokens: an odd length, which jax refuses a gradient of."""
-    loss, arguments = call(config("cudnn", "causal", attention_bias=BIASES["kv"], dtype="bfloat16"), 256)
-    text = jax.jit(jax.grad(loss)).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("@__cudnn$fmhaSoftmaxBackward") == 1
-    assert "2x258x4x8xbf16" in text
-    assert "PADDING" not in text  # causality hides what is added
+@pytest.mark.parametrize("known", [True, False])
+def test_slots_in_front_where_they_cannot_be_merged(hopper, monkeypatch, known):
+    """By choice, or because this jax is not one whose functions are known: more calls where there is no front."""
+    if known:
+        monkeypatch.setitem(KERNELS, "cudnn", dataclasses.replace(KERNELS["cudnn"], slots="in front"))
+    else:
+        monkeypatch.setattr(cudnn, "is_known", lambda: False)
+    for bias, mask in (("kv", "all"), ("kv", "padding"), ("kv", "window"), ("sink", "causal")):
+        in_front = bias in ONCE and mask != "window"
+        cfg = config("cudnn", mask, attention_bias=BIASES[bias], dtype="bfloat16")
+        loss, arguments = call(cfg, 255, mask == "padding")
+        assert calls(loss, arguments) == (1 if in_front or known else 2), (bias, mask)
+        assert ("= concatenate[" in str(jax.make_jaxpr(loss)(*arguments))) == in_front
+
+
+def test_a_kernel_that_is_kept_runs_once(hopper):
+    """Under `remat="cheap"`, with slots too: the backward pass does not attend again."""
+    for bias in ("none", "sink"):
+        loss, arguments = call(config("cudnn", "causal", attention_bias=BIASES[bias], dtype="bfloat16"), 256)
+        kept = jax.checkpoint(loss, policy=REMAT["cheap"])
+        program = str(jax.make_jaxpr(jax.grad(kept))(*arguments))
+        assert program.count("= dot_product_attention_fwd_wrapper") == 1, bias
+
+
+def test_this_jax_is_known():
+    assert cudnn.is_known()
+
+
+def test_cudnn_lowers_for_cuda(hopper, monkeypatch):
+    """Slots beside 255 tokens, three in front of 256: odd lengths, which jax refuses a gradient of."""
+    for bias, mask, T, slots, padded in (
+        ("kv", "causal", 255, "merged", 256),
+        ("kv, three", "causal", 256, "in front", 260),
+        ("sink", "window", 255, "merged", 256),
+        ("kv, three", "padding", 255, "merged", 256),
+        ("kv", "all", 255, "merged", 256),
+    ):
+        monkeypatch.setitem(KERNELS, "cudnn", dataclasses.replace(KERNELS["cudnn"], slots=slots))
+        loss, arguments = call(
+            config("cudnn", mask, attention_bias=BIASES[bias], dtype="bfloat16"), T, mask == "padding"
+        )
+        text = jax.jit(jax.grad(loss)).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+        name = "fmhaScaleBiasSoftmaxBackward" if mask == "padding" else "fmhaSoftmaxBackward"
+        assert text.count(f"@__cudnn${name}") == 1, (bias, mask)
+        assert f"2x{padded}x4x8xbf16" in text
+        assert ("PADDING" in text) == (mask == "all")  # causality hides what is added, as a mask does
+        assert ('sliding_window_length": 9' in text.replace("\\22", '"')) == (mask == "window")
 
 
 def test_sweeps_are_more_sequences(hopper):
@@ -88,6 +132,12 @@ def test_sweeps_are_more_sequences(hopper):
     queries = jax.ShapeDtypeStruct((3, *query.shape), query.dtype)
     program = jax.make_jaxpr(jax.vmap(loss, in_axes=([0, None, None], None, None)))([queries, *rest], slots, mask)
     assert f"bf16[{3 * B},256,4,8]" in str(program)
+
+    loss, (arrays, slots, mask) = call(config("cudnn", "causal", attention_bias=BIASES["kv"], dtype="bfloat16"), 255)
+    query, *rest = arrays
+    queries = jax.ShapeDtypeStruct((3, *query.shape), query.dtype)
+    gradient = jax.vmap(jax.grad(loss), in_axes=([0, None, None], None, None))
+    assert f"bf16[{3 * B},256,4,8]" in str(jax.make_jaxpr(gradient)([queries, *rest], slots, mask))
 
     loss, (arrays, *rest) = call(config("cudnn", "all", dtype="bfloat16"), 255)
     stacked = [jax.ShapeDtypeStruct((3, *x.shape), x.dtype) for x in arrays]
@@ -110,12 +160,20 @@ def test_padding_is_not_seen(monkeypatch, mask):
     shapes = ((B, T, 4, 6), (B, S, 2, 6), (B, S, 2, 6))
     arrays = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
     weight = jnp.asarray(rng.normal(size=shapes[0]), jnp.float32)
+    beside = (
+        jnp.asarray(rng.normal(size=(B, 4, T, 3)), jnp.float32),
+        jnp.asarray(rng.normal(size=(2, 3, 6)), jnp.float32),
+    )
+    monkeypatch.setitem(kernels.GRADIENTS_AT, "xla", gradient_at)
 
     def everything(arrays):
         attention = fused_attention(tuple(options.items()), visible)
         out, pullback = jax.vjp(attention, *arrays)
         swept = jax.vmap(attention, in_axes=(0, None, None))(jnp.stack([2 * arrays[0], arrays[0]]), *arrays[1:])
-        return out, attention(*arrays, return_residual=True), pullback(weight), swept[1]
+        merged = lambda *args: attend_merged(tuple(options.items()), *args, visible)  # noqa: E731
+        merged_pullback = jax.vjp(merged, *arrays, *beside)[1]
+        of_slots = jax.vmap(merged_pullback)(jnp.stack([2 * weight, weight]))
+        return out, attention(*arrays, return_residual=True), pullback(weight), swept[1], [x[1] for x in of_slots]
 
     plain = jax.jit(everything)(arrays)
     padded = dataclasses.replace(KERNELS["xla"], lengths=3, gradient_lengths=16, head_multiple=8)
