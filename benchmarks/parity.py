@@ -40,7 +40,7 @@ class Recorder:
         self._file: Any = None
 
     def pytest_collection_finish(self) -> None:
-        import parity
+        from tests.fixtures import parity
 
         measure = parity.measure
 
