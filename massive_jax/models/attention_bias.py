@@ -152,6 +152,9 @@ class SlotPlaces:
     tokens: tuple[jax.Array, jax.Array] | None = None
 
 
+_FEW = 4  # slots
+
+
 @dataclasses.dataclass(frozen=True)
 class Slots:
     """Holds what a query sees beside the tokens.
@@ -201,12 +204,7 @@ class AttentionSlots(Module):
             if places.rope is not None:
                 turned = apply_rope(jnp.moveaxis(keys, 1, 2), *places.rope, interleaved=cfg.rope.interleaved)
                 keys = jnp.moveaxis(turned, 1, 2)
-            grouped = query.reshape(B, T, K, H // K, N)
-            own = "BKnN" if len(keys) > 1 else "KnN"
-            logits = jnp.einsum(
-                f"BTKGN,{own}->BKGTn", grouped, keys if len(keys) > 1 else keys[0], preferred_element_type=logits.dtype
-            )
-            logits = logits.reshape(B, H, T, n) * cfg.scale
+            logits = _products(query, keys, logits.dtype) * cfg.scale
         if cfg.attention_softcap is not None:
             logits = cfg.attention_softcap * jnp.tanh(logits / cfg.attention_softcap)
         if bias.traits.logit or bias.offset:
@@ -284,11 +282,27 @@ def _by_query(x: jax.Array, dtype: Any) -> jax.Array:
     return jnp.moveaxis(x, 1, 2)[..., None].astype(dtype)
 
 
+def _products(x: jax.Array, slots: jax.Array, dtype: Any) -> jax.Array:
+    """[B, T, H, N] times each of [B or 1, K, n, N], summed over N: [B, H, T, n]."""
+    B, T, H, N = x.shape
+    K, n = slots.shape[1:3]
+    grouped = x.reshape(B, T, K, H // K, N)
+    if x.dtype.itemsize > 2 or n > _FEW:
+        own, slots = ("BKnN", slots) if len(slots) > 1 else ("KnN", slots[0])
+        found = jnp.einsum(f"BTKGN,{own}->BKGTn", grouped, slots, preferred_element_type=dtype)
+        return found.reshape(B, H, T, n)
+    # A GPU reads x once for a sum of products, and lays it out anew for a matrix product with so few columns.
+    each = [jnp.sum(grouped.astype(dtype) * slots[:, None, :, None, j].astype(dtype), axis=-1) for j in range(n)]
+    return jnp.moveaxis(jnp.stack(each, axis=-1).reshape(B, T, H, n), 1, 2)
+
+
 def mix_slots(probs: jax.Array, values: jax.Array) -> jax.Array:
     """Gives what the slots add to the heads' outputs: probabilities [B, H, T, n], values [K, n, N] -> [B, T, H, N]."""
     B, H, T, n = probs.shape
     K, N = values.shape[0], values.shape[-1]
     grouped = probs.reshape(B, K, H // K, T, n).astype(values.dtype)
+    if n == 1:
+        return (jnp.moveaxis(grouped, 3, 1) * values[:, None, 0]).reshape(B, T, H, N)
     return jnp.einsum("BKGTn,KnN->BTKGN", grouped, values).reshape(B, T, H, N)
 
 
@@ -432,13 +446,10 @@ def _merged_backward(options: Options, kept: Any, of_out: jax.Array) -> Any:
     mean = jnp.moveaxis(jnp.sum(of_out.astype(lse.dtype) * out.astype(lse.dtype), axis=-1), 1, 2)
     of_probs, of_values = jnp.zeros((), lse.dtype), None
     if values is not None:
-        B, H, T, n = logits.shape
-        K, N = values.shape[0], values.shape[2]
-        grouped = of_out.reshape(B, T, K, H // K, N)
-        sums = functools.partial(jnp.einsum, preferred_element_type=lse.dtype)
-        of_probs = sums("BTKGN,KnN->BKGTn", grouped, values.astype(of_out.dtype)).reshape(B, H, T, n)
-        by_head = probs.reshape(B, K, H // K, T, n).astype(of_out.dtype)
-        of_values = sums("BKGTn,BTKGN->KnN", by_head, grouped).astype(values.dtype)
+        of_probs, of_products = jax.vjp(
+            lambda slots: _products(of_out, slots, lse.dtype), values[None].astype(of_out.dtype)
+        )
+        of_values = of_products(probs.astype(of_probs.dtype))[0][0].astype(values.dtype)
     return *of_tokens, probs * (of_probs - mean[..., None]), of_values, None
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import massive_jax as mj
-from massive_jax.models import AttentionBias
+from massive_jax.models import AttentionBias, attention_bias
 from massive_jax.models import attention as attention_module
 from massive_jax.models import kernels as kernels_module
 from massive_jax.models.attention import LOWEST, Surroundings, attend, attend_with_probs, causal_mask
@@ -321,3 +321,21 @@ def test_bad_options(options, message):
 def test_a_prefix_must_leave_room():
     with pytest.raises(ValueError, match="leaves nothing"):
         dataclasses.replace(TINY, max_position=4, attention_bias=AttentionBias("kv", slots=4, prefix=True))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_products_with_few_slots_are_those_with_many(batch):
+    """In 16 bits they are sums of products, not a matrix product; with a gradient."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 5, 4, 8)), jnp.bfloat16)
+    slots = jnp.asarray(rng.normal(size=(batch, 2, 3, 8)), jnp.bfloat16)
+
+    def products(x, slots):
+        return attention_bias._products(x, slots, jnp.float32)
+
+    weights = jnp.asarray(rng.normal(size=(2, 4, 5, 3)), jnp.float32)
+    few, gradient = jax.vjp(products, x, slots)
+    many, expected = jax.vjp(products, x.astype(jnp.float32), slots.astype(jnp.float32))
+    np.testing.assert_allclose(few, many, rtol=1e-5, atol=1e-5)
+    for got, wanted in zip(gradient(weights), expected(weights), strict=True):
+        np.testing.assert_allclose(got.astype(jnp.float32), wanted, rtol=2e-2, atol=2e-2)
