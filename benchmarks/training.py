@@ -146,7 +146,7 @@ SWEEP = (
     "unroll=0 chunk=0 rounded=true",
     "unroll=0 chunk=0 bias=kv slots=merged",
     "unroll=0 chunk=0 bias=kv slots=front",
-    "unroll=0 chunk=0 xla=xla_gpu_graph_min_graph_size:1",
+    "unroll=0 chunk=0 rounded=true bias=kv",
     "remat=cheap chunk=0",
     "remat=cheap",
     "chunk=0",
