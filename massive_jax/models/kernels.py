@@ -75,7 +75,7 @@ KERNELS: dict[AttentionKernel, Kernel] = {
         other_weights="xla",
         softcap="xla",
         softcap_with_slots="xla",
-        slots="merged",
+        slots="in front",  # by 2 % of a training step of 16 × 1024 tokens on an H200; attention alone is faster merged
     ),
     # Pads lengths itself: see `massive_jax.models.splash`. The compiler for TPUs has no float16.
     "splash": Kernel(
