@@ -1,7 +1,6 @@
 """Fixtures that several test files share. Compiling is what takes time here: most tests run on one tiny model."""
 
 import atexit
-import collections
 import dataclasses
 import os
 import pathlib
@@ -29,20 +28,6 @@ import pytest
 import massive_jax as mj
 from massive_jax.inputs.tokenizer import Tokenizer
 from tests.fixtures.tiny import BOS, TINY, TINY_VISION, random_model
-
-_QUICK_SETTINGS = 2
-
-
-@pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
-def pytest_collection_modifyitems(items):
-    """Of a family's parity test the first settings are quick, the others slow: each compiles a model of its own."""
-    seen = collections.Counter()
-    for item in items:
-        name = item.originalname
-        if hasattr(item, "callspec") and (name == "test_parity" or item.path.stem.startswith(name)):
-            seen[item.path, name] += 1
-            if seen[item.path, name] > _QUICK_SETTINGS:
-                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

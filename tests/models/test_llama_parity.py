@@ -93,7 +93,7 @@ def capture_all(model, tokens=TOKENS):
     return jax.device_get(model(tokens, capture=mj.Capture(TINY_SITES)).intermediates)
 
 
-@pytest.mark.parametrize("case", LLAMA_CASES)
+@parity.each(LLAMA_CASES)
 def test_llama(tmp_path, case):
     model = hf.random_model(LLAMA, transformers.LlamaConfig(**SHAPE | LLAMA_CASES[case]))
     hf.save(model, tmp_path)

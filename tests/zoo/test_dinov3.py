@@ -54,7 +54,7 @@ def build(directory, **changes):
     return model
 
 
-@pytest.mark.parametrize("case", CASES)
+@parity.each(CASES)
 def test_parity(tmp_path, case):
     changes, images = CASES[case]
     parity.assert_parity(tmp_path, REFERENCE, build(tmp_path, **changes), images)

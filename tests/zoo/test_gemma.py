@@ -29,7 +29,7 @@ def config(**changes):
     return transformers.GemmaConfig(**decoders.SHAPE | {"head_dim": 16} | changes)
 
 
-@pytest.mark.parametrize("case", CASES)
+@parity.each(CASES)
 def test_gemma(tmp_path, case):
     model = decoders.build(GEMMA, config(**CASES[case]), tmp_path)
     parity.assert_parity(tmp_path, GEMMA, model)

@@ -72,7 +72,7 @@ def bare(tensors):
     return tensors
 
 
-@pytest.mark.parametrize("case", CASES)
+@parity.each(CASES)
 def test_parity(tmp_path, case):
     parity.assert_parity(tmp_path, GPT2, build(tmp_path, **CASES[case]))
 

@@ -81,7 +81,7 @@ def build(directory, **changes):
     return reference, model
 
 
-@pytest.mark.parametrize("case", CASES)
+@parity.each(CASES)
 def test_parity(tmp_path, case):
     reference, model = build(tmp_path, **CASES[case])
     parity.assert_parity(tmp_path, reference, model)

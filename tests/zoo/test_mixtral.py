@@ -41,7 +41,7 @@ def build(directory, **changes):
     return decoders.build(MIXTRAL, config, directory)
 
 
-@pytest.mark.parametrize("case", CASES)
+@parity.each(CASES)
 def test_parity(tmp_path, case):
     parity.assert_parity(tmp_path, MIXTRAL, build(tmp_path, **CASES[case]))
 

@@ -28,7 +28,7 @@ def config(**changes):
     return transformers.Olmo2Config(**decoders.SHAPE | changes)
 
 
-@pytest.mark.parametrize("case", CASES)
+@parity.each(CASES)
 def test_olmo2(tmp_path, case):
     model = decoders.build(OLMO2, config(**CASES[case]), tmp_path)
     parity.assert_parity(tmp_path, OLMO2, model)

@@ -1,6 +1,5 @@
 """Qwen3 against torch: a norm of every query and key head, heads wider than D / H."""
 
-import pytest
 import transformers
 
 from tests.fixtures import decoders, parity
@@ -31,7 +30,7 @@ def config(**changes):
     return transformers.Qwen3Config(**decoders.SHAPE | changes)
 
 
-@pytest.mark.parametrize("case", CASES)
+@parity.each(CASES)
 def test_qwen3(tmp_path, case):
     model = decoders.build(QWEN3, config(**CASES[case]), tmp_path)
     parity.assert_parity(tmp_path, QWEN3, model)
