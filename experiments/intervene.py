@@ -39,7 +39,6 @@ from massive_jax.evaluate import (
     Images,
     Operation,
     Place,
-    batches,
     check_places,
     find_places,
     hidden_state,
@@ -50,6 +49,7 @@ from massive_jax.evaluate import (
     parse_places,
     place_means,
 )
+from massive_jax.evaluate.batches import batches
 from massive_jax.files import write_json
 from massive_jax.report import as_json, plot_intervention
 from massive_jax.report import number as in_words

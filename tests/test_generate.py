@@ -219,6 +219,7 @@ def test_dynamic_rotary_scaling_is_by_the_tokens_there_are(make_model, tiny_toke
             )
 
 
+@pytest.mark.slow
 def test_streaming_is_the_full_cache_until_something_is_evicted(tiny_model, tiny_tokens):
     prompt = tiny_tokens[:, :PROMPT]
     full = tiny_model.generate(prompt, max_new_tokens=NEW, keep_logits=True)

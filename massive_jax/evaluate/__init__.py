@@ -8,7 +8,7 @@ from massive_jax.evaluate.agreement import (
     features,
     measure_of,
 )
-from massive_jax.evaluate.batches import batches, input_length
+from massive_jax.evaluate.batches import input_length
 from massive_jax.evaluate.images import ImageOutputs, attach_head, check_classes, run_images
 from massive_jax.evaluate.intervention import (
     KNOWN,
@@ -58,7 +58,6 @@ __all__ = [
     "RegisterNeuron",
     "add_register",
     "attach_head",
-    "batches",
     "check_classes",
     "check_places",
     "check_sites",

@@ -37,7 +37,7 @@ class WheelFile:
 
     @property
     def pieces(self) -> tuple[WheelFile, ...]:
-        """The files inside wheels: its parts, or itself."""
+        """Lists the files inside wheels: its parts, or itself."""
         return self.parts or (self,)
 
     def __str__(self) -> str:

@@ -49,6 +49,7 @@ def test_absorbed_prefix_is_exact(make_model, tiny_tokens, case):
     np.testing.assert_allclose(probs[..., :T], theirs[..., 3:], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_absorbed_prefix_generates_the_same(make_model, tiny_tokens):
     """With the cache too; and the inverse gives the model back."""
     model = make_model()

@@ -24,6 +24,7 @@ def image_folders(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_trains_and_compares(run, image_folders, tiny_directory):
     """In-process: the results, the picture, a model that is compared as any other is."""
     options = ("--registers=2", "--attention_bias=kv", "--samples=3")

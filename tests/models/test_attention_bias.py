@@ -183,6 +183,7 @@ def error(ours, theirs):
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
+@pytest.mark.slow
 def test_gradients_by_finite_differences():
     """The log-sum-exp's own gradient, which jax stops: against differences, not against another formula."""
     bias = AttentionBias("kv", slots=2)

@@ -123,6 +123,7 @@ def test_lowers_for_a_tpu(dtype, monkeypatch):
     assert lowered.as_text().count("@tpu_custom_call") == 3
 
 
+@pytest.mark.slow
 def test_language_model(tiny_tokens):
     """A whole model: logits and gradients of its parameters. Its sink token's own attention has no slots."""
     options = {"num_layers": 2, "window": 5, "attention_bias": AttentionBias("sink_token")}
