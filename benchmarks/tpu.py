@@ -7,8 +7,8 @@ compiling, the temporary memory a device that the compiler plans for, and how ma
 with 1 if any did not compile. Nothing runs, so it says nothing about speed or numbers; the numbers of the kernel are
 tested interpreted (tests/models/test_splash.py).
 
-Expect "all of 30 programs compile" within about ten minutes on two quiet cores, with three kernels a gradient of
-attention and six where it is merged with a sink. What libtpu says about host names of workers means nothing here.
+There are ten programs a topology; expect three kernels a gradient of attention, and six where it is merged with a sink.
+What libtpu says about host names of workers means nothing here.
 """
 
 from __future__ import annotations

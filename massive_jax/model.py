@@ -94,7 +94,7 @@ class Model:
 
         def __getattr__(self, name: str) -> Any:
             if any(hasattr(face, name) for face in (TextModel, ImageModel)):
-                raise FaceError(f"{self.name} is a {self.kind}: {self._takes}.")
+                raise self._wrong_face()
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __new__(cls, module: Any = None, params: Any = None, config: Any = None, *_: Any, **more: Any) -> Model:
@@ -113,8 +113,11 @@ class Model:
         if isinstance(model, cls):
             return model
         if isinstance(model, Model):
-            raise FaceError(f"{model.name} is a {model.kind}: {model._takes}.")
+            raise model._wrong_face()
         raise ValueError(f"model is {shown(model)}; give a Model, such as massive_jax.load returns.")
+
+    def _wrong_face(self) -> FaceError:
+        return FaceError(f"{self.name} is a {self.kind}: {self._takes}.")
 
     def __call__(
         self,

@@ -6,8 +6,8 @@ With an output o and a log-sum-exp lse of the tokens' logits, and slots with log
 
 is exactly softmax([logits, s]) [V; v′]: no column is added to the keys, and any kernel will do (`TokenMixture`).
 The gradient takes one call of a kernel that takes o′ and its log-sum-exp for its own (`attend_merged`), and two of any
-other (`attend_with_lse`); there, where s are products with keys, and the kernel's own mask can show the slots to every
-query, they are tokens in front instead, at one call (`attend_behind`).
+other (`attend_with_lse`). Where s are products with keys, and the kernel's own mask can show the slots to every query,
+they may be tokens in front instead, at one call of any kernel (`attend_behind`): which it is, `KERNELS` says.
 Axis letters: see `massive_jax.probe.sites`; G = H / K, n slots.
 """
 

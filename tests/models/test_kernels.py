@@ -125,7 +125,7 @@ def test_cudnn_lowers_for_cuda(hopper, monkeypatch):
         assert ('sliding_window_length": 9' in text.replace("\\22", '"')) == (mask == "window")
 
 
-def test_sweeps_are_more_sequences(hopper):
+def test_sweeps_are_more_sequences(hopper, monkeypatch):
     """Under `vmap`: queries that are edited and keys that are not, with a mask; and gradients of attention to all."""
     loss, (arrays, slots, mask) = call(config("cudnn", "padding", dtype="bfloat16"), 256, masked=True)
     query, *rest = arrays
@@ -133,12 +133,16 @@ def test_sweeps_are_more_sequences(hopper):
     program = jax.make_jaxpr(jax.vmap(loss, in_axes=([0, None, None], None, None)))([queries, *rest], slots, mask)
     assert f"bf16[{3 * B},256,4,8]" in str(program)
 
-    # A sink is merged. Without one jax 0.10's own rule cannot batch a gradient of which only some arrays are mapped.
-    loss, (arrays, slots, mask) = call(config("cudnn", "causal", attention_bias=BIASES["sink"], dtype="bfloat16"), 255)
-    query, *rest = arrays
-    queries = jax.ShapeDtypeStruct((3, *query.shape), query.dtype)
-    gradient = jax.vmap(jax.grad(loss), in_axes=([0, None, None], None, None))
-    assert f"bf16[{3 * B},256,4,8]" in str(jax.make_jaxpr(gradient)([queries, *rest], slots, mask))
+    # Merged. Otherwise jax 0.10's own rule cannot batch a gradient of which only some arrays are mapped.
+    monkeypatch.setitem(KERNELS, "cudnn", dataclasses.replace(KERNELS["cudnn"], slots="merged"))
+    for bias in ("kv", "sink"):
+        loss, (arrays, slots, mask) = call(
+            config("cudnn", "causal", attention_bias=BIASES[bias], dtype="bfloat16"), 255
+        )
+        query, *rest = arrays
+        queries = jax.ShapeDtypeStruct((3, *query.shape), query.dtype)
+        gradient = jax.vmap(jax.grad(loss), in_axes=([0, None, None], None, None))
+        assert f"bf16[{3 * B},256,4,8]" in str(jax.make_jaxpr(gradient)([queries, *rest], slots, mask)), bias
 
     loss, (arrays, *rest) = call(config("cudnn", "all", dtype="bfloat16"), 255)
     stacked = [jax.ShapeDtypeStruct((3, *x.shape), x.dtype) for x in arrays]
