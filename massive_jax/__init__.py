@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from massive_jax.generate import generate
     from massive_jax.loading import convert, load, save
     from massive_jax.model import ImageModel, Model, TextModel
-    from massive_jax.probe import Capture, Edit, Stats
+    from massive_jax.probe import Capture, Edit, Measure, Stats
     from massive_jax.random_models import init
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ __all__ = [
     "Capture",
     "Edit",
     "ImageModel",
+    "Measure",
     "Model",
     "Output",
     "Stats",
@@ -48,6 +49,7 @@ _HOMES = {
     "Capture": "massive_jax.probe",
     "Edit": "massive_jax.probe",
     "ImageModel": "massive_jax.model",
+    "Measure": "massive_jax.probe",
     "Model": "massive_jax.model",
     "Output": "massive_jax.forward",
     "Stats": "massive_jax.probe",

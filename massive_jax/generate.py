@@ -25,7 +25,7 @@ from massive_jax.cards import Card
 from massive_jax.forward import Output, own_positions
 from massive_jax.forward import left_pad as left_pad
 from massive_jax.models import LanguageModel, empty_cache, last_of
-from massive_jax.probe import Capture, CapturePlan, Edit, EditCollection, compile_edits
+from massive_jax.probe import CapturePlan, Captures, Edit, EditCollection, compile_edits
 
 if TYPE_CHECKING:
     from massive_jax.model import Model
@@ -95,7 +95,7 @@ def generate(
     seed: int = 0,
     stop: int | None = None,
     cache: Streaming | None = None,
-    capture: Capture | Sequence[Capture] | CapturePlan | None = None,
+    capture: Captures | CapturePlan | None = None,
     edits: Edit | Sequence[Edit] | None = None,
     keep_logits: bool = False,
 ) -> Generation:
@@ -165,7 +165,7 @@ def generate(
     )
     # Padding, so that prompts of many lengths share their programs; what is captured has the prompt's own axes, and so
     # has what is given back and what a position rule is asked for.
-    more = 0 if plan.specs else _bucket(T) - T
+    more = 0 if plan.specs or plan.measures else _bucket(T) - T
     tokens, mask = (np.pad(x, ((0, 0), (more, 0))) for x in (tokens, mask))
     positions, policy = own_positions(mask), cache or Streaming(0, T + more + max_new_tokens)
     first, last, state = _prefill(model.module, policy, model.params, compiled, plan, tokens, positions)

@@ -23,8 +23,8 @@ from massive_jax.model_card import html_card, model_card, site_table
 from massive_jax.models import BlockConfig, LanguageModel, TransformerConfig, VisionConfig, VisionTransformer, build
 from massive_jax.probe import (
     RULES,
-    Capture,
     CapturePlan,
+    Captures,
     Edit,
     EditCollection,
     check_edits,
@@ -124,7 +124,7 @@ class Model:
         inputs: Any,
         *,
         mask: Any = None,
-        capture: Capture | Sequence[Capture] | CapturePlan | None = None,
+        capture: Captures | CapturePlan | None = None,
         edits: Edit | Sequence[Edit] | EditCollection | None = None,
         logits: bool = True,
     ) -> Output:
@@ -176,7 +176,7 @@ class Model:
             return check_edits(edits, sizes, absent, mask)
         return compile_edits(edits, sizes, concrete, self.rules(), absent, self.config.jnp_dtype, mask)
 
-    def compile_captures(self, capture: Capture | Sequence[Capture] | CapturePlan | None) -> CapturePlan:
+    def compile_captures(self, capture: Captures | CapturePlan | None) -> CapturePlan:
         """Gives `capture` as a plan for this model (see `massive_jax.probe.compile_captures`)."""
         num_layers, absent = self.config.num_layers, self.config.absent_sites
         if isinstance(capture, CapturePlan):

@@ -111,7 +111,7 @@ def run_blocks(
     nothing_kept = empty_results(_KEYS_AND_VALUES, config.sizes(1, config.num_slots), config.jnp_dtype)
     B, T, _ = sequence.x.shape
     sizes = config.sizes(B, T, sequence.num_keys)
-    carry = (sequence.x, None if sink is None else sink.x, empty_results(plan, sizes, config.jnp_dtype))
+    carry = (sequence.x, None if sink is None else sink.x, empty_results(plan, sizes, config.jnp_dtype, coordinates))
 
     def step(block: Block, carry: Any, layer: Any, around: Any, alone: Any, edits: Any) -> tuple[Any, None]:
         x, sink, results = carry

@@ -1,6 +1,6 @@
 """Reading and editing activations: sites, what to keep of them (`Capture`), and interventions as data (`Edit`)."""
 
-from massive_jax.probe.capture import Capture, CapturePlan, compile_captures
+from massive_jax.probe.capture import Capture, CapturePlan, Captures, Measure, compile_captures
 from massive_jax.probe.compiled import check_edits, check_plan
 from massive_jax.probe.coordinates import UNPADDED, Coordinates
 from massive_jax.probe.edit import RULES, Edit, EditCollection, EditRows, as_edits, compile_edits, stack_edits
@@ -21,10 +21,12 @@ __all__ = [
     "VISION_SITES",
     "Capture",
     "CapturePlan",
+    "Captures",
     "Coordinates",
     "Edit",
     "EditCollection",
     "EditRows",
+    "Measure",
     "Site",
     "Stats",
     "Tap",

@@ -8,7 +8,7 @@ Axis letters: see `massive_jax.probe.sites`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 
 from massive_jax.arguments import is_index, several, shown, whole_number, yes_or_no
 from massive_jax.probe.reduce import Reductions
-from massive_jax.probe.sites import check_layers, find_site
+from massive_jax.probe.sites import ALL_SITES, check_layers, find_site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,46 @@ class Capture:
 
 
 @dataclasses.dataclass(frozen=True)
+class Measure:
+    r"""Asks for what a function makes of one or more sites of a block, computed inside it: only that is kept.
+
+    Attributes:
+      name: what the result is called in `Output.intermediates`; no site's name.
+      sites: a site's name, or several, of those that every block has.
+      fn: takes `tensors`, site -> its tensor after edits, zeros at padding, and under "positions" int32 [B, T] (or
+        [1, T]), each token's place in its sequence, -1 for padding; and `data`. Gives arrays [B, …], in a tuple or a
+        dict, say; they come back as [L', B, …]. It is traced once for each function and shape: define it outside of
+        loops.
+      data: arrays for `fn`, in a tuple or a dict, say; other numbers are not another compilation.
+      layers: 1-based layers, in the order wanted; None for all.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> def sink(tensors, data):  # how much of its attention each head gives to position 0
+      ...     return tensors["attn_probs"][..., 0].mean(axis=-1)
+      >>> tokens = model.tokenize("Summer is warm. Winter is cold.\n")
+      >>> out = model(tokens, capture=mj.Measure("sink", "attn_probs", sink))
+      >>> out.intermediates["sink"].shape  # layers, sequences, heads
+      (30, 1, 9)
+    """
+
+    name: str
+    sites: str | Sequence[str]
+    fn: Callable[[Mapping[str, Any], Any], Any]
+    data: Any = None
+    layers: Sequence[int] | int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureSpec:
+    """Holds the compiled half of a `Measure`: the sites, the function, the number of layer slots."""
+
+    sites: tuple[str, ...]
+    fn: Callable[[Mapping[str, Any], Any], Any]
+    num_slots: int
+
+
+@dataclasses.dataclass(frozen=True)
 class SiteSpec:
     """Holds the compiled half of one site's capture: the reductions, the tensor or not, the number of layer slots."""
 
@@ -71,30 +111,49 @@ class CapturePlan:
 
     Attributes:
       specs: (site name, SiteSpec) pairs; static.
-      slots: site name -> int32 [L]: the slot that layer l + 1 is written to; `num_slots` (dropped) if not kept.
+      slots: name of a site or measure -> int32 [L]: the slot that layer l + 1 is written to; `num_slots` (dropped) if
+        not kept.
+      measures: (name, MeasureSpec) pairs; static.
+      data: name of a measure -> the arrays for its function.
     """
 
     specs: tuple[tuple[str, SiteSpec], ...] = dataclasses.field(default=(), metadata={"static": True})
     slots: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    measures: tuple[tuple[str, MeasureSpec], ...] = dataclasses.field(default=(), metadata={"static": True})
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def spec(self, site: str) -> SiteSpec | None:
         """Gives the spec of `site`, or None when nothing of it is kept."""
         return dict(self.specs).get(site)
 
+    @property
+    def measured(self) -> frozenset[str]:
+        """Gives the sites that measures read."""
+        return frozenset(site for _, spec in self.measures for site in spec.sites)
 
-def compile_captures(
-    captures: Capture | Sequence[Capture] | None, num_layers: int, absent: Collection[str] = ()
-) -> CapturePlan:
+
+Captures = Capture | Measure | Sequence[Capture | Measure]
+"""What a forward pass may be asked to keep."""
+
+
+def compile_captures(captures: Captures | None, num_layers: int, absent: Collection[str] = ()) -> CapturePlan:
     """Checks `captures` for a model with `num_layers` blocks that does not have the sites `absent`.
 
     Raises:
       ValueError: unknown, absent or repeated site, layer out of range or repeated, a negative k, `mass` of another
-        site.
+        site; a measure of no site, or of one outside the blocks, without a function, or with a name that is taken.
     """
-    captures = as_captures(captures)
     specs: dict[str, SiteSpec] = {}
     slots: dict[str, np.ndarray] = {}
-    for capture in captures:
+    measures: dict[str, MeasureSpec] = {}
+    data: dict[str, Any] = {}
+    for capture in as_captures(captures):
+        if isinstance(capture, Measure):
+            if capture.name in measures:
+                raise ValueError(f"Measure: the name {capture.name} is given twice.")
+            measures[capture.name], slots[capture.name] = _compile_measure(capture, num_layers, absent)
+            data[capture.name] = capture.data
+            continue
         names = (capture.sites,) if isinstance(capture.sites, str) else _several("sites", capture.sites)
         whole_number("Capture: top_k", capture.top_k, 0)
         for field in dataclasses.fields(Reductions):
@@ -102,11 +161,7 @@ def compile_captures(
                 yes_or_no(f"Capture: {field.name}", getattr(capture, field.name))
         if capture.tensor is not None:
             yes_or_no("Capture: tensor", capture.tensor)
-        given: Any = capture.layers
-        wanted = range(1, num_layers + 1) if given is None else (given,) if is_index(given) else given
-        layers = check_layers(_several("layers", wanted), num_layers, "Capture")
-        if not layers or len(set(layers)) < len(layers):
-            raise ValueError(f"Capture: layers {list(layers)} must name at least one layer and each only once.")
+        layers = _layers("Capture", capture.layers, num_layers)
         for name in names:
             site = find_site(name)
             if name in absent:
@@ -121,17 +176,50 @@ def compile_captures(
                 raise ValueError(f"Capture: {name} with tensor=False and no reduction keeps nothing.")
             specs[name] = SiteSpec(reductions, tensor, len(layers) if site.per_layer else None)
             if site.per_layer:
-                slots[name] = np.full(num_layers, len(layers), np.int32)
-                slots[name][np.asarray(layers) - 1] = np.arange(len(layers), dtype=np.int32)
-    return CapturePlan(tuple(specs.items()), slots)
+                slots[name] = _slots(layers, num_layers)
+    return CapturePlan(tuple(specs.items()), slots, tuple(measures.items()), data)
 
 
-def as_captures(captures: Any) -> tuple[Capture, ...]:
+def as_captures(captures: Any) -> tuple[Capture | Measure, ...]:
     """Gives `captures`, None, one or several, as a tuple; ValueError where one of them is something else."""
-    found = () if captures is None else (captures,) if isinstance(captures, Capture) else several(captures)
-    if found is None or not all(isinstance(capture, Capture) for capture in found):
-        raise ValueError(f"capture is {shown(captures)}; give a Capture, several in a list, or None.")
+    found = () if captures is None else (captures,) if isinstance(captures, Capture | Measure) else several(captures)
+    if found is None or not all(isinstance(capture, Capture | Measure) for capture in found):
+        raise ValueError(f"capture is {shown(captures)}; give a Capture or a Measure, several in a list, or None.")
     return found
+
+
+def _compile_measure(measure: Measure, num_layers: int, absent: Collection[str]) -> tuple[MeasureSpec, np.ndarray]:
+    """Checks one measure: its spec and the slots of the layers."""
+    if not isinstance(measure.name, str) or not measure.name or measure.name in ALL_SITES:
+        raise ValueError(f"Measure: the name {shown(measure.name)} is no text, or a site's; choose another.")
+    if not callable(measure.fn):
+        raise ValueError(f"Measure {measure.name}: fn is {shown(measure.fn)}; give a function of tensors and data.")
+    names = (measure.sites,) if isinstance(measure.sites, str) else _several("sites", measure.sites)
+    outside = [name for name in names if not find_site(name).per_layer]
+    if not names or outside:
+        raise ValueError(
+            f"Measure {measure.name}: no such site of a block: {', '.join(outside)}; give one or more sites that every block has."
+        )
+    if lacking := [name for name in names if name in absent]:
+        raise ValueError(f"Measure {measure.name}: this model has no site {', '.join(lacking)}.")
+    layers = _layers(f"Measure {measure.name}", measure.layers, num_layers)
+    return MeasureSpec(tuple(dict.fromkeys(names)), measure.fn, len(layers)), _slots(layers, num_layers)
+
+
+def _layers(what: str, given: Any, num_layers: int) -> tuple[int, ...]:
+    """The layers asked for, checked; all for None."""
+    wanted = range(1, num_layers + 1) if given is None else (given,) if is_index(given) else given
+    layers = check_layers(_several("layers", wanted), num_layers, what)
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"{what}: layers {list(layers)} must name at least one layer and each only once.")
+    return layers
+
+
+def _slots(layers: Sequence[int], num_layers: int) -> np.ndarray:
+    """Of every layer, where among `layers` it is kept: int32 [L]; their number for one that is not."""
+    slots = np.full(num_layers, len(layers), np.int32)
+    slots[np.asarray(layers) - 1] = np.arange(len(layers), dtype=np.int32)
+    return slots
 
 
 def _several(name: str, given: Any) -> tuple[Any, ...]:

@@ -67,6 +67,14 @@ def check_plan(plan: CapturePlan, num_layers: int, absent: Collection[str] = ())
                 f"compiled captures: {name} is of a model with {found} layers, this one has {num_layers}; compile them "
                 "again for it."
             )
+    for name, measure in plan.measures:
+        lacking, found = [site for site in measure.sites if site in absent], np.size(plan.slots[name])
+        if lacking or found != num_layers:
+            raise ValueError(
+                f"compiled captures: the measure {name} is of a model with {found} layers"
+                f"{' and ' + ', '.join(lacking) if lacking else ''}, which this one with {num_layers} has not; compile "
+                "them again for it."
+            )
     return plan
 
 
