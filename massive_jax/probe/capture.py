@@ -196,9 +196,9 @@ def _compile_measure(measure: Measure, num_layers: int, absent: Collection[str])
         raise ValueError(f"Measure {measure.name}: fn is {shown(measure.fn)}; give a function of tensors and data.")
     names = (measure.sites,) if isinstance(measure.sites, str) else _several("sites", measure.sites)
     outside = [name for name in names if not find_site(name).per_layer]
-    if not names or outside:
+    if outside:
         raise ValueError(
-            f"Measure {measure.name}: no such site of a block: {', '.join(outside)}; give one or more sites that every block has."
+            f"Measure {measure.name}: no block has a site {', '.join(outside)}; give those that every block has."
         )
     if lacking := [name for name in names if name in absent]:
         raise ValueError(f"Measure {measure.name}: this model has no site {', '.join(lacking)}.")
