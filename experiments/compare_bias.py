@@ -27,7 +27,7 @@ import massive_jax as mj
 from experiments import common
 from experiments.flags import images as image_flags
 from experiments.flags import text as text_flags
-from massive_jax.data import load_text
+from massive_jax.data import load_text, text_name
 from massive_jax.evaluate import (
     Profile,
     check_classes,
@@ -80,7 +80,7 @@ def measure_texts(models: list[mj.Model]) -> tuple[dict[str, Any], str, list[Pro
     cut = [common.windows(model, content, least=2) for model in models]
     with common.progress(sum(w.tokens.size for w in cut) * PASSES, "measuring") as progress:
         profiles = [measure_profile(model, w, progress=progress) for model, w in zip(models, cut, strict=True)]
-    header = {"text": text_flags.name(), "windows": len(cut[0].tokens), "context": cut[0].context}
+    header = {"text": text_name(text_flags.name()), "windows": len(cut[0].tokens), "context": cut[0].context}
     return header, f"{header['windows']} windows of {header['context']} tokens", profiles
 
 

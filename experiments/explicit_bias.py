@@ -33,7 +33,7 @@ import massive_jax as mj
 from experiments import common
 from experiments.flags import text as text_flags
 from massive_jax.bias import absorb_mean, absorb_prefix, rebuild
-from massive_jax.data import Windows, cut_windows, load_text
+from massive_jax.data import Windows, cut_windows, load_text, text_name
 from massive_jax.evaluate import compare_logits, measure_profile
 from massive_jax.evaluate.profile import PASSES
 from massive_jax.files import write_json
@@ -151,7 +151,7 @@ def main() -> None:
             f"a context of {windows.context} tokens and the prefix are longer than the model's "
             f"{room + max(1, len(prefix))}."
         )
-    result, explicit = run(lm, windows, prefix, out, text=text_flags.name(), name=_PREFIX.value)
+    result, explicit = run(lm, windows, prefix, out, text=text_name(text_flags.name()), name=_PREFIX.value)
     if _SAVE.value is not None:
         save(explicit, _SAVE.value)
     show(result)

@@ -15,7 +15,7 @@ from experiments.flags import images as image_flags
 from experiments.flags import model as model_flags
 from experiments.flags import prompt as prompt_flags
 from experiments.flags import text as text_flags
-from massive_jax.data import ImageList, Windows, cut_windows, image_batches, list_images
+from massive_jax.data import ImageList, Windows, cut_windows, image_batches, list_images, text_name
 from massive_jax.evaluate import Images
 from massive_jax.inputs.images import stack_images
 from massive_jax.report.results import ImageSource, TextSource
@@ -162,7 +162,7 @@ def header(model: mj.Model, inputs: np.ndarray, source: str | Sequence[str] | No
     about = {"model": model.name, "weights": stored_as(model), "dtype": model.config.dtype}
     if isinstance(model, mj.ImageModel):
         return {**about, "source": ImageSource(images=tuple(source or ()), image_size=tuple(inputs.shape[1:3]))}
-    bos, text = model_flags.BOS.value, None if source is None else str(source)
+    bos, text = model_flags.BOS.value, None if source is None else text_name(str(source))
     return {**about, "source": TextSource(bos=bos, text=text, windows=len(inputs), context=inputs.shape[1] - bos)}
 
 

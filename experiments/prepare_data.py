@@ -18,7 +18,7 @@ from absl import flags
 
 from experiments import common
 from experiments.flags import text
-from massive_jax.data import load_text
+from massive_jax.data import load_text, text_name
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.loading import open_source
 from massive_jax.train import TokenFile, adopt, prepare_tokens
@@ -43,7 +43,7 @@ def prepare(name: str, tokenizer: str, out: pathlib.Path, words: str | None = No
 
     `words` is that text, where it has been read.
     """
-    words = load_text(name) if words is None else words
+    words, called = load_text(name) if words is None else words, text_name(name)
     if tokenizer == _BYTES:
         made_by = Tokenizer.of_bytes()
     else:
@@ -52,7 +52,7 @@ def prepare(name: str, tokenizer: str, out: pathlib.Path, words: str | None = No
     if made_by is None:
         raise ValueError(f"--tokenizer={tokenizer}: that model has no tokenizer.")
     with common.progress(len(words), "tokenising") as progress:
-        return prepare_tokens(words, out, made_by, text_name=name, tokenizer_name=tokenizer, progress=progress)
+        return prepare_tokens(words, out, made_by, text_name=called, tokenizer_name=tokenizer, progress=progress)
 
 
 def main() -> None:

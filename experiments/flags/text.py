@@ -11,7 +11,7 @@ _CONTEXT, _WINDOWS = 512, 4
 TEXT = flags.DEFINE_string(
     "text",
     None,
-    "A UTF-8 file; 'python' (the default: English prose that CPython ships, no download); 'backcopy' "
+    "A UTF-8 file; 'python' (the default: paragraphs of the reference that CPython ships, no download); 'backcopy' "
     "(a made-up language); or a dataset: wikitext2, c4, pg19 from the hub, or NAME:DIRECTORY for a local copy in the "
     "hub's layout.",
 )
