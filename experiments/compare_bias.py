@@ -26,6 +26,7 @@ from absl import flags
 import massive_jax as mj
 from experiments import common
 from experiments.flags import images as image_flags
+from experiments.flags import models as models_flag
 from experiments.flags import text as text_flags
 from massive_jax.data import load_text, text_name
 from massive_jax.evaluate import (
@@ -42,11 +43,8 @@ from massive_jax.files import write_json
 from massive_jax.report import Panel, as_json, number, plot_overlay, plot_profiles, precision
 from massive_jax.report.results import ComparedModel, Comparison, Named, Numbers, Profiles
 
-_MODELS = flags.DEFINE_list("models", [], "Two models or more: directories, zoo names, files.")
-flags.register_validator(_MODELS, lambda models: len(models) != 1, "give two models or more, MODEL,MODEL.")
-
 if __name__ == "__main__":
-    for module in (common, text_flags, image_flags):
+    for module in (common, models_flag, text_flags, image_flags):
         flags.adopt_module_key_flags(module)
     for name in ("dtype", "bos", "workdir"):
         flags.declare_key_flag(name)
@@ -126,11 +124,11 @@ def draw_attention(models: list[mj.Model], names: list[str], path: pathlib.Path)
 
 def main() -> None:
     """Runs the binary."""
-    if not _MODELS.value:
-        raise ValueError("--models is empty; give two models or more, MODEL,MODEL.")
+    if len(models_flag.MODELS.value) < 2:
+        raise ValueError(f"--models={','.join(models_flag.MODELS.value)}: give two models or more, MODEL,MODEL.")
     common.check_inputs()
     out = common.workdir()
-    models = [common.load_model(name) for name in _MODELS.value]
+    models = [common.load_model(name) for name in models_flag.MODELS.value]
     vision = [common.takes_images(model) for model in models]
     if len(set(vision)) > 1:
         raise ValueError("--models has language and vision models; compare those of one kind.")

@@ -33,13 +33,13 @@ def check_device() -> None:
         raise ValueError(f"JAX_PLATFORMS={asked}: jax finds no such device here: {first}") from None
 
 
-def load_model(name: str | None = None) -> mj.Model:
-    """The model that the flags ask for, or the one of that name."""
+def load_model(name: str | None = None, revision: str | None = None) -> mj.Model:
+    """The model that the flags ask for, or the one of that name, or that revision."""
     check_device()  # before anything is downloaded for it
     return mj.load(
         model_flags.MODEL.value if name is None else name,
         dtype=model_flags.DTYPE.value,
-        revision=model_flags.REVISION.value,
+        revision=model_flags.REVISION.value if revision is None else revision,
         allow_nonfinite=model_flags.ALLOW_NONFINITE.value,
     )
 

@@ -63,3 +63,28 @@ def test_one_census_is_enough_and_none_is_not(tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_emergence({**one, "census": []}, tmp_path / "b.png")
+
+
+def test_fits_are_curves_through_points():
+    parameters = {"amplitude": 2.0, "decay": 0.1, "rate": 0.02, "offset": 1.0, "baseline": 3.0}
+    estimates = {name: {"value": value, "error": None} for name, value in parameters.items()}
+    problem = {"layer": 2, "problem": "the ratio does not change."}
+    given = {
+        "model": "training",
+        "text": "book.txt",
+        "census": result()["census"],
+        "r_squared": 0.75,
+        "fits": [{"layer": 1, "parameters": estimates, "r_squared": 0.75}, problem, {**problem, "layer": 3}],
+    }
+    with style.context():
+        made = emergence.draw_fits(given)
+    curve, points, line, _ = made.axes[0].lines
+    x, y = curve.get_xydata().T
+    np.testing.assert_allclose(y, 2 * np.exp(-0.1 * (0.02 * x + 1)) * np.log(0.02 * x + 1) + 3)
+    np.testing.assert_allclose(points.get_xydata(), [(s, (1.0 + s) / 0.5) for s in (0, 50, 100)])
+    assert (points.get_linestyle(), line.get_linestyle()) == ("None", "-")
+    said = " ".join(words(made))
+    assert "layer 3's largest is 606 times its median; curves through 1 of 3 layers, R² 0.750 on average" in said
+    assert "3 checkpoints · text: book.txt" in said
+    with pytest.raises(ValueError, match="nothing to draw"):
+        emergence.draw_fits({**given, "census": []})

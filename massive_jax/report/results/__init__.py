@@ -44,7 +44,17 @@ from massive_jax.report.results.registers import (
     VitRegisters,
 )
 from massive_jax.report.results.source import ImageSource, Named, Numbers, On, Run, TextSource
-from massive_jax.report.results.training import Census, CensusActivation, CensusLayer, TrainGPT2, Training, TrainViT
+from massive_jax.report.results.training import (
+    Census,
+    CensusActivation,
+    CensusLayer,
+    Emergence,
+    EmergenceOfLayer,
+    Estimate,
+    TrainGPT2,
+    Training,
+    TrainViT,
+)
 
 __all__ = [
     "Activation",
@@ -57,6 +67,9 @@ __all__ = [
     "ControlPlace",
     "EditedAt",
     "EditedPlace",
+    "Emergence",
+    "EmergenceOfLayer",
+    "Estimate",
     "ExplicitBias",
     "FeatureMap",
     "Findings",

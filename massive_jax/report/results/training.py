@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 
 from massive_jax.report.records import named, optional, unwritten
 from massive_jax.report.results.source import Named
@@ -28,6 +30,11 @@ class CensusLayer:
     kurtosis: float
     sink_rate: float
     slot_rate: float
+
+    @property
+    def ratio(self) -> float:
+        """Gives the largest magnitude over the median; nan where that is 0."""
+        return self.largest / self.median if self.median else math.nan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,3 +113,58 @@ class TrainViT(Training):
     accuracy: float
     seconds: float
     last_census: Census = named("census")  # noqa: RUF009  (a dataclass field)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A fitted parameter and its standard error, None where the points do not determine it."""
+
+    value: float
+    error: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmergenceOfLayer:
+    """How a layer's ratio of largest to median magnitude went: `massive_jax.analysis.EmergenceFit`, or why none.
+
+    Attributes:
+      layer: which.
+      parameters: amplitude, decay, rate, offset, baseline.
+      r_squared: share of the variance over steps that the curve explains.
+      peak: step of the curve's extremum, which may lie past the training; None where it has none.
+      problem: why there is no curve.
+    """
+
+    layer: int
+    parameters: Mapping[str, Estimate] | None = None
+    r_squared: float | None = None
+    peak: float | None = None
+    problem: str | None = optional()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Emergence(Named):
+    """emergence.json: a census a checkpoint, and a curve through each layer's ratio.
+
+    Attributes:
+      sink: what the sink is called.
+      text, bos, windows, context, images: what models that were loaded ran on, as in `TextSource` and `ImageSource`; of
+        a training's own census the text, or none of these.
+      dtype: that models computed in.
+      census: of each checkpoint, in order of steps.
+      checkpoints: names of models that were loaded.
+      r_squared: mean over layers with a curve; None where none has one.
+      fits: a layer each.
+    """
+
+    sink: str = "position 0"
+    dtype: str | None = optional()
+    text: str | None = optional()
+    bos: bool | None = optional()
+    windows: int | None = optional()
+    context: int | None = optional()
+    images: tuple[str, ...] | None = optional()
+    census: tuple[Census, ...]
+    checkpoints: tuple[str, ...] | None = optional()
+    r_squared: float | None
+    fits: tuple[EmergenceOfLayer, ...]

@@ -1,0 +1,5 @@
+"""Several models at once."""
+
+from absl import flags
+
+MODELS = flags.DEFINE_list("models", [], "Models, MODEL,MODEL,…: directories, zoo names, files.")
