@@ -1,6 +1,19 @@
 """Pure functions on captured arrays: what is massive, where, and what attends to it."""
 
 from massive_jax.analysis.attention import attention_shares, sink_shares
+from massive_jax.analysis.census import (
+    CLASSES,
+    SINK,
+    WEAK_WORDS,
+    Places,
+    Step,
+    Sums,
+    class_of,
+    matrix_entropy,
+    null_interval,
+    steps,
+    uniform_sink_mass,
+)
 from massive_jax.analysis.emergence import PARAMETERS, EmergenceFit, emergence_curve, fit_emergence
 from massive_jax.analysis.massive import (
     DEFINITION,
@@ -16,20 +29,31 @@ from massive_jax.analysis.massive import (
 from massive_jax.analysis.registers import RegisterMeans
 
 __all__ = [
+    "CLASSES",
     "DEFINITION",
     "FIRST_DELIMITER",
     "PARAMETERS",
+    "SINK",
+    "WEAK_WORDS",
     "EmergenceFit",
     "Location",
+    "Places",
     "RegisterMeans",
+    "Step",
+    "Sums",
     "Thresholds",
     "attention_shares",
+    "class_of",
     "emergence_curve",
     "find_massive",
     "fit_emergence",
     "full_size_layer",
+    "matrix_entropy",
     "median_places",
     "median_sites",
+    "null_interval",
     "rank_locations",
     "sink_shares",
+    "steps",
+    "uniform_sink_mass",
 ]

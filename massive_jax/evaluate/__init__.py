@@ -9,6 +9,7 @@ from massive_jax.evaluate.agreement import (
     measure_of,
 )
 from massive_jax.evaluate.batches import input_length
+from massive_jax.evaluate.census import Counted, take_census
 from massive_jax.evaluate.images import ImageOutputs, attach_head, check_classes, run_images
 from massive_jax.evaluate.intervention import (
     KNOWN,
@@ -45,6 +46,7 @@ from massive_jax.evaluate.registers import mean_registers, register_shape
 __all__ = [
     "KNOWN",
     "OUTLIER",
+    "Counted",
     "ImageOutputs",
     "Images",
     "LayerSummary",
@@ -89,5 +91,6 @@ __all__ = [
     "registers_of",
     "run_images",
     "site_means",
+    "take_census",
     "token_nll",
 ]

@@ -6,6 +6,7 @@ matplotlib is imported only when a figure is drawn.
 
 from massive_jax.files import atomic_write, read_json, write_arrays, write_json
 from massive_jax.report.attention import plot_attention
+from massive_jax.report.census import plot_census
 from massive_jax.report.emergence import plot_emergence, plot_fits
 from massive_jax.report.feature_map import plot_feature_map
 from massive_jax.report.html import Section, Summary, Table, write_report
@@ -28,6 +29,7 @@ __all__ = [
     "label",
     "number",
     "plot_attention",
+    "plot_census",
     "plot_emergence",
     "plot_feature_map",
     "plot_fits",

@@ -36,6 +36,15 @@ class Curve(NamedTuple):
     style: str = "-"
 
 
+class Band(NamedTuple):
+    """Describes a shaded band behind the curves, from `low` to `high`: an interval."""
+
+    x: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    colour: Any
+
+
 class Chart(NamedTuple):
     """Describes one chart.
 
@@ -43,11 +52,13 @@ class Chart(NamedTuple):
       name: of its y axis.
       logarithmic: whether that is; otherwise it begins at 0.
       curves: what is drawn.
+      bands: what is shaded behind them.
     """
 
     name: str
     logarithmic: bool
     curves: Sequence[Curve]
+    bands: Sequence[Band] = ()
 
 
 def draw_charts(
@@ -78,12 +89,14 @@ def draw_charts(
     header.draw(made)
     right = max(style.text_width(curve.name, style.SMALL) for chart in charts for curve in chart.curves)
     edge = WIDTH - right - _LEADER - style.MARGIN
-    for row, (name, logarithmic, curves) in enumerate(charts):
+    for row, (name, logarithmic, curves, bands) in enumerate(charts):
         base = _BOTTOM + (len(charts) - 1 - row) * (height + GAP)
         ax = style.axes(made, _LEFT, base, edge - _LEFT, height)
         if logarithmic:
             ax.set_yscale("log")
         drawn = [np.where(np.isfinite(c.y) & ((c.y > 0) | (not logarithmic)), c.y, np.nan) for c in curves]
+        for band in bands:
+            ax.fill_between(band.x, band.low, band.high, color=band.colour, alpha=0.2, linewidth=0)
         for curve, y in zip(curves, drawn, strict=True):
             ax.plot(
                 curve.x,
@@ -103,7 +116,8 @@ def draw_charts(
             ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
             ax.yaxis.set_minor_formatter(NullFormatter())
         else:
-            ax.set_ylim(0, max(1e-3, 1.05 * max((np.nanmax(y, initial=0.0) for y in drawn), default=0.0)))
+            tops = [*drawn, *(band.high for band in bands)]
+            ax.set_ylim(0, max(1e-3, 1.05 * max((np.nanmax(y, initial=0.0) for y in tops), default=0.0)))
         if x_ticks is not None:
             ax.xaxis.set_major_locator(FixedLocator(list(x_ticks)))
         style.text(made, style.MARGIN, base + height / 2, name, rotation=90, va="center", size=style.SMALL)
