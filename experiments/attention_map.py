@@ -136,6 +136,7 @@ def _over_heads(x: np.ndarray, head: int | None) -> np.ndarray:
 def main() -> None:
     """Runs the binary."""
     common.check_inputs(one_prompt=True)
+    layer.check_one()
     out, lm = common.workdir(), common.load_model()
     number, head = layer.parse_layer(lm.config.num_layers), parse_head(lm.config.num_heads)
     inputs, source = common.prompt_or_image(lm)

@@ -75,6 +75,7 @@ def run(
 def main() -> None:
     """Runs the binary."""
     common.check_inputs(one_prompt=True)
+    layer.check_one()
     out, lm = common.workdir(), common.load_model()
     number, thresholds = layer.parse_layer(lm.config.num_layers), definition.thresholds()
     inputs, source = common.prompt_or_image(lm)

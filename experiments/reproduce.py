@@ -20,10 +20,21 @@ from experiments import attention_map, common, feature_map, intervene, layerwise
 from experiments.flags import definition, layer, model, prompt, seed, text
 from massive_jax.data import load_text
 from massive_jax.files import short_name, write_json
-from massive_jax.report import Section, Summary, Table, as_json, label, number, precision, write_report
+from massive_jax.report import (
+    Section,
+    Summary,
+    Table,
+    as_json,
+    intervention_rows,
+    label,
+    number,
+    precision,
+    write_report,
+)
 from massive_jax.report.results import (
     Activation,
     AttentionMap,
+    Carrier,
     EditedAt,
     FeatureMap,
     Findings,
@@ -41,19 +52,29 @@ if __name__ == "__main__":
 def summarise(layers: Layerwise, attention: AttentionMap, changed: Intervention, at: int) -> Findings:
     """The findings in numbers: the largest activation at layer `at`, what else stands out there, the collapse."""
     at_layer = [found for found in layers.massive if found.layer == at]
-    one = sorted((found for found in at_layer if not found.massive), key=lambda found: -abs(found.value))
+    half = sorted((found for found in at_layer if not found.massive), key=lambda found: -abs(found.value))
     perplexity, share, there = changed.measured, max(attention.shares), bool(attention.massive_positions)
     return Findings(
         model=layers.model,
         layer=at,
         massive=tuple(found for found in at_layer if found.massive),
-        one_criterion=tuple(one[:6]),
+        one_criterion=tuple(half[:6]),
         attention_share=share if there else None,
         attention_layer=attention.shares.index(share) + 1 if there else None,
         intervention=EditedAt(layer=changed.layer, sites=changed.sites),
         perplexity=perplexity,
         times_worse=perplexity["zero"] / perplexity["original"] if "zero" in perplexity else None,
+        carrier=_carrier(changed),
     )
+
+
+def _carrier(changed: Intervention) -> Carrier | None:
+    """The place that alone does nearly all of it, where there is one."""
+    one = changed.carrier
+    if one is None:
+        return None
+    value = one.effects[one.operation].value
+    return Carrier(position=one.position, dim=one.dim, operation=one.operation, value=value, share=one.share)
 
 
 def rows_of(findings: Findings) -> list[tuple[str, str]]:
@@ -85,12 +106,17 @@ def headline(findings: Findings) -> str:
         many = len(findings.massive)
         found = f"{many or 'no'} massive activation{'' if many == 1 else 's'}"
         return f"{short_name(findings.model)} has {found} at layer {findings.layer} on this prompt."
-    numbers = "one number" if len(edited.sites) == 1 else f"{len(edited.sites)} numbers"
-    model = short_name(findings.model)
+    model, one, many = short_name(findings.model), findings.carrier, len(edited.sites)
+    numbers, zero, also = "one number" if many == 1 else f"{many} numbers", perplexities["zero"], ""
+    if one is not None and one.operation == "zero":
+        others = "the other" if many == 2 else f"the {many - 1} others"
+        numbers = f"one number (position {str(one.position).replace('_', ' ')}, dim {one.dim})"
+        zero, also = one.value, f"; with {others} too it is {number(zero)}"
+    same = f"all {many}" if also else "the same"
     return (
         f"Setting {numbers} to zero in {model}, after block {edited.layer}, takes its perplexity "
-        f"from {number(perplexities['original'])} to {number(perplexities['zero'])}"
-        + (f"; setting the same to the mean gives {number(perplexities['mean'])}." if "mean" in perplexities else ".")
+        f"from {number(perplexities['original'])} to {number(zero)}{also}"
+        + (f"; setting {same} to the mean gives {number(perplexities['mean'])}." if "mean" in perplexities else ".")
     )
 
 
@@ -146,7 +172,10 @@ def sections(
             ),
             workdir / "intervene.png",
             found,
-            Table(("Intervention", "Perplexity"), list(changed.measured.items())),
+            Table(
+                ("Intervention", "Perplexity", "95 % interval"),
+                [(row.name, row.value, row.interval) for row in intervention_rows(changed)],
+            ),
         ),
     ]
 
@@ -175,6 +204,7 @@ def main() -> None:
     """Runs the binary."""
     started = time.monotonic()
     common.check_inputs(prompt_and_text=True, one_prompt=True)
+    layer.check_one()
     intervene.check_effect()
     out, content = common.workdir(), load_text(text.name())
     lm = common.load_model()
@@ -189,7 +219,7 @@ def main() -> None:
     seen = attention_map.look(lm, tokens, at or attention_map.layer_after(table), at or table.full_size_layer)
     mapped = feature_map.run(lm, tokens, table, at, out, thresholds, hidden=seen.hidden)
     attention = attention_map.run(lm, tokens, table, at, head, out, seen=seen)
-    changed = intervene.from_flags(lm, windows, out, required=False)
+    changed = intervene.from_flags(lm, windows, out, required=False, quick=True)
     findings = summarise(layers, attention, changed, mapped.layer)
     found, rows = headline(findings), rows_of(findings)
     write_json(out / "summary.json", as_json(findings))

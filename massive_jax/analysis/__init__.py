@@ -1,6 +1,7 @@
 """Pure functions on captured arrays: what is massive, where, and what attends to it."""
 
 from massive_jax.analysis.attention import attention_shares, sink_shares
+from massive_jax.analysis.bootstrap import Interval, percentiles, resampled_means
 from massive_jax.analysis.census import (
     CLASSES,
     SINK,
@@ -14,6 +15,7 @@ from massive_jax.analysis.census import (
     steps,
     uniform_sink_mass,
 )
+from massive_jax.analysis.effects import carrier, shares_alone
 from massive_jax.analysis.emergence import PARAMETERS, EmergenceFit, emergence_curve, fit_emergence
 from massive_jax.analysis.massive import (
     DEFINITION,
@@ -36,6 +38,7 @@ __all__ = [
     "SINK",
     "WEAK_WORDS",
     "EmergenceFit",
+    "Interval",
     "Location",
     "Places",
     "RegisterMeans",
@@ -43,6 +46,7 @@ __all__ = [
     "Sums",
     "Thresholds",
     "attention_shares",
+    "carrier",
     "class_of",
     "emergence_curve",
     "find_massive",
@@ -52,7 +56,10 @@ __all__ = [
     "median_places",
     "median_sites",
     "null_interval",
+    "percentiles",
     "rank_locations",
+    "resampled_means",
+    "shares_alone",
     "sink_shares",
     "steps",
     "uniform_sink_mass",

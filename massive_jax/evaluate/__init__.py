@@ -7,9 +7,11 @@ from massive_jax.evaluate.agreement import (
     cosine_similarity,
     features,
     measure_of,
+    scorer_of,
 )
 from massive_jax.evaluate.batches import input_length
 from massive_jax.evaluate.census import Counted, take_census
+from massive_jax.evaluate.effects import CONTROLS, Closer, Control, Effects, measure_effects
 from massive_jax.evaluate.images import ImageOutputs, attach_head, check_classes, run_images
 from massive_jax.evaluate.intervention import (
     KNOWN,
@@ -18,9 +20,12 @@ from massive_jax.evaluate.intervention import (
     PlaceInStream,
     check_places,
     check_sites,
+    edits_at,
     find_places,
     hidden_state,
     intervene,
+    layer_means,
+    means_by_layer,
     nowhere,
     parse_places,
     parse_sites,
@@ -28,7 +33,7 @@ from massive_jax.evaluate.intervention import (
     site_means,
 )
 from massive_jax.evaluate.layers import LayerSummary, LayerTable, measure_each, measure_layers
-from massive_jax.evaluate.perplexity import perplexity, token_nll
+from massive_jax.evaluate.perplexity import perplexity, token_nll, window_nll
 from massive_jax.evaluate.profile import Profile, measure_image_profile, measure_profile, names_of, registers_of
 from massive_jax.evaluate.quantize import quantized_inputs
 from massive_jax.evaluate.register_neurons import (
@@ -42,11 +47,16 @@ from massive_jax.evaluate.register_neurons import (
     patch_norms,
 )
 from massive_jax.evaluate.registers import mean_registers, register_shape
+from massive_jax.evaluate.scores import Scores
 
 __all__ = [
+    "CONTROLS",
     "KNOWN",
     "OUTLIER",
+    "Closer",
+    "Control",
     "Counted",
+    "Effects",
     "ImageOutputs",
     "Images",
     "LayerSummary",
@@ -58,6 +68,7 @@ __all__ = [
     "PlaceInStream",
     "Profile",
     "RegisterNeuron",
+    "Scores",
     "add_register",
     "attach_head",
     "check_classes",
@@ -65,14 +76,18 @@ __all__ = [
     "check_sites",
     "compare_logits",
     "cosine_similarity",
+    "edits_at",
     "features",
     "find_places",
     "find_register_neurons",
     "hidden_state",
     "input_length",
     "intervene",
+    "layer_means",
     "mean_registers",
+    "means_by_layer",
     "measure_each",
+    "measure_effects",
     "measure_image_profile",
     "measure_layers",
     "measure_of",
@@ -90,7 +105,9 @@ __all__ = [
     "register_shape",
     "registers_of",
     "run_images",
+    "scorer_of",
     "site_means",
     "take_census",
     "token_nll",
+    "window_nll",
 ]

@@ -11,12 +11,15 @@ import numpy as np
 from massive_jax.arguments import shown
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.batches import Progress, batches, checked_inputs, edits_for, input_length
-from massive_jax.evaluate.perplexity import check_windows, perplexity
+from massive_jax.evaluate.perplexity import check_windows, window_nll
+from massive_jax.evaluate.scores import Scores
 from massive_jax.model import ImageModel, Model
 from massive_jax.probe import Edit
 
 Measure = Callable[[Sequence[Edit], Progress | None], float]
 """Edits and progress -> a number."""
+Scorer = Callable[[Sequence[Edit] | None, Progress | None], Scores]
+"""Edits and progress -> what every window or image scores."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,17 +62,27 @@ def measure_of(model: Model, data: Windows | Images, progress: Progress | None =
     "top1_agreement", the share of images whose most likely class stays, otherwise "cosine_similarity" of the pooled
     features, averaged over the images. The unedited model is run here.
     """
+    metric, scorer = scorer_of(model, data, progress)
+    return metric, lambda edits, progress: scorer(edits, progress).value
+
+
+def scorer_of(model: Model, data: Windows | Images, progress: Progress | None = None) -> tuple[str, Scorer]:
+    """Gives what `measure_of` does, as what every window or image scores."""
     check_data(model, data)
     if isinstance(data, Windows):
-        return "perplexity", lambda edits, progress: perplexity(model, data, edits, progress)
+        return "perplexity", lambda edits, progress: window_nll(model, data, edits, progress)
     reference = features(model, data.inputs, progress=progress)
-    if ImageModel.of(model).config.num_classes:
-        return "top1_agreement", lambda edits, progress: float(
-            np.mean(features(model, data.inputs, edits, progress).argmax(axis=-1) == reference.argmax(axis=-1))
-        )
-    return "cosine_similarity", lambda edits, progress: float(
-        cosine_similarity(features(model, data.inputs, edits, progress), reference).mean()
-    )
+    metric = "top1_agreement" if ImageModel.of(model).config.num_classes else "cosine_similarity"
+
+    def score(edits: Sequence[Edit] | None, progress: Progress | None) -> Scores:
+        found = features(model, data.inputs, edits, progress)
+        if metric == "top1_agreement":
+            agreement = np.asarray(found.argmax(axis=-1) == reference.argmax(axis=-1), np.float64)
+        else:
+            agreement = cosine_similarity(found, reference)
+        return Scores(metric, agreement, np.ones(len(agreement), int))
+
+    return metric, score
 
 
 def check_data(model: Model, data: Windows | Images) -> None:

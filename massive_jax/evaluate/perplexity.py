@@ -1,9 +1,8 @@
-"""Perplexity, without a [B, T, V] array. Axis letters: see `massive_jax.probe.sites`."""
+"""Perplexity, in all and by window, without a [B, T, V] array. Axis letters: see `massive_jax.probe.sites`."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from massive_jax.arguments import shown, whole_number
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.batches import Progress, batches, check_edits_of, checked_inputs, edits_for
+from massive_jax.evaluate.scores import Scores
 from massive_jax.forward import forward
 from massive_jax.model import Model, TextModel
 from massive_jax.models import head_of
@@ -51,17 +51,38 @@ def perplexity(
       >>> print(f"{perplexity(model, windows):.4g}")
       92.52
     """
+    return window_nll(model, windows, edits, progress, skip).value
+
+
+def window_nll(
+    model: Model,
+    windows: Windows,
+    edits: Edit | Sequence[Edit] | None = None,
+    progress: Progress | None = None,
+    skip: int = 0,
+) -> Scores:
+    """Computes every window's negative log-likelihood, of which a perplexity and its interval are made.
+
+    Arguments and errors are those of `perplexity`.
+
+    Examples:
+      >>> from massive_jax.data import cut_windows, load_text
+      >>> from massive_jax.evaluate import window_nll
+      >>> windows = cut_windows(model, load_text("python"), windows=4, context=32)
+      >>> plain = window_nll(model, windows)
+      >>> plain.sums.shape, plain.counts.tolist()
+      ((4,), [31, 31, 31, 31])
+      >>> bool(plain.estimate().low < plain.value < plain.estimate().high)
+      True
+    """
     check_windows(model, windows)
     skip = whole_number("skip", skip, 0, max(0, int(windows.lengths.min()) - 2))
     edits = check_edits_of(edits, len(windows.tokens))
-    total = 0.0
+    sums = []
     for rows, tokens in batches(windows.tokens, progress):
         nll = token_nll(model, tokens, edits_for(edits, rows), windows.rows(rows))
-        total += float(np.sum(nll[:, skip:], dtype=np.float64))
-    try:
-        return math.exp(total / (windows.num_predicted - skip * len(windows.tokens)))
-    except OverflowError:
-        return math.inf
+        sums.append(np.sum(nll[:, skip:], axis=1, dtype=np.float64))
+    return Scores("perplexity", np.concatenate(sums), windows.lengths - 1 - skip)
 
 
 def check_windows(model: Model, windows: Windows) -> None:

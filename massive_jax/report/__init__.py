@@ -7,10 +7,11 @@ matplotlib is imported only when a figure is drawn.
 from massive_jax.files import atomic_write, read_json, write_arrays, write_json
 from massive_jax.report.attention import plot_attention
 from massive_jax.report.census import plot_census
+from massive_jax.report.effects import effect_of, intervention_of
 from massive_jax.report.emergence import plot_emergence, plot_fits
 from massive_jax.report.feature_map import plot_feature_map
 from massive_jax.report.html import Section, Summary, Table, write_report
-from massive_jax.report.intervention import plot_intervention
+from massive_jax.report.intervention import about_intervals, intervention_rows, plot_intervention
 from massive_jax.report.layerwise import plot_layerwise
 from massive_jax.report.overlay import Panel, plot_overlay
 from massive_jax.report.profiles import plot_profiles
@@ -23,9 +24,13 @@ __all__ = [
     "Section",
     "Summary",
     "Table",
+    "about_intervals",
     "as_json",
     "as_record",
     "atomic_write",
+    "effect_of",
+    "intervention_of",
+    "intervention_rows",
     "label",
     "number",
     "plot_attention",

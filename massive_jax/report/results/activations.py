@@ -1,14 +1,13 @@
-"""Massive activations of one model: layer by layer, in one layer, what attends to them, what they are for."""
+"""Massive activations of one model: layer by layer, in one layer, what attends to them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 
 from massive_jax.analysis.massive import DEFINITION, Thresholds
 from massive_jax.report.records import optional
-from massive_jax.report.results.source import Named, Run
+from massive_jax.report.results.source import Run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,92 +132,3 @@ class AttentionMap(Run):
     def keys(self) -> tuple[str, ...]:
         """S texts."""
         return self.tokens if self.key_tokens is None else self.key_tokens
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ControlPlace:
-    """A random place whose magnitude is close to the median."""
-
-    position: int | str
-    dim: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EditedPlace(ControlPlace):
-    """A place that was edited, and the value it has on average."""
-
-    value_mean: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Intervention(Run):
-    """intervene.json: what the model is judged by (one of the last three keys), by the name of the operation.
-
-    The names are "original", those of the operations ("zero", "set=5", …), and "random_" and an operation for the same
-    done to the controls.
-
-    Attributes:
-      layer: whose output is edited.
-      sites: the places that are.
-      mean_values: of those places, in their order.
-      controls: the random places.
-      seed: of what is drawn.
-      predicted_tokens: of a text, how many the perplexity is over.
-      perplexity: of a text.
-      top1_agreement: of images and a model with a head: the share of images whose most likely class stays.
-      cosine_similarity: of images without: of the pooled features with the unedited ones, averaged over the images.
-    """
-
-    layer: int
-    sites: tuple[EditedPlace, ...]
-    mean_values: tuple[float, ...] = ()
-    controls: tuple[ControlPlace, ...] = ()
-    seed: int = 0
-    predicted_tokens: int | None = optional()
-    perplexity: Mapping[str, float] | None = optional()
-    top1_agreement: Mapping[str, float] | None = optional()
-    cosine_similarity: Mapping[str, float] | None = optional()
-
-    @property
-    def metric(self) -> str:
-        """What the model is judged by."""
-        given = [name for name in ("top1_agreement", "cosine_similarity") if getattr(self, name) is not None]
-        return given[0] if given else "perplexity"
-
-    @property
-    def measured(self) -> Mapping[str, float]:
-        """That, by operation."""
-        return getattr(self, self.metric) or {}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EditedAt:
-    """A layer and the places in its output that were edited."""
-
-    layer: int
-    sites: tuple[EditedPlace, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Findings(Named):
-    """summary.json: the paper's main findings on one model.
-
-    Attributes:
-      layer: where the largest activations appear at full size, or the one asked for.
-      massive: what is massive there.
-      one_criterion: the largest there that meet one criterion only.
-      attention_share: the largest share of attention on the massive tokens in any layer; None without such tokens.
-      attention_layer: that layer.
-      intervention: what was edited.
-      perplexity: by operation, as in intervene.json.
-      times_worse: that of "zero" over the original's; None where nothing was set to zero.
-    """
-
-    layer: int
-    massive: tuple[FoundActivation, ...]
-    one_criterion: tuple[FoundActivation, ...]
-    attention_share: float | None
-    attention_layer: int | None
-    intervention: EditedAt
-    perplexity: Mapping[str, float]
-    times_worse: float | None
