@@ -20,6 +20,8 @@ _DECAYS = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _NO_DECAY = 1e-4  # over the whole training: what is less is none
 _OFFSETS = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 _TRIES = 4
+_MOST = 20.0  # of |log γ|, over the training
+_REACH = 30.0  # most of λt₀: A has e to that power in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,8 @@ class EmergenceFit:
       rate: γ, per step.
       offset: t₀.
       baseline: K, which the ratio nears as training goes on where λ > 0.
-      errors: the standard error of each, in that order; nan where the points do not determine it (K beside λ = 0, say).
+      errors: the standard error of each, to first order, in that order; nan where the points do not determine it (K
+        beside λ = 0, say). Where the curve is all but an exponential, they are as large as the parameters, or larger.
       r_squared: share of the variance over steps that the curve explains.
     """
 
@@ -78,7 +81,7 @@ def fit_emergence(steps: ArrayLike, ratios: ArrayLike) -> EmergenceFit:
 
     Raises:
       ValueError: points that no five parameters can be told from: fewer than six, numbers that are not finite, ratios
-        that do not change; or no curve of this form through them.
+        that do not change.
     """
     from scipy.optimize import least_squares
 
@@ -103,9 +106,13 @@ def fit_emergence(steps: ArrayLike, ratios: ArrayLike) -> EmergenceFit:
         falling = np.exp(-decay * s)
         return np.stack([falling * np.log(s + offset), falling, np.ones_like(s)], axis=1)
 
+    def bounded(found: np.ndarray) -> tuple[float, float]:
+        """The decay and the offset; λt₀, their product, within what leaves A a number."""
+        return float(found[0]), float(min(np.exp(found[1]), _REACH / max(found[0], 1e-30)))
+
     def residuals(found: np.ndarray) -> np.ndarray:
-        matrix = columns(found[0], np.exp(found[1]))
-        return np.asarray(matrix @ np.linalg.lstsq(matrix, z, rcond=None)[0] - z)
+        matrix = columns(*bounded(found))
+        return np.asarray(matrix @ _weights(matrix, z) - z)
 
     starts = [(decay, np.log(offset)) for decay in _DECAYS for offset in _OFFSETS]
     bounds = ([0.0, np.log(1e-7)], [1e4, np.log(1e3)])
@@ -113,21 +120,33 @@ def fit_emergence(steps: ArrayLike, ratios: ArrayLike) -> EmergenceFit:
     tight = {"ftol": 1e-12, "xtol": 1e-12, "gtol": 1e-12}
     tried = [least_squares(residuals, start, bounds=bounds, **tight) for start in starts[:_TRIES]]
     found = min(tried, key=lambda one: one.cost)
-    beta, tau = float(found.x[0]), float(np.exp(found.x[1]))
+    beta, tau = bounded(found.x)
     if beta < _NO_DECAY:
         beta = 0.0
-    logarithm, constant, base = np.linalg.lstsq(columns(beta, tau), z, rcond=None)[0]
+    logarithm, constant, base = _weights(columns(beta, tau), z)
     if beta == 0:  # the constant and the baseline are one number
         constant, base = 0.0, constant + base
     scaled = np.array([beta, tau, logarithm, constant, base])
     with np.errstate(all="ignore"):
         values = _parameters(scaled, span, height, low)
-        if not np.isfinite(values).all() or values[2] <= 0:
-            raise ValueError("no curve of this form: what fits best has no logarithm in it.")
         errors = _errors(scaled, columns(beta, tau), s, found.cost, span, height, low)
     r_squared = 1 - 2 * found.cost / float(((z - z.mean()) ** 2).sum())
     amplitude, decay, rate, offset, baseline = map(float, values)
     return EmergenceFit(amplitude, decay, rate, offset, baseline, errors, r_squared)
+
+
+def _weights(matrix: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """A₁, A₂ and K that fit best, with log γ = A₂ / A₁ within bounds: beyond them the logarithm is a constant."""
+    found = np.linalg.lstsq(matrix, z, rcond=None)[0]
+    if abs(found[1]) <= _MOST * abs(found[0]):
+        return np.asarray(found)
+
+    def at_bound(bound: float) -> tuple[float, np.ndarray]:
+        joined = np.stack([matrix[:, 0] + bound * matrix[:, 1], matrix[:, 2]], axis=1)
+        scale, base = np.linalg.lstsq(joined, z, rcond=None)[0]
+        return float(((joined @ [scale, base] - z) ** 2).sum()), np.array([scale, bound * scale, base])
+
+    return min((at_bound(bound) for bound in (-_MOST, _MOST)), key=lambda one: one[0])[1]
 
 
 def _parameters(scaled: np.ndarray, span: float, height: float, low: float) -> np.ndarray:

@@ -67,6 +67,16 @@ def test_a_logarithm_that_does_not_decay_has_no_baseline_of_its_own():
     assert [math.isnan(error) for error in fit.errors] == [False, False, True, True, True]
 
 
+def test_an_exponential_is_all_but_in_the_family():
+    """What the curves near where γ grows without bound: found, with parameters that are finite and not determined."""
+    y = 3 - 2 * np.exp(-STEPS / 20_000)
+    fit = fit_emergence(STEPS, y)
+    assert fit.r_squared > 0.999
+    assert np.isfinite([getattr(fit, name) for name in PARAMETERS]).all()
+    assert fit.baseline == pytest.approx(3, rel=0.01)
+    np.testing.assert_allclose(fit.at(STEPS), y, atol=0.05)
+
+
 def test_steps_in_another_order_and_unit_are_the_same_curve():
     y = curve(KNOWN["early peak"])
     fit = fit_emergence(STEPS[::-1] * 10, y[::-1] * 7)
