@@ -238,15 +238,7 @@ def take_census(
         raise ValueError(f"windows of {T} tokens are too short for a census: give at least {_LEAST}.")
     tokens = model.config.vocab_size if isinstance(model, TextModel) else T
     sizes = (config.num_layers, len(CLASSES), tokens, config.hidden_size)
-    about = {
-        **(about or {}),
-        "model": model.name,
-        "dtype": config.dtype,
-        "inputs": list(inputs.shape),
-        "thresholds": dataclasses.asdict(thresholds),
-        "seed": seed,
-        "contents": hashlib.sha256(inputs.tobytes()).hexdigest(),
-    }
+    about = _about(model, data, thresholds, seed, about)
     counted = None if state is None else _restore(pathlib.Path(state), about, sizes)
     kinds, saved = Kinds(model), time.monotonic()
     measure, size = _of_block(config.causal), None
@@ -278,6 +270,21 @@ def take_census(
     if state is not None:
         pathlib.Path(state).unlink(missing_ok=True)
     return counted
+
+
+def _about(
+    model: Model, data: Windows | Images, thresholds: Thresholds, seed: int, about: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a census is of: where one differs, it is another."""
+    return {
+        **(about or {}),
+        "model": model.name,
+        "dtype": model.config.dtype,
+        "inputs": list(data.inputs.shape),
+        "thresholds": dataclasses.asdict(thresholds),
+        "seed": seed,
+        "contents": hashlib.sha256(data.inputs.tobytes()).hexdigest(),
+    }
 
 
 def _draw(seed: int, window: int, T: int, causal: bool) -> np.ndarray:
