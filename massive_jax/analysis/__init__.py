@@ -29,6 +29,8 @@ from massive_jax.analysis.massive import (
     rank_locations,
 )
 from massive_jax.analysis.registers import RegisterMeans
+from massive_jax.analysis.sinks import SINK_SHARE, SecondarySink, SinkCount, SinkGroup, find_secondary_sinks
+from massive_jax.analysis.token_sets import mean_cosine, padded_sets, random_sets, uniform_share
 
 __all__ = [
     "CLASSES",
@@ -36,12 +38,16 @@ __all__ = [
     "FIRST_DELIMITER",
     "PARAMETERS",
     "SINK",
+    "SINK_SHARE",
     "WEAK_WORDS",
     "EmergenceFit",
     "Interval",
     "Location",
     "Places",
     "RegisterMeans",
+    "SecondarySink",
+    "SinkCount",
+    "SinkGroup",
     "Step",
     "Sums",
     "Thresholds",
@@ -50,17 +56,22 @@ __all__ = [
     "class_of",
     "emergence_curve",
     "find_massive",
+    "find_secondary_sinks",
     "fit_emergence",
     "full_size_layer",
     "matrix_entropy",
+    "mean_cosine",
     "median_places",
     "median_sites",
     "null_interval",
+    "padded_sets",
     "percentiles",
+    "random_sets",
     "rank_locations",
     "resampled_means",
     "shares_alone",
     "sink_shares",
     "steps",
+    "uniform_share",
     "uniform_sink_mass",
 ]

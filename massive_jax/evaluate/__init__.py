@@ -9,6 +9,14 @@ from massive_jax.evaluate.agreement import (
     measure_of,
     scorer_of,
 )
+from massive_jax.evaluate.attention import (
+    AttentionFindings,
+    AttentionNumbers,
+    MassiveTokens,
+    Spreads,
+    VectorNumbers,
+    measure_attention,
+)
 from massive_jax.evaluate.batches import input_length
 from massive_jax.evaluate.census import Counted, take_census
 from massive_jax.evaluate.effects import CONTROLS, Closer, Control, Effects, measure_effects
@@ -53,6 +61,8 @@ __all__ = [
     "CONTROLS",
     "KNOWN",
     "OUTLIER",
+    "AttentionFindings",
+    "AttentionNumbers",
     "Closer",
     "Control",
     "Counted",
@@ -62,6 +72,7 @@ __all__ = [
     "LayerSummary",
     "LayerTable",
     "LogitsAgreement",
+    "MassiveTokens",
     "Operation",
     "PatchNorms",
     "Place",
@@ -69,6 +80,8 @@ __all__ = [
     "Profile",
     "RegisterNeuron",
     "Scores",
+    "Spreads",
+    "VectorNumbers",
     "add_register",
     "attach_head",
     "check_classes",
@@ -86,6 +99,7 @@ __all__ = [
     "layer_means",
     "mean_registers",
     "means_by_layer",
+    "measure_attention",
     "measure_each",
     "measure_effects",
     "measure_image_profile",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -37,18 +38,29 @@ def batches(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Splits inputs into (rows, inputs of those rows), calling `progress` after each has been used.
 
+    The batches are as even as their number allows: a program is compiled for each size.
+
     Args:
       inputs: tokens [W, T], or images [W, height, width, 3].
       progress: called with the number of tokens.
       length: tokens of one of the inputs (see `input_length`); None for T.
     """
     length = length or inputs.shape[1]
-    rows = max(1, TOKENS_A_BATCH // length)
+    most = max(1, TOKENS_A_BATCH // length)
+    rows = math.ceil(len(inputs) / math.ceil(len(inputs) / most)) if len(inputs) else most
     for start in range(0, len(inputs), rows):
         which = slice(start, min(start + rows, len(inputs)))
         yield which, inputs[which]
         if progress is not None:
             progress(len(inputs[which]) * length)
+
+
+def not_finite(model: Model, where: str) -> ValueError:
+    """Makes the error that says where a model's activations are not finite numbers."""
+    return ValueError(
+        f"{model.name}: the output of {where} has values that are not finite in {model.config.dtype}: the weights are "
+        "damaged, or a number is too large for it (float16 ends at 65,504)."
+    )
 
 
 def check_edits_of(edits: Any, count: int) -> tuple[Edit, ...]:

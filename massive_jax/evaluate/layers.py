@@ -10,7 +10,7 @@ import numpy as np
 
 from massive_jax.analysis import DEFINITION, Location, Thresholds, full_size_layer, rank_locations
 from massive_jax.arguments import shown
-from massive_jax.evaluate.batches import Progress, batches, checked_inputs, input_length
+from massive_jax.evaluate.batches import Progress, batches, checked_inputs, input_length, not_finite
 from massive_jax.model import Model
 from massive_jax.probe import Capture, Stats
 
@@ -145,10 +145,7 @@ def _statistics(
     after = np.isfinite(final.top_values).all() and np.isfinite(final.median).all()
     if not finite.all() or not after:
         where = "the final norm" if finite.all() else f"block {int(np.argmin(finite)) + 1}"
-        raise ValueError(
-            f"{model.name}: the output of {where} has values that are not finite in "
-            f"{model.config.dtype}: the weights are damaged, or a number is too large for it (float16 ends at 65,504)."
-        )
+        raise not_finite(model, where)
     return blocks, final
 
 
