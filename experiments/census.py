@@ -48,7 +48,7 @@ from massive_jax.report.results import (
 _PLACES = flags.DEFINE_integer("most_places", 40, "Most places that are listed of a layer.", lower_bound=1)
 _FIRST = 3  # dims of position 0 that are listed
 _LIVES = 6  # massive dims of a token that are followed through the layers
-_LEAST = 4  # tokens of a window
+LEAST = 4  # tokens of a window
 _STATE = ".census.state.npz"
 
 if __name__ == "__main__":
@@ -107,7 +107,7 @@ def record(
     large = [place for layer in layers for place in layer.classes if place.massive]
     birth = next((life.layer if not life.up else life.up[0].layer for life in lives), None)
     return ModelCensus(
-        **common.header(model, data.inputs, source),
+        **common.header(model, data.inputs, source, data.bos if isinstance(data, Windows) else None),
         thresholds=thresholds,
         seed=seed,
         count=None if isinstance(data, Windows) else len(data.inputs),
@@ -330,7 +330,7 @@ def main() -> None:
         else:
             if content is None:
                 raise ValueError(f"{found.name} is a language model: it cannot look at --images.")
-            data, source = common.windows(found, content, _LEAST), text.name()
+            data, source = common.windows(found, content, LEAST), text.name()
         where = out if len(names) == 1 else out / folder(name)
         result = run(
             found,

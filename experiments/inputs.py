@@ -151,18 +151,22 @@ def image_header(model: mj.Model, files: ImageList) -> dict[str, Any]:
     }
 
 
-def header(model: mj.Model, inputs: np.ndarray, source: str | Sequence[str] | None = None) -> dict[str, Any]:
+def header(
+    model: mj.Model, inputs: np.ndarray, source: str | Sequence[str] | None = None, bos: bool | None = None
+) -> dict[str, Any]:
     """What every result starts with: the fields of a `massive_jax.report.results.Run`.
 
     Args:
       model: the model.
       inputs: int [W, T], or images [B, height, width, 3].
       source: the name of the text they are windows of, None for a prompt; or the images' names.
+      bos: whether BOS is in front; None for what the flag says.
     """
     about = {"model": model.name, "weights": stored_as(model), "dtype": model.config.dtype}
     if isinstance(model, mj.ImageModel):
         return {**about, "source": ImageSource(images=tuple(source or ()), image_size=tuple(inputs.shape[1:3]))}
-    bos, text = model_flags.BOS.value, None if source is None else text_name(str(source))
+    bos = model_flags.BOS.value if bos is None else bos
+    text = None if source is None else text_name(str(source))
     return {**about, "source": TextSource(bos=bos, text=text, windows=len(inputs), context=inputs.shape[1] - bos)}
 
 

@@ -142,7 +142,7 @@ def run(
         )
     result = intervention_of(
         effects,
-        common.header(model, data.inputs, source),
+        common.header(model, data.inputs, source, data.bos if isinstance(data, Windows) else None),
         seed=seed,
         predicted_tokens=data.num_predicted if isinstance(data, Windows) else None,
     )

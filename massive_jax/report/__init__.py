@@ -13,6 +13,13 @@ from massive_jax.report.feature_map import plot_feature_map
 from massive_jax.report.html import Section, Summary, Table, write_report
 from massive_jax.report.intervention import about_intervals, intervention_rows, plot_intervention
 from massive_jax.report.layerwise import plot_layerwise
+from massive_jax.report.observatory import (
+    METRICS,
+    census_metrics,
+    intervention_metrics,
+    metric_rows,
+    plot_observatory,
+)
 from massive_jax.report.overlay import Panel, plot_overlay
 from massive_jax.report.profiles import plot_profiles
 from massive_jax.report.records import as_json, as_record
@@ -20,6 +27,7 @@ from massive_jax.report.registers import plot_registers
 from massive_jax.report.words import label, number, precision
 
 __all__ = [
+    "METRICS",
     "Panel",
     "Section",
     "Summary",
@@ -28,10 +36,13 @@ __all__ = [
     "as_json",
     "as_record",
     "atomic_write",
+    "census_metrics",
     "effect_of",
+    "intervention_metrics",
     "intervention_of",
     "intervention_rows",
     "label",
+    "metric_rows",
     "number",
     "plot_attention",
     "plot_census",
@@ -40,6 +51,7 @@ __all__ = [
     "plot_fits",
     "plot_intervention",
     "plot_layerwise",
+    "plot_observatory",
     "plot_overlay",
     "plot_profiles",
     "plot_registers",

@@ -49,6 +49,7 @@ from massive_jax.report.results.interventions import (
     Intervention,
     LayerEffect,
 )
+from massive_jax.report.results.observatory import Metric, Observatory, Observed
 from massive_jax.report.results.registers import (
     ImageMeasures,
     MassiveRegister,
@@ -109,6 +110,7 @@ __all__ = [
     "MassiveActivation",
     "MassivePlace",
     "MassiveRegister",
+    "Metric",
     "ModelCensus",
     "ModelCensusLayer",
     "Named",
@@ -117,6 +119,8 @@ __all__ = [
     "NormsOfLayer",
     "Null",
     "Numbers",
+    "Observatory",
+    "Observed",
     "On",
     "Prefix",
     "ProfileCurves",
