@@ -112,7 +112,7 @@ def draw_charts(
         if logarithmic:
             low, high = ax.get_ylim()
             ax.set_ylim(low, high)  # fixed here: what follows asks where curves end
-            ax.yaxis.set_major_locator(FixedLocator(_logarithmic_ticks(low, high)))
+            ax.yaxis.set_major_locator(FixedLocator(logarithmic_ticks(low, high)))
             ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
             ax.yaxis.set_minor_formatter(NullFormatter())
         else:
@@ -129,8 +129,8 @@ def draw_charts(
     return made
 
 
-def _logarithmic_ticks(low: float, high: float) -> list[float]:
-    """Values to label between `low` and `high`: powers of ten, or rounder numbers where there are few of those."""
+def logarithmic_ticks(low: float, high: float) -> list[float]:
+    """Gives values to label between `low` and `high`: powers of ten, or rounder numbers where those are few."""
     from matplotlib.ticker import MaxNLocator
 
     decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from massive_jax.report import style, words
+from massive_jax.report.curves import logarithmic_ticks
 from massive_jax.report.records import as_record
 from massive_jax.report.results import Intervention, Metric, ModelCensus, ModelCensusLayer, Observatory
 
@@ -33,18 +34,18 @@ class MetricKind:
 
 
 METRICS: Mapping[str, MetricKind] = {
-    "largest": MetricKind("largest of the first token", True),
-    "times_median": MetricKind("over the median", True),
+    "largest": MetricKind("first token's largest", True),
+    "times_median": MetricKind("that over the median", True),
     "birth": MetricKind("born in block", drawn=False),
     "sink_rate": MetricKind("sink rate"),
-    "sink_mass": MetricKind("attention on the first token"),
+    "sink_mass": MetricKind("attention on it"),
     "bias_spread": MetricKind("spread of its update"),
     "rest_spread": MetricKind("spread of the rest", drawn=False),
     "value_norm_ratio": MetricKind("norm of its value"),
     "entropy": MetricKind("lowest entropy"),
     "residual_sink": MetricKind("tokens with one largest dim", drawn=False),
     "perplexity": MetricKind("perplexity", True),
-    "perplexity_zero": MetricKind("perplexity, massive ones zero", True),
+    "perplexity_zero": MetricKind("perplexity, those zero", True),
     "perplexity_mean": MetricKind("perplexity, set to the mean", True, drawn=False),
     "perplexity_control": MetricKind("perplexity, controls zero", True, drawn=False),
 }
@@ -125,7 +126,7 @@ def _cell(metric: Metric | None, whole: bool) -> str:
 
 
 WIDTH, _ROW, _GAP = 7.0, 0.24, 0.5  # inches
-_COLUMNS = 3
+_COLUMNS, _TICKS = 3, 3
 
 
 def plot_observatory(result: Observatory | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -156,8 +157,9 @@ def draw(result: Observatory | Mapping[str, Any]) -> Figure:
     left = max(style.text_width(name, style.SMALL) for name in names) + 0.25
     rows = -(-len(shown) // _COLUMNS)
     height = _ROW * len(names) + 0.1
-    source = f"{words.count(found.windows, 'window')} of {words.count(found.context, 'token')} of {found.text}"
-    note = f"{source} · bars: 95 % intervals; grey marks: by chance; filled: BOS in front"
+    text = words.shorten(words.plain(words.short_name(found.text)), 24)
+    source = f"{words.count(found.windows, 'window')} of {words.count(found.context, 'token')} of {text}"
+    note = f"{source} · bars: 95 % intervals; grey: by chance; filled: with BOS"
     header = style.Header(_title(found), [note], WIDTH)
     made = style.figure(WIDTH, header.height + rows * (height + _GAP) + 0.1)
     header.draw(made)
@@ -190,7 +192,7 @@ def _panel(
     metrics: Sequence[Metric | None],
     filled: Sequence[bool],
 ) -> None:
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
     x, base, width, height = where
     ax = style.axes(made, x, base, width, height)
@@ -214,13 +216,24 @@ def _panel(
         chance = metric.chance or value
         low, high = min(low, value, chance), max(high, ends[1], chance)
     if kind.logarithmic:
-        ax.set_xlim(low / 2, high * 2)
-        ax.xaxis.set_major_locator(LogLocator(numticks=4))
+        low, high = (low / 2, high * 2) if high > 0 else (1.0, 10.0)
+        ax.set_xlim(low, high)
+        ticks = logarithmic_ticks(low, high)
+        ax.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // _TICKS)]))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         ax.xaxis.set_minor_formatter(NullFormatter())
     else:
         ax.set_xlim(0, 1.1 * high or 1.0)
         ax.xaxis.set_major_locator(MaxNLocator(3))
     style.text(made, x, base + height + 0.06, kind.words, size=style.SMALL, weight="bold")
+
+
+def _short(value: float) -> str:
+    """A tick: 50, 20k, 5M, 10⁹."""
+    for unit, name in ((1e9, ""), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return words.power(round(np.log10(value))) if not name else f"{value / unit:g}{name}"
+    return f"{value:g}"
 
 
 def _name(model: str, bos: bool) -> str:
