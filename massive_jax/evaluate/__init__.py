@@ -56,6 +56,7 @@ from massive_jax.evaluate.register_neurons import (
 )
 from massive_jax.evaluate.registers import mean_registers, register_shape
 from massive_jax.evaluate.scores import Scores
+from massive_jax.evaluate.super_weights import measure_super_weights, super_weight_passes
 
 __all__ = [
     "CONTROLS",
@@ -106,6 +107,7 @@ __all__ = [
     "measure_layers",
     "measure_of",
     "measure_profile",
+    "measure_super_weights",
     "move_neurons",
     "names_of",
     "nowhere",
@@ -121,6 +123,7 @@ __all__ = [
     "run_images",
     "scorer_of",
     "site_means",
+    "super_weight_passes",
     "take_census",
     "token_nll",
     "window_nll",

@@ -63,6 +63,7 @@ from massive_jax.report.results.registers import (
     VitRegisters,
 )
 from massive_jax.report.results.source import ImageSource, Named, Numbers, On, Run, TextSource
+from massive_jax.report.results.super_weights import SuperWeightsOf
 from massive_jax.report.results.training import (
     Census,
     CensusActivation,
@@ -133,6 +134,7 @@ __all__ = [
     "ResidualSink",
     "Run",
     "Spread",
+    "SuperWeightsOf",
     "TextSource",
     "TopActivation",
     "TrainGPT2",
