@@ -57,7 +57,19 @@ def test_what_was_not_run_decides_nothing(results):
 
 
 CENSUS: dict[str, Any] = {
+    "lives": [
+        {"dim": 3, "largest": 30.0, "up": [], "down": []},
+        {
+            "dim": 7,
+            "largest": -1000.0,
+            "up": [{"layer": 2, "change": -1000.0, "mlp": -900.0}],
+            "down": [{"layer": 4, "change": 900.0, "mlp": 900.0}],
+        },
+    ],
     "sink_rate": 0.6,
+    "windows": 5,
+    "massive": True,
+    "finding": "massive activations at position 0.",
     "layers": [
         {
             "layer": layer,
@@ -68,12 +80,19 @@ CENSUS: dict[str, Any] = {
             "rest_spread": 1.0,
             "value_norm_ratio": norm,
             "entropy": entropy,
+            "intervals": {"value_norm_ratio": [norm - 0.01, norm + 0.01]},
+            "random_spread": {"mean": 0.9, "low": 0.7, "high": 1.0},
+            "residual_sinks": [{"dim": 3, "share": share, "mean": 40.0}],
+            "classes": [
+                {"class": "start", "count": 3, "massive": True},
+                {"class": "other", "count": layer, "massive": layer == 4},
+            ],
         }
-        for layer, dim, mean, mass, norm, entropy in (
-            (1, 8, -40.0, 0.1, 1.2, 0.8),
-            (2, 7, -700.0, 0.2, 0.4, 0.3),
-            (3, 7, -1000.0, 0.5, 0.3, 0.02),
-            (4, 7, -100.0, 0.7, 0.1, 0.2),
+        for layer, dim, mean, mass, norm, entropy, share in (
+            (1, 8, -40.0, 0.1, 1.2, 0.8, 0.8),
+            (2, 7, -700.0, 0.2, 0.4, 0.3, 0.95),
+            (3, 7, -1000.0, 0.5, 0.3, 0.02, 0.6),
+            (4, 7, -100.0, 0.7, 0.1, 0.2, 0.6),
         )
     ],
 }
@@ -82,19 +101,25 @@ CENSUS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("reading", "value", "words"),
     [
-        (read.largest_over_median, 2000.0, "1,000 at dim 7 after block 3, 2,000 × the median"),
+        (read.largest_over_median, 2000.0, "1,000 [990.2, 1,010] at dim 7 after block 3, 2,000 × the median"),
         (read.spread, 0.01, "1,000 ± 10.0: 1.0 %"),
         (read.dims, 1, "1: 7"),
         (read.plateau, 0.25, "1 of 4 layers"),
         (read.remains, 0.1, "100 of 1,000: 10.0 %"),
         (read.depth_of_birth, 0.5, "block 2 of 4"),
         (read.sink_after_birth, 4.0, "15.0 % up to block 2, 60.0 % after it: 4.00 times"),
-        (read.bias_against_rest, 0.7, "0.70 against 1.00"),
-        (read.value_norms, 0.2, "0.20"),
+        (read.bias_against_rest, 0.6, "0.60 against 1.00 in block 3"),
+        (read.value_norms, 0.1, "0.10 [0.0900, 0.110] in block 4, the median after"),
         (read.broadcasting, 1, "above 1 in 1 layers, under 0.5 in 3 of 4"),
-        (read.drained, 0.1, "0.10 in block 4, 70.0 % of its attention on position 0"),
-        (read.valley, 0.025, "0.80 before block 2, down to 0.020 after"),
+        (read.drained, 0.1, "0.10 [0.0900, 0.110] in block 4, 70.0 % of its attention on position 0"),
+        (read.valley, 0.025, "0.80 before block 2, 0.020 after block 3"),
         (read.sink_rate, 0.6, "60.0 %"),
+        (read.under_null, 0.5, "in 1 of 2 layers; block 4: 0.80 against 0.90 [0.70, 1.00]"),
+        (read.on_few_tokens, 0.75, "start 75.0 %, other 25.0 %"),
+        (read.made_by_mlp, 0.9, "dim 7 at block 2: −1,000, of which the MLP −900.0"),
+        (read.stepped_down, 1.0, "dim 7 at block 4 of 4, by 900"),
+        (read.residual_sink, 80.0, "dim 3 after block 2 on 95.0 % of the tokens, 80.0 × the median"),
+        (read.spike_without_sink, 0.6, "massive activations at position 0; sink rate 60.0 %"),
     ],
 )
 def test_readings_of_a_census(reading, value, words):

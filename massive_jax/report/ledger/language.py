@@ -108,6 +108,55 @@ def activations() -> Sequence[Claim]:
         *_each(
             "census",
             lambda model, run: Claim(
+                paper=_MASSIVE,
+                states="They are at the first token, delimiters and weak words.",
+                theirs='LLaMA2-7B: start, first delimiter; others: "and", "from", "of" or "2" too',
+                model=model,
+                measure=read.of(run, read.on_few_tokens),
+                holds=lambda share: share >= 0.95,
+                rule="95 % of those that meet the definition are at these",
+            ),
+        ),
+        *_each(
+            "census",
+            lambda model, run: Claim(
+                paper="2603.05498",
+                states="One MLP of an early block makes them at one step.",
+                theirs="Llama and Qwen models, figures",
+                model=model,
+                measure=read.of(run, read.made_by_mlp),
+                holds=lambda share: share >= 0.9,
+                rule="of the largest step, the MLP adds nine tenths",
+            ),
+        ),
+        *_each(
+            "census",
+            lambda model, run: Claim(
+                paper="2603.05498",
+                states="They are taken back at one step near the end.",
+                theirs="Llama and Qwen models, figures",
+                model=model,
+                measure=read.of(run, read.stepped_down),
+                holds=lambda share: share >= 0.75,
+                rule="the first step down by more than half is in the last quarter of the blocks",
+            ),
+        ),
+        *(
+            Claim(
+                paper="2601.22966",
+                states="Some dims are large on every token (residual sinks).",
+                theirs="several model families, figures",
+                model=model,
+                measure=read.of(f"{folder}/census", read.residual_sink),
+                holds=lambda ratio: ratio >= 20,
+                rule="a dim that is the largest on nine tenths of the tokens, there 20 times the median (said as “most "
+                "tokens” first; changed when the mean was seen to have the first token in it)",
+            )
+            for model, folder in ((f"{SMOL}, no BOS", "smollm2"), (f"{GEMMA}, no BOS", "gemma"))
+        ),
+        *_each(
+            "census",
+            lambda model, run: Claim(
                 paper="2510.06477",
                 states="Where massive activations are, the hidden states of all tokens become nearly one direction.",
                 theirs="a valley of the matrix entropy in the middle layers, 410M to 120B parameters",
@@ -262,6 +311,27 @@ def attention() -> Sequence[Claim]:
                 (f"{GEMMA}, no BOS", "gemma"),
                 (f"{GEMMA}, BOS", "gemma_bos"),
             )
+        ),
+        *_each(
+            "census",
+            lambda model, run: Claim(
+                paper=_MASSIVE,
+                states="It is so by more than chance: random tokens' updates change more.",
+                theirs="no number",
+                model=model,
+                measure=read.of(run, read.under_null),
+                holds=lambda share: share >= 0.8,
+                rule="`bias_spread` under 97.5 % of random tokens' in four of five layers after the birth",
+            ),
+        ),
+        Claim(
+            paper="2603.05498",
+            states="Massive activations go without sinks.",
+            theirs="own trainings: without pre-norm the two come apart",
+            model=f"{GEMMA}, no BOS",
+            measure=read.of("gemma/census", read.spike_without_sink),
+            holds=lambda rate: rate <= 0.05,
+            rule="massive activations, and a sink rate of at most 5 %",
         ),
         Claim(
             paper="2504.02732",

@@ -57,28 +57,45 @@ def birth(census: _Json) -> int:
 def of_layers(census: _Json, key: str, least: int = 1, most: int | None = None) -> np.ndarray:
     """What layers `least` to `most` have, without those that have none."""
     found = [layer[key] for layer in census["layers"] if least <= layer["layer"] <= (most or math.inf)]
-    values = np.array([math.nan if value is None else value for value in map(_value, found)], float)
+    values = np.array([math.nan if value is None else value for value in found], float)
     values = values[np.isfinite(values)]
     if not len(values):
         raise MissingError(f"the census has no {key} in layers {least} to {most or 'the last'}")
     return values
 
 
-def _value(found: Any) -> float | None:
-    """A number, or that of one with an interval."""
-    if isinstance(found, Mapping):
-        found = found.get("value", found.get("mean"))
-    return None if found is None else float(found)
+def _interval(layer: _Json, key: str) -> tuple[float | None, float | None]:
+    """The 95 % interval over windows of what a layer has; two of None where there is none."""
+    low, high = layer.get("intervals", {}).get(key, (None, None))
+    return low, high
+
+
+def _over(end: float | None, by: float) -> float | None:
+    return None if end is None else end / by
+
+
+def _brackets(low: float | None, high: float | None, digits: int = 3) -> str:
+    return "" if low is None or high is None else f" [{number(low, digits)}, {number(high, digits)}]"
+
+
+def _median_layer(census: _Json, key: str) -> _Json:
+    """The layer after the birth that has the median of what those layers have."""
+    layers = [layer for layer in census["layers"] if layer["layer"] > birth(census) and layer[key] is not None]
+    if not layers:
+        raise MissingError(f"the census has no {key} after the birth")
+    found: _Json = sorted(layers, key=lambda layer: float(layer[key]))[(len(layers) - 1) // 2]
+    return found
 
 
 def largest_over_median(census: _Json) -> Ours:
     """The largest mean activation of position 0 over the median magnitude of its layer."""
     layer = max(census["layers"], key=lambda layer: abs(layer["first"][0]["mean"]))
     place = layer["first"][0]
-    ratio = abs(place["mean"]) / layer["median"]
+    size, error = abs(place["mean"]), 1.96 * place["std"] / math.sqrt(max(census["windows"] - 1, 1))
     where = f"dim {place['dim']} after block {layer['layer']}"
-    words = f"{number(abs(place['mean']))} at {where}, {number(ratio, 3)} × the median"
-    return Ours(ratio if abs(place["mean"]) > 100 else 0.0, words=words)
+    ratio, low, high = (value / layer["median"] if value > 100 else 0.0 for value in (size, size - error, size + error))
+    words = f"{number(size)}{_brackets(size - error, size + error, 4)} at {where}, {number(ratio, 3)} × the median"
+    return Ours(ratio, low, high, words)
 
 
 def spread(census: _Json) -> Ours:
@@ -126,24 +143,31 @@ def sink_after_birth(census: _Json) -> Ours:
 
 def bias_against_rest(census: _Json) -> Ours:
     """How far the sink's value update changes over queries after the birth, over how far the others' does."""
-    at = birth(census)
-    bias, rest = (float(np.median(of_layers(census, key, at + 1))) for key in ("bias_spread", "rest_spread"))
-    return Ours(bias / rest, words=f"{bias:.2f} against {rest:.2f}, medians over layers after the birth")
+    layer = _median_layer(census, "bias_spread")
+    bias, rest, (low, high) = layer["bias_spread"], layer["rest_spread"], _interval(layer, "bias_spread")
+    words = f"{bias:.2f}{_brackets(low, high)} against {rest:.2f} in block {layer['layer']}, the median after the birth"
+    return Ours(bias / rest, _over(low, rest), _over(high, rest), words)
 
 
 def value_norms(census: _Json) -> Ours:
     """The median over layers after the birth of the sink's value norm over the others'."""
-    ratio = float(np.median(of_layers(census, "value_norm_ratio", birth(census) + 1)))
-    return Ours(ratio, words=f"{ratio:.2f}")
+    layer = _median_layer(census, "value_norm_ratio")
+    ratio, (low, high) = float(layer["value_norm_ratio"]), _interval(layer, "value_norm_ratio")
+    words = f"{ratio:.2f}{_brackets(low, high)} in block {layer['layer']}, the median after the birth"
+    return Ours(ratio, low, high, words)
 
 
 def drained(census: _Json) -> Ours:
     """The sink's value norm over the others', in the layer with the largest sink."""
-    layer = max(census["layers"], key=lambda layer: _value(layer["sink_mass"]) or 0.0)
-    ratio, mass = _value(layer["value_norm_ratio"]), _value(layer["sink_mass"])
+    layer = max(census["layers"], key=lambda layer: layer["sink_mass"] or 0.0)
+    ratio, mass = layer["value_norm_ratio"], layer["sink_mass"]
     if ratio is None or mass is None:
         raise MissingError("the census has no value norms")
-    return Ours(ratio, words=f"{ratio:.2f} in block {layer['layer']}, {percent(mass)} of its attention on position 0")
+    low, high = _interval(layer, "value_norm_ratio")
+    words = (
+        f"{ratio:.2f}{_brackets(low, high)} in block {layer['layer']}, {percent(mass)} of its attention on position 0"
+    )
+    return Ours(ratio, low, high, words)
 
 
 def broadcasting(census: _Json) -> Ours:
@@ -158,15 +182,98 @@ def valley(census: _Json) -> Ours:
     at = birth(census)
     if at == 1:
         raise MissingError("the massive activations are there after block 1: there is no layer before them")
-    before, lowest = of_layers(census, "entropy", 1, at - 1).mean(), of_layers(census, "entropy", at).min()
+    before = float(of_layers(census, "entropy", 1, at - 1).mean())
+    layer = min(census["layers"][at - 1 :], key=lambda layer: layer["entropy"])
+    lowest, (low, high) = layer["entropy"], _interval(layer, "entropy")
+    words = f"{before:.2f} before block {at}, {number(lowest, 2)}{_brackets(low, high, 2)} after block {layer['layer']}"
+    return Ours(lowest / before, _over(low, before), _over(high, before), words)
+
+
+def under_null(census: _Json) -> Ours:
+    """In which share of the layers after the birth the sink's update is more constant than 97.5 % of random tokens'."""
+    layers = [
+        layer for layer in census["layers"] if layer["layer"] > birth(census) and layer["bias_spread"] is not None
+    ]
+    if not layers:
+        raise MissingError("the census has no bias_spread after the birth")
+    under = sum(layer["bias_spread"] < layer["random_spread"]["low"] for layer in layers)
+    middle = layers[len(layers) // 2]
+    null = middle["random_spread"]
+    words = (
+        f"in {under} of {len(layers)} layers; block {middle['layer']}: {middle['bias_spread']:.2f} against "
+        f"{null['mean']:.2f} [{null['low']:.2f}, {null['high']:.2f}]"
+    )
+    return Ours(under / len(layers), words=words)
+
+
+def on_few_tokens(census: _Json) -> Ours:
+    """Which share of the massive activations that were counted is on the start, delimiters and weak words."""
+    counts: dict[str, int] = {}
+    for layer in census["layers"]:
+        for place in layer["classes"]:
+            if place["massive"]:
+                counts[place["class"]] = counts.get(place["class"], 0) + place["count"]
+    if not counts:
+        raise MissingError("no place is massive")
+    whole = sum(counts.values())
+    said = ", ".join(f"{kind.replace('_', ' ')} {percent(count / whole)}" for kind, count in counts.items())
+    return Ours(1 - counts.get("other", 0) / whole, words=said)
+
+
+def made_by_mlp(census: _Json) -> Ours:
+    """The part that the MLP adds of the largest step up of the largest massive activation."""
+    life = max(census["lives"], key=lambda life: abs(life["largest"]), default=None)
+    if life is None or not life["up"]:
+        raise MissingError("no massive activation steps up at one block")
+    step = max(life["up"], key=lambda step: abs(step["change"]))
+    share = step["mlp"] / step["change"]
+    words = (
+        f"dim {life['dim']} at block {step['layer']}: {number(step['change'])}, of which the MLP {number(step['mlp'])}"
+    )
+    return Ours(share, words=words)
+
+
+def stepped_down(census: _Json) -> Ours:
+    """Where the largest massive activation first steps down, as a share of the depth; 0 where it never does."""
+    life = max(census["lives"], key=lambda life: abs(life["largest"]), default=None)
+    if life is None:
+        raise MissingError("no massive activation is followed")
+    count = len(census["layers"])
+    if not life["down"]:
+        return Ours(0.0, words=f"dim {life['dim']} never falls by more than half at one block")
+    step = life["down"][0]
+    words = f"dim {life['dim']} at block {step['layer']} of {count}, by {number(abs(step['change']))}"
+    return Ours(step["layer"] / count, words=words)
+
+
+def residual_sink(census: _Json) -> Ours:
+    """The largest mean magnitude, over the median, of a dim that is the largest on nine tenths of the tokens."""
+    found = [
+        (sink["mean"] / layer["median"], layer["layer"], sink)
+        for layer in census["layers"]
+        for sink in layer["residual_sinks"]
+        if sink["share"] >= 0.9
+    ]
+    if not found:
+        return Ours(0.0, words="no dim is the largest on nine tenths of the tokens")
+    ratio, layer, sink = max(found, key=lambda one: one[0])
+    where = f"dim {sink['dim']} after block {layer} on {percent(sink['share'])} of the tokens"
+    words = f"{where}, {number(ratio, 3)} × the median"
+    return Ours(ratio, words=words)
+
+
+def spike_without_sink(census: _Json) -> Ours:
+    """The sink rate of a model with massive activations; one without has none of which it could be said."""
+    if not census["massive"]:
+        raise MissingError("it has no massive activations so")
     return Ours(
-        float(lowest / before), words=f"{before:.2f} before block {at}, down to {number(float(lowest), 2)} after"
+        sink_rate(census).value, words=f"{census['finding'].rstrip('.')}; sink rate {percent(sink_rate(census).value)}"
     )
 
 
 def sink_rate(census: _Json) -> Ours:
     """The model's sink rate."""
-    rate = _value(census["sink_rate"])
+    rate = census["sink_rate"]
     if rate is None:
         raise MissingError("the census has no sink rate")
     return Ours(rate, words=percent(rate))
