@@ -73,7 +73,7 @@ def runs() -> Mapping[str, Run]:
                 "census", folder, "census.json", (which, "--windows=32", "--context=64", *bos)
             )
             found[f"{folder}/intervene"] = Run(
-                "intervene", folder, "intervene.json", (which, layer, "--windows=8", "--context=256", *bos)
+                "intervene", folder, "intervene.json", (which, layer, "--windows=8", "--context=256", "--draws=5", *bos)
             )
         found[f"{short}/explicit_bias"] = Run(
             "explicit_bias", short, "explicit_bias.json", (which, explicit, "--windows=4")
