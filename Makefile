@@ -6,7 +6,7 @@ WORKDIR ?= results
 # Test processes side by side; each takes about 3 GB of memory.
 WORKERS ?= 2
 
-.PHONY: demo demo-vision test test-all lint docs bench check-tpu clean
+.PHONY: demo demo-vision ledger test test-all lint docs bench check-tpu clean
 
 # What the demo needs; and with the tools and references of the tests. Stamps, so that a second run installs nothing.
 $(VENV)/.installed: pyproject.toml
@@ -39,6 +39,11 @@ demo-vision: $(VENV)/.installed-data
 	$(BIN)/python -m experiments.train_vit --dataset=$(DATASET) --registers=4 --workdir=$(VIT)/registers
 	$(BIN)/python -m experiments.compare_bias --models=$(VIT)/model,$(VIT)/registers/model --images=$(VIT)/samples --workdir=$(VIT)
 	$(BIN)/python -m experiments.layerwise --model=$(VIT)/model --images=$(VIT)/samples --workdir=$(VIT)
+
+# What papers claim, and what is found of it here: runs what $(WORKDIR)/ledger lacks. TEXT is what --text takes.
+TEXT ?= python
+ledger: $(VENV)/.installed
+	$(BIN)/python -m experiments.ledger --workdir=$(WORKDIR)/ledger --page=docs/ledger.md --text=$(TEXT)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -63,9 +63,9 @@ class Run(NamedTuple):
 def runs() -> Mapping[str, Run]:
     """Every run that claims ask for, by its name there."""
     found: dict[str, Run] = {}
-    for short, zoo, layer, explicit in (
-        ("smollm2", "smollm2_135m", "--layer=auto", "--context=512"),
-        ("gemma", "gemma3_270m_q4_k_m", "--layer=auto", "--context=256"),
+    for short, zoo, explicit, massive in (  # the last: where it has its massive activations
+        ("smollm2", "smollm2_135m", "--context=512", ("smollm2",)),
+        ("gemma", "gemma3_270m_q4_k_m", "--context=256", ("gemma_bos", "--bos")),
     ):
         which = f"--model={zoo}"
         for folder, bos in ((short, ()), (f"{short}_bos", ("--bos",))):
@@ -73,8 +73,11 @@ def runs() -> Mapping[str, Run]:
                 "census", folder, "census.json", (which, "--windows=32", "--context=64", *bos)
             )
             found[f"{folder}/intervene"] = Run(
-                "intervene", folder, "intervene.json", (which, layer, "--windows=8", "--context=256", "--draws=5", *bos)
+                "intervene", folder, "intervene.json", (which, "--windows=8", "--context=256", "--draws=5", *bos)
             )
+        found[f"{massive[0]}/super_weights"] = Run(
+            "super_weights", massive[0], "super_weights.json", (which, "--windows=8", "--context=256", *massive[1:])
+        )
         found[f"{short}/explicit_bias"] = Run(
             "explicit_bias", short, "explicit_bias.json", (which, explicit, "--windows=4")
         )

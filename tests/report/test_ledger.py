@@ -148,6 +148,34 @@ def test_readings_of_an_intervention(results):
     assert found.value == 2
 
 
+def test_readings_of_super_weights():
+    def pruned(weights, perplexity, nats):
+        return {
+            "weights": weights,
+            "perplexity": {"value": perplexity},
+            "nats": {"value": nats, "low": nats, "high": nats},
+        }
+
+    weak = {"layer": 2, "without": pruned(1, 11.0, 0.1)}
+    strong = {
+        "layer": 3,
+        "unit": 9,
+        "dim": 7,
+        "without": pruned(1, 50.0, math.log(5)),
+        "without_others": pruned(1000, 20.0, math.log(2)),
+        "excess": {"value": 0.9, "low": 0.8, "high": 1.0},
+    }
+    names = {"named_layer": 3, "birth_layer": 3, "names_birth": True}
+    found = {"perplexity": {"value": 10.0}, "tested": [weak, strong], "from_weights": names}
+    assert read.one_weight(found).value == pytest.approx(5)
+    assert read.one_weight(found).words == "perplexity 10.00 → 50.00 without block 3, 9 → 7: × 5.000 [5.00, 5.00]"
+    assert read.one_against_many(found).low == 0.8
+    assert "50.00 without it, 20.00 without the 1,000 largest others: 0.900" in read.one_against_many(found).words
+    assert read.birth_from_weights(found) == Ours(1.0, words="the weights name block 3, it is block 3")
+    with pytest.raises(MissingError, match="no weight was tested"):
+        read.one_weight({**found, "tested": []})
+
+
 def test_readings_of_an_explicit_bias():
     found = {
         "perplexity": {"original": 10.0, "explicit": 10.0},

@@ -248,6 +248,36 @@ def interventions() -> Sequence[Claim]:
             rule="perplexity at most 1 % higher",
         ),
     )
+    for model, run in ((f"{SMOL}, no BOS", "smollm2/super_weights"), (f"{GEMMA}, BOS", "gemma_bos/super_weights")):
+        rows += [
+            Claim(
+                paper=_SUPER,
+                states="Without one scalar, a super weight, perplexity is a hundred times as high or more.",
+                theirs="Llama-7B, WikiText-2: 5.67 → 1,211; “three orders of magnitude”",
+                model=model,
+                measure=read.of(run, read.one_weight),
+                holds=lambda ratio: ratio >= 100,
+                rule="perplexity at least 100 times as high without the strongest of those found",
+            ),
+            Claim(
+                paper=_SUPER,
+                states="It does more than the thousands of largest other weights together.",
+                theirs="Llama-7B: without 7,000 others accuracy stays",
+                model=model,
+                measure=read.of(run, read.one_against_many),
+                holds=lambda nats: nats > 0,
+                rule="more nats are lost without it than without the largest others of its matrix",
+            ),
+            Claim(
+                paper="2605.08504",
+                states="The layer where they are born can be told from the weights alone.",
+                theirs="of several model families",
+                model=model,
+                measure=read.of(run, read.birth_from_weights),
+                holds=bool,
+                rule="the layer that `super_weights` names by its MLPs' gains is that of the birth",
+            ),
+        ]
     rows += [
         Claim(
             paper="2504.02732",

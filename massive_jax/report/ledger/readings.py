@@ -332,6 +332,45 @@ def without_bos(with_bos: str, without: str) -> Reading:
     return reading
 
 
+# Super weights
+
+
+def _strongest(result: _Json) -> _Json:
+    """The tested weight without which the model is worst."""
+    if not result["tested"]:
+        raise MissingError("no weight was tested")
+    found: _Json = max(result["tested"], key=lambda weight: weight["without"]["nats"]["value"])
+    return found
+
+
+def one_weight(result: _Json) -> Ours:
+    """The perplexity without the weight over that with it."""
+    weight = _strongest(result)
+    nats = weight["without"]["nats"]
+    ratio, low, high = (None if nats[end] is None else math.exp(nats[end]) for end in ("value", "low", "high"))
+    change = f"{number(result['perplexity']['value'])} → {number(weight['without']['perplexity']['value'])}"
+    where = f"block {weight['layer']}, {weight['unit']} → {weight['dim']}"
+    words = f"perplexity {change} without {where}: × {number(ratio)}{_brackets(low, high)}"
+    return Ours(math.nan if ratio is None else ratio, low, high, words)
+
+
+def one_against_many(result: _Json) -> Ours:
+    """How many nats a token the model loses more without the weight than without the largest others of its matrix."""
+    weight = _strongest(result)
+    excess = weight["excess"]
+    one, others = (number(weight[key]["perplexity"]["value"]) for key in ("without", "without_others"))
+    said = f"perplexity {one} without it, {others} without the {weight['without_others']['weights']:,} largest others"
+    words = f"{said}: {number(excess['value'], 3)}{_brackets(excess['low'], excess['high'])} nats"
+    return Ours(excess["value"], excess["low"], excess["high"], words)
+
+
+def birth_from_weights(result: _Json) -> Ours:
+    """Whether the weights alone name the layer."""
+    found = result["from_weights"]
+    words = f"the weights name block {found['named_layer']}, it is block {found['birth_layer']}"
+    return Ours(float(found["names_birth"]), words=words)
+
+
 # An explicit bias
 
 
