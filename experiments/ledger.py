@@ -63,24 +63,22 @@ class Run(NamedTuple):
 def runs() -> Mapping[str, Run]:
     """Every run that claims ask for, by its name there."""
     found: dict[str, Run] = {}
-    for short, zoo, explicit, massive in (  # the last: where it has its massive activations
-        ("smollm2", "smollm2_135m", "--context=512", ("smollm2",)),
-        ("gemma", "gemma3_270m_q4_k_m", "--context=256", ("gemma_bos", "--bos")),
-    ):
-        which = f"--model={zoo}"
-        for folder, bos in ((short, ()), (f"{short}_bos", ("--bos",))):
-            found[f"{folder}/census"] = Run(
-                "census", folder, "census.json", (which, "--windows=32", "--context=64", *bos)
-            )
-            found[f"{folder}/intervene"] = Run(
-                "intervene", folder, "intervene.json", (which, "--windows=8", "--context=256", "--draws=5", *bos)
-            )
-        found[f"{massive[0]}/super_weights"] = Run(
-            "super_weights", massive[0], "super_weights.json", (which, "--windows=8", "--context=256", *massive[1:])
-        )
-        found[f"{short}/explicit_bias"] = Run(
-            "explicit_bias", short, "explicit_bias.json", (which, explicit, "--windows=4")
-        )
+    smol, gemma, bos = ("--model=smollm2_135m",), ("--model=gemma3_270m_q4_k_m",), ("--bos",)
+    folders = {"smollm2": smol, "smollm2_bos": (*smol, *bos), "gemma": gemma, "gemma_bos": (*gemma, *bos)}
+    massive = {name: folders[name] for name in ("smollm2", "gemma_bos")}  # where their massive activations are
+    for folder, which in folders.items():
+        found[f"{folder}/census"] = Run("census", folder, "census.json", (*which, "--windows=32", "--context=64"))
+    for folder, which, context in (("smollm2", smol, "--context=512"), ("gemma", gemma, "--context=256")):
+        options = (*which, "--windows=4", context)
+        found[f"{folder}/explicit_bias"] = Run("explicit_bias", folder, "explicit_bias.json", options)
+    windows = ("--windows=8", "--context=128")
+    for folder, which in massive.items():
+        options = (*which, *windows, "--draws=3")
+        found[f"{folder}/intervene"] = Run("intervene", folder, "intervene.json", options)
+        options = (*which, *windows)
+        found[f"{folder}/super_weights"] = Run("super_weights", folder, "super_weights.json", options)
+    options = (*gemma, *windows, "--ops=mean", "--nocontrols")
+    found["gemma/intervene"] = Run("intervene", "gemma", "intervene.json", options)
     short_training = ("--preset=backcopy", "--steps=2000", "--decay_steps=2000")
     for kind in ("none", "kv", "sink_token", "gate_element", "softmax1"):
         options = (*short_training, f"--attention_bias={kind}")
