@@ -63,6 +63,7 @@ class Run(NamedTuple):
 def runs() -> Mapping[str, Run]:
     """Every run that claims ask for, by its name there."""
     found: dict[str, Run] = {}
+    options: tuple[str, ...]
     smol, gemma, bos = ("--model=smollm2_135m",), ("--model=gemma3_270m_q4_k_m",), ("--bos",)
     folders = {"smollm2": smol, "smollm2_bos": (*smol, *bos), "gemma": gemma, "gemma_bos": (*gemma, *bos)}
     massive = {name: folders[name] for name in ("smollm2", "gemma_bos")}  # where their massive activations are
