@@ -20,6 +20,7 @@ from massive_jax.analysis import (
     SINK_SHARE,
     SinkCount,
     SinkGroup,
+    Sums,
     Thresholds,
     find_secondary_sinks,
     full_size_layer,
@@ -37,7 +38,7 @@ from massive_jax.model import ImageModel, Model
 from massive_jax.models import BlockConfig
 from massive_jax.probe import Measure
 
-PASSES = 2  # of `measure_attention` over the windows
+ATTENTION_PASSES = 2  # of `measure_attention` over the windows
 _OTHERS = 8  # tokens of a window that are not massive, whose vectors are looked at
 
 
@@ -58,12 +59,6 @@ class Spreads:
     massive_heads: np.ndarray
     rest_heads: np.ndarray
     random_heads: np.ndarray
-
-    @property
-    def interval(self) -> tuple[np.ndarray, np.ndarray]:
-        """Gives the bounds [L] that 95 % of the draws of random sets are between."""
-        low, high = np.percentile(self.random, [2.5, 97.5], axis=1)
-        return low, high
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,6 +93,8 @@ class AttentionNumbers:
       error: the largest ‖update + rest − heads' outputs‖ / ‖heads' outputs‖ of any token; None where gates or slots
         change what attention gives.
       vectors: site -> of the massive tokens' and of other tokens' vectors there.
+      intervals: of "concentration", "logit_massive", "logit_others" (mean over heads), "spread" (the massive tokens')
+        and "rest_spread" the 95 % interval of the mean over windows, low and high, [L] each; NaN of one window.
     """
 
     concentration: np.ndarray
@@ -113,6 +110,7 @@ class AttentionNumbers:
     slot_norm: np.ndarray | None
     error: float | None
     vectors: Mapping[str, tuple[VectorNumbers, VectorNumbers]]
+    intervals: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +170,7 @@ def measure_attention(
       draws: R, how many random sets of tokens the massive ones are held against.
       seed: of the random tokens; a window's are its own, whatever the others are.
       sink_share: share of attention above which another token than the first is a sink (`find_secondary_sinks`).
-      progress: called with the number of tokens after every batch, in each of `PASSES`.
+      progress: called with the number of tokens after every batch, in each of `ATTENTION_PASSES`.
 
     Raises:
       ValueError: data that the model cannot take, padded windows, windows of a single token; an activation that is not
@@ -279,31 +277,12 @@ def _first(found: Any, count: int) -> Any:
     return jax.tree.map(lambda a: a[:, :count], found)
 
 
-class _Means:
-    """Means over windows of named arrays, of the numbers that are finite: a window may have nothing to measure."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, np.ndarray] = {}
-        self._counts: dict[str, np.ndarray] = {}
-
-    def add(self, name: str, values: np.ndarray) -> None:
-        """Adds an array [L, B, …]."""
-        finite = np.isfinite(values)
-        total, count = np.where(finite, values, 0).sum(axis=1, dtype=np.float64), finite.sum(axis=1)
-        self._sums[name] = self._sums.get(name, 0) + total
-        self._counts[name] = self._counts.get(name, 0) + count
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        counts = self._counts[name]
-        return np.where(counts > 0, self._sums[name] / np.maximum(counts, 1), np.nan)
-
-
 class _Total:
     """What batches of windows add up to."""
 
     def __init__(self, model: Model, draws: int, sink_share: float):
         self._model, self._draws, self._sink_share = model, draws, sink_share
-        self._means = _Means()
+        self._sums: dict[str, Sums] = {}
         self._error: float = 0.0
         self._vectors: dict[tuple[str, str], dict[str, Any]] = {}
         self._counts = {"massive": 0, "others": 0}
@@ -324,12 +303,14 @@ class _Total:
             *("concentration", "slots", "logit_massive", "logit_others", "bias", "update_norm", "rest_norm"),
             *("apart_norm", "rest_spread", "rest_spread_heads"),
         ):
-            self._means.add(name, found[name])
+            self._sum(name, found[name])
         for name in ("spread", "spread_heads"):
-            self._means.add(f"massive_{name}", found[name][:, :, 0])
-            self._means.add(f"random_{name}", found[name][:, :, 1:])
-        self._means.add("baseline", self._baseline(member[kept]))
-        self._means.add("squares", np.square(found["bias"], dtype=np.float64).sum(axis=(2, 3)))
+            self._sum(f"massive_{name}", found[name][:, :, 0])
+            self._sum(f"random_{name}", found[name][:, :, 1:])
+        for name in ("concentration", "logit_massive", "logit_others"):
+            self._sum(f"{name} of all heads", found[name].mean(axis=2))
+        self._sum("baseline", self._baseline(member[kept]))
+        self._sum("squares", np.square(found["bias"], dtype=np.float64).sum(axis=(2, 3)))
         self._counts["massive"] += int(member.sum())
         self._counts["others"] += int((others[kept] >= 0).sum())
         for site in VECTORS:
@@ -338,9 +319,14 @@ class _Total:
                 for name, values in sums.items():
                     total[name] = total[name] + values.sum(axis=1, dtype=np.float64)
 
+    def _sum(self, name: str, values: np.ndarray) -> None:
+        """Adds an array [L, B, …] to those of its name; a window may have nothing to measure."""
+        sums = Sums.of(values, where=np.isfinite(values))
+        self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+
     def numbers(self) -> AttentionNumbers:
         """What was added."""
-        means, bias = self._means, self._model.config.attention_bias
+        means, bias = {name: sums.mean for name, sums in self._sums.items()}, self._model.config.attention_bias
         gated = self._model.config.gate_axes is not None
         valued = bias is not None and bias.num_slots > 0 and (bias.traits.value or bias.traits.tokens)
         size = np.sqrt(np.square(means["bias"]).sum(axis=(1, 2)))
@@ -353,8 +339,12 @@ class _Total:
             rest_heads=means["rest_spread_heads"],
             random_heads=means["random_spread_heads"].mean(axis=1),
         )
+        of_windows = ("concentration", "logit_massive", "logit_others")
+        intervals = {name: self._sums[f"{name} of all heads"].interval for name in of_windows}
         return AttentionNumbers(
             **{name: means[name] for name in same},
+            intervals=intervals
+            | {"spread": self._sums["massive_spread"].interval, "rest_spread": self._sums["rest_spread"].interval},
             bias=means["bias"].astype(np.float32),
             across=np.sqrt(np.maximum(means["squares"] - np.square(size), 0)) / size,
             spreads=spreads,

@@ -36,7 +36,7 @@ from massive_jax.analysis import (
 from massive_jax.arguments import seed_number, shown
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.agreement import Images, check_data
-from massive_jax.evaluate.batches import Progress, batches, input_length
+from massive_jax.evaluate.batches import Progress, batches, input_length, not_finite
 from massive_jax.files import atomic_write
 from massive_jax.model import ImageModel, Model, TextModel
 from massive_jax.probe import Measure
@@ -306,10 +306,7 @@ def _add(
     values, dims, median = found["top_values"], found["top_dims"], found["median"]
     finite = np.isfinite(values).all(axis=(1, 2, 3)) & np.isfinite(median).all(axis=1)
     if not finite.all():
-        raise ValueError(
-            f"{model.name}: the output of block {int(np.argmin(finite)) + 1} has values that are not finite in "
-            f"{model.config.dtype}: the weights are damaged, or a number is too large for it (float16 ends at 65,504)."
-        )
+        raise not_finite(model, f"block {int(np.argmin(finite)) + 1}")
     L, B = values.shape[:2]
     sums = {name: Sums.of(found[name]) for name in _SUMMED}
     sums["sink_mass_of_layer"] = Sums.of(found["sink_mass"].mean(axis=2))

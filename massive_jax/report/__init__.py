@@ -13,6 +13,7 @@ from massive_jax.report.feature_map import plot_feature_map
 from massive_jax.report.html import Section, Summary, Table, write_report
 from massive_jax.report.intervention import about_intervals, intervention_rows, plot_intervention
 from massive_jax.report.layerwise import plot_layerwise
+from massive_jax.report.massive_attention import plot_massive_attention
 from massive_jax.report.observatory import (
     METRICS,
     census_metrics,
@@ -51,6 +52,7 @@ __all__ = [
     "plot_fits",
     "plot_intervention",
     "plot_layerwise",
+    "plot_massive_attention",
     "plot_observatory",
     "plot_overlay",
     "plot_profiles",

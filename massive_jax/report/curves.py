@@ -50,7 +50,7 @@ class Chart(NamedTuple):
 
     Attributes:
       name: of its y axis.
-      logarithmic: whether that is; otherwise it begins at 0.
+      logarithmic: whether that is; otherwise it begins at 0, or below it where there is something.
       curves: what is drawn.
       bands: what is shaded behind them.
     """
@@ -70,6 +70,7 @@ def draw_charts(
     x_label: str,
     x_limits: tuple[float, float] | None,
     x_ticks: Sequence[float] | None = None,
+    x_mark: float | None = None,
 ) -> "Figure":
     """Draws the figure; call it under `style.context()`.
 
@@ -81,6 +82,7 @@ def draw_charts(
       x_label: of the shared axis.
       x_limits: its ends; None for those of the data.
       x_ticks: where its ticks are; None for matplotlib's choice.
+      x_mark: where a vertical line is; None for nowhere.
     """
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
@@ -116,8 +118,14 @@ def draw_charts(
             ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
             ax.yaxis.set_minor_formatter(NullFormatter())
         else:
-            tops = [*drawn, *(band.high for band in bands)]
-            ax.set_ylim(0, max(1e-3, 1.05 * max((np.nanmax(y, initial=0.0) for y in tops), default=0.0)))
+            all_of_it = [*drawn, *(bound for band in bands for bound in (band.low, band.high))]
+            top = 1.05 * max((np.nanmax(y, initial=0.0) for y in all_of_it), default=0.0)
+            bottom = 1.05 * min((np.nanmin(y, initial=0.0) for y in all_of_it), default=0.0)
+            ax.set_ylim(bottom, max(1e-3, top))
+            if bottom < 0:
+                ax.axhline(0, color=style.RULE, linewidth=0.6, zorder=0)
+        if x_mark is not None:
+            ax.axvline(x_mark, color=style.MASSIVE, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
         if x_ticks is not None:
             ax.xaxis.set_major_locator(FixedLocator(list(x_ticks)))
         style.text(made, style.MARGIN, base + height / 2, name, rotation=90, va="center", size=style.SMALL)

@@ -93,10 +93,15 @@ def test_the_two_sums_are_what_attention_gives(found, theirs, windows):
     assert not found.numbers.slots.any()
 
 
-def test_the_interval_of_random_sets(found):
-    low, high = found.numbers.spreads.interval
-    np.testing.assert_allclose(low, np.percentile(found.numbers.spreads.random, 2.5, axis=1))
-    assert (low < high).all()
+def test_intervals_are_around_their_means(found):
+    numbers = found.numbers
+    means = {"concentration": numbers.concentration.mean(axis=1), "spread": numbers.spreads.massive}
+    means |= {name: getattr(numbers, name).mean(axis=1) for name in ("logit_massive", "logit_others")}
+    means |= {"rest_spread": numbers.spreads.rest}
+    assert set(numbers.intervals) == set(means)
+    for name, (low, high) in numbers.intervals.items():
+        assert (low < means[name]).all()
+        assert (means[name] < high).all()
 
 
 def test_secondary_sinks_are_those_of_torchs_shares(found, theirs, windows):

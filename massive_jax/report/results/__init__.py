@@ -49,6 +49,16 @@ from massive_jax.report.results.interventions import (
     Intervention,
     LayerEffect,
 )
+from massive_jax.report.results.massive_attention import (
+    AttentionOfHead,
+    AttentionOfLayer,
+    AttentionOfSome,
+    MassiveAttention,
+    MassiveCount,
+    SecondarySinks,
+    VectorsAt,
+    VectorsOf,
+)
 from massive_jax.report.results.observatory import Metric, Observatory, Observed
 from massive_jax.report.results.registers import (
     ImageMeasures,
@@ -80,6 +90,9 @@ __all__ = [
     "Activation",
     "AloneEffect",
     "AttentionMap",
+    "AttentionOfHead",
+    "AttentionOfLayer",
+    "AttentionOfSome",
     "BlockStep",
     "Carrier",
     "Census",
@@ -109,6 +122,8 @@ __all__ = [
     "Life",
     "LogitsApart",
     "MassiveActivation",
+    "MassiveAttention",
+    "MassiveCount",
     "MassivePlace",
     "MassiveRegister",
     "Metric",
@@ -133,6 +148,7 @@ __all__ = [
     "RegisterNeurons",
     "ResidualSink",
     "Run",
+    "SecondarySinks",
     "Spread",
     "SuperWeightsOf",
     "TextSource",
@@ -140,5 +156,7 @@ __all__ = [
     "TrainGPT2",
     "TrainViT",
     "Training",
+    "VectorsAt",
+    "VectorsOf",
     "VitRegisters",
 ]
