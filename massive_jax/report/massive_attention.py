@@ -18,7 +18,7 @@ _SITES = (("attn_norm", style.MASSIVE, "normed input"), ("key", style.BLUE, "key
 
 
 def plot_massive_attention(result: MassiveAttention | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draws, against the layers: attention on massive tokens, logits, how constant updates are, how alike vectors.
+    """Draws against the layers: attention on massive tokens, logits, how constant updates are, how alike vectors.
 
     Small dots are heads. Shaded are 95 % intervals, and what random tokens give. The vertical line is where the
     activations have reached full size; dotted are a uniform attention, random tokens, and tokens that are not massive.

@@ -55,6 +55,18 @@ def look(run, vision_directory, folder):
     return look
 
 
+def test_attention(look, run):
+    result = look("attention", "--random_sets=2")
+    assert (result["count"], result["with_massive"], result["birth"]) == (3, 3, 1)
+    assert result["massive"] == [{"position": 1, "token": TOKEN, "count": 3}]
+    for layer in result["layers"]:
+        assert layer["baseline"] == pytest.approx(1 / 12)
+        assert layer["vectors"]["key"]["massive"]["cosine"] > 0.99
+    assert result["secondary_sinks"] == []
+    assert result["error"] < 1e-5
+    assert result["finding"] in run.out
+
+
 def test_layerwise(look, run, vision_directory, folder):
     result = look("layerwise")
     assert result["images"] == ["photo0.png", "photo1.png", "photo2.png"]
