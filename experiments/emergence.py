@@ -91,14 +91,15 @@ def of_models(names: Sequence[str], revisions: Sequence[str | None], steps: Sequ
     with common.progress(len(steps), "checkpoints", "checkpoint") as progress:
         for name, revision, step in zip(names, revisions, steps, strict=True):
             found = common.load_model(name, revision)
-            vision = common.takes_images(found)
-            inputs = common.images(found).inputs if vision else common.windows(found, content).tokens
+            seen = common.images(found) if common.takes_images(found) else None
+            inputs = common.windows(found, content).tokens if seen is None else seen.inputs
             layers = take_census(found.module, found.params, inputs)
             if census and len(layers) != len(census[0].layers):
                 raise ValueError(f"{found.name} has {len(layers)} layers, the first of them {len(census[0].layers)}.")
             census.append(as_record(Census, {"step": step, "layers": layers}, found.name))
-            source = common.header(found, inputs, common.images(found).names if vision else text.name())["source"]
-            about = {**as_json(source), "sink": "one token" if vision else "position 0", "dtype": found.config.dtype}
+            source = common.header(found, inputs, text.name() if seen is None else seen.names)["source"]
+            about = {**as_json(source), "sink": "position 0" if seen is None else "one token"}
+            about["dtype"] = found.config.dtype
             progress(1)
     called = [
         name if revision is None else f"{name}@{revision}" for name, revision in zip(names, revisions, strict=True)

@@ -29,6 +29,12 @@ def run(tmp_path, capsys, clean_flags):
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """The figure, which takes longest, is left out."""
+    monkeypatch.setattr(emergence, "plot_fits", lambda *_: None)
+
+
+@pytest.fixture
 def training(tmp_path):
     """What a training of two layers leaves: layer 1's ratio follows a known curve, layer 2's does not change."""
     directory = tmp_path / "training"
@@ -60,6 +66,7 @@ def test_a_trainings_own_census(run, training, tmp_path):
     assert (tmp_path / "results" / "emergence.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_folder_of_models_is_measured_in_order_of_steps(run, tiny_directory, text_file, tmp_path, states, tiny):
     for name in ("step10", "step9"):
         shutil.copytree(tiny_directory, tmp_path / "models" / name)
@@ -74,6 +81,17 @@ def test_a_folder_of_models_is_measured_in_order_of_steps(run, tiny_directory, t
     assert all("2 points; a curve of five parameters needs at least six" in fit["problem"] for fit in found["fits"])
     assert "no curve through layers 1, 2, 3" in said
     assert found["r_squared"] is None
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_revisions_of_a_hub_id(run, tiny, text_file, monkeypatch):
+    asked = []
+    monkeypatch.setattr(emergence.common, "load_model", lambda name, revision: asked.append((name, revision)) or tiny)
+    arguments = ("--model=EleutherAI/pythia-70m", "--revisions=step0,step512", "--windows=1", "--context=16")
+    found, _ = run(f"--text={text_file}", *arguments)
+    assert asked == [("EleutherAI/pythia-70m", "step0"), ("EleutherAI/pythia-70m", "step512")]
+    assert [record["step"] for record in found["census"]] == [0, 512]
+    assert found["checkpoints"] == ["EleutherAI/pythia-70m@step0", "EleutherAI/pythia-70m@step512"]
 
 
 @pytest.mark.parametrize(
