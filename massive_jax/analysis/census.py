@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import threadpoolctl
 
 from massive_jax.analysis.massive import FIRST_DELIMITER
 
@@ -69,7 +70,8 @@ def matrix_entropy(gram: np.ndarray) -> np.ndarray:
       >>> matrix_entropy(np.stack([np.eye(4), np.ones((4, 4))])).round(3).tolist()
       [1.0, 0.0]
     """
-    eigenvalues = np.maximum(np.linalg.eigvalsh(np.asarray(gram, np.float64)), 0.0)
+    with threadpoolctl.threadpool_limits(1, "blas"):  # matrices are small: two threads take twice the time of one
+        eigenvalues = np.maximum(np.linalg.eigvalsh(np.asarray(gram, np.float64)), 0.0)
     p = eigenvalues / eigenvalues.sum(axis=-1, keepdims=True)
     terms = np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0)
     return np.abs(terms.sum(axis=-1)) / np.log(gram.shape[-1])

@@ -48,6 +48,8 @@ _DRAWS = 20  # random tokens of a window, for what the sink is held against
 _LARGE = 50.0  # times the median: of which activations of a token are counted at all
 _SAVE_EVERY = 2.0  # seconds
 _LEAST = 4  # tokens
+# Eigenvalues cost the cube of their number: of the larger ones only some windows' are computed, of the largest none.
+_ALL_ENTROPIES, _SOME_ENTROPIES, _ENTROPY_WINDOWS = 128, 1024, 8
 _SITES = ("value", "attn_probs", "attn_out", "mlp_out", "block_out")
 
 
@@ -61,13 +63,14 @@ def _of_block(causal: bool) -> Callable[[Mapping[str, Any], Any], dict[str, jax.
         x = tensors["block_out"].astype(jnp.float32)
         T, D = x.shape[1:]
         _, dims = lax.top_k(jnp.abs(x), _KEPT)
-        narrow = x if T <= D else x.swapaxes(1, 2)
         found = {
             "median": median_magnitude(x),
             "top_values": jnp.take_along_axis(x, dims, axis=2),
             "top_dims": dims.astype(jnp.int32),
-            "gram": jnp.einsum("Bid,Bjd->Bij", narrow, narrow, precision=lax.Precision.HIGHEST),
         }
+        if min(T, D) <= _SOME_ENTROPIES:
+            narrow = x if T <= D else x.swapaxes(1, 2)
+            found["gram"] = jnp.einsum("Bid,Bjd->Bij", narrow, narrow, precision=lax.Precision.HIGHEST)
         for name in ("block_out", "attn_out", "mlp_out"):
             at = jnp.maximum(rows, 0)[..., None]
             found[f"row_{name}"] = jnp.take_along_axis(tensors[name].astype(jnp.float32), at, axis=1)
@@ -310,7 +313,7 @@ def _add(
     L, B = values.shape[:2]
     sums = {name: Sums.of(found[name]) for name in _SUMMED}
     sums["sink_mass_of_layer"] = Sums.of(found["sink_mass"].mean(axis=2))
-    sums["entropy"] = Sums.of(matrix_entropy(found["gram"]))
+    sums["entropy"] = Sums.of(_entropies(found.get("gram"), L, B, counted.windows if counted else 0))
     for name in ("row_block_out", "row_attn_out", "row_mlp_out"):
         sums[name] = Sums.of(found[name], where=(rows >= 0)[..., None])
     ratios = np.abs(values) / np.maximum(median, np.finfo(np.float32).tiny)[..., None, None]
@@ -332,6 +335,16 @@ def _add(
     return Counted(
         counted.windows + B, {name: counted.sums[name] + s for name, s in sums.items()}, places, there, largest
     )
+
+
+def _entropies(gram: np.ndarray | None, L: int, B: int, before: int) -> np.ndarray:
+    """The entropies of a batch's windows, [L, B], `before` which came so many; NaN where none is computed."""
+    found = np.full((L, B), np.nan)
+    if gram is not None:
+        wanted = B if gram.shape[-1] <= _ALL_ENTROPIES else min(B, max(0, _ENTROPY_WINDOWS - before))
+        if wanted:
+            found[:, :wanted] = matrix_entropy(gram[:, :wanted])
+    return found
 
 
 _SUMMED = ("median", "sink_mass", "bias_spread", "random_spread", "rest_spread", "value_norm_ratio", "random_ratio")

@@ -224,3 +224,13 @@ def test_sigkill_ten_times(tiny_directory, tmp_path):
     assert start("killed").wait() == 0
     whole, killed = ((tmp_path / name / "census.json").read_bytes() for name in ("whole", "killed"))
     assert killed == whole
+
+
+def test_of_long_windows_only_some_entropies_are_computed(tiny, monkeypatch):
+    data = cut_windows(tiny, TEXT, windows=5, context=16)
+    monkeypatch.setattr(census, "_ALL_ENTROPIES", 8)
+    monkeypatch.setattr(census, "_ENTROPY_WINDOWS", 3)
+    found = take_census(tiny, data).sums["entropy"]
+    first = take_census(tiny, cut_windows(tiny, TEXT, windows=3, context=16)).sums["entropy"]
+    np.testing.assert_array_equal(found.count, 3)
+    np.testing.assert_allclose(found.mean, first.mean, rtol=1e-6)

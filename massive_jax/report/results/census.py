@@ -87,6 +87,7 @@ class ModelCensusLayer:
       rest_spread: the same of Σ_{i≥1} P_qi v_i.
       value_norm_ratio: ‖v_0‖, mean over heads, over the mean over heads and i ≥ 1 of ‖v_i‖; mean over windows.
       entropy: of the squared singular values of x (arXiv 2510.06477), from 0, one direction, to 1; mean over windows.
+        Where windows and the width are above 128, over the first 8 windows, and above 1,024 null: it costs their cube.
       intervals: of these, by name, the 95 % interval of the mean over windows; [null, null] of one window.
       random_spread: `bias_spread` of random tokens in the sink's place, over the queries that come after them.
       random_value_norm_ratio: `value_norm_ratio` of random tokens.
