@@ -76,7 +76,7 @@ def run(
     table = _layers(found)
     stages = {} if found.birth is None else _stages(table, found.birth)
     result = MassiveAttention(
-        **common.header(model, data.inputs, source),
+        **common.header(model, data.inputs, source, data.bos if isinstance(data, Windows) else None),
         thresholds=thresholds,
         draws=draws,
         seed=seed,

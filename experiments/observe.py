@@ -1,12 +1,12 @@
-"""All of it, of one model or several: census and interventions, without BOS and with it, and one comparison.
+"""All of it, of one model or several: census, attention, interventions, without BOS and with it; one comparison.
 
   python -m experiments.observe --models=smollm2_135m,gemma3_270m_q4_k_m --workdir=results
 
 What a researcher asks of a model, over windows of a text (32 of 64 tokens unless said otherwise): which tokens carry
 massive activations, how constant, where born, what attention does with them, and what becomes of the model without
 them. Writes observatory.json (`massive_jax.report.results.Observatory`) and observatory.png; for each model, without
-BOS and with it, a directory with census.json, intervene.json and their figures. The default model takes about 2 minutes
-on two cores. `reproduce` is the quick look, at one prompt.
+BOS and with it, a directory with census.json, attention.json, intervene.json and their figures. The default model takes
+2 to 3 minutes on two cores. `reproduce` is the quick look, at one prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax
 from absl import flags
 
 import massive_jax as mj
-from experiments import census, common, intervene
+from experiments import attention, census, common, intervene
 from experiments.flags import definition, models, seed, text
 from massive_jax.analysis import Thresholds
 from massive_jax.data import Windows, cut_windows, load_text
@@ -27,6 +27,7 @@ from massive_jax.evaluate import Closer, Operation, find_places
 from massive_jax.files import write_json
 from massive_jax.report import (
     as_json,
+    attention_metrics,
     census_metrics,
     intervention_metrics,
     metric_rows,
@@ -52,15 +53,19 @@ def observe(
     """Measures everything of a model on `data`, writes the files of each part into `workdir`, and returns it."""
     started = time.monotonic()
     counted = census.run(model, data, workdir, thresholds, source=source, seed=seed)
+    attended = attention.run(model, data, workdir, thresholds, source=source, seed=seed)
     changed = _intervene(model, data, counted, workdir, thresholds, source=source, seed=seed)
     layers = tuple(dataclasses.replace(layer, places=layer.places[:_PLACES]) for layer in counted.layers)
     return Observed(
         model=model.name,
         bos=data.bos,
         finding=counted.finding,
-        metrics=census_metrics(counted) | intervention_metrics(changed),
+        metrics=census_metrics(counted) | attention_metrics(attended) | intervention_metrics(changed),
         seconds=time.monotonic() - started,
         census=dataclasses.replace(counted, layers=layers),
+        attention=dataclasses.replace(
+            attended, layers=tuple(dataclasses.replace(layer, heads=()) for layer in attended.layers)
+        ),
         intervention=changed,
     )
 

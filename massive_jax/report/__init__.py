@@ -16,6 +16,7 @@ from massive_jax.report.layerwise import plot_layerwise
 from massive_jax.report.massive_attention import plot_massive_attention
 from massive_jax.report.observatory import (
     METRICS,
+    attention_metrics,
     census_metrics,
     intervention_metrics,
     metric_rows,
@@ -37,6 +38,7 @@ __all__ = [
     "as_json",
     "as_record",
     "atomic_write",
+    "attention_metrics",
     "census_metrics",
     "effect_of",
     "intervention_metrics",

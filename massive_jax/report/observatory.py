@@ -12,7 +12,15 @@ import numpy as np
 from massive_jax.report import style, words
 from massive_jax.report.curves import logarithmic_ticks
 from massive_jax.report.records import as_record
-from massive_jax.report.results import Intervention, Metric, ModelCensus, ModelCensusLayer, Observatory
+from massive_jax.report.results import (
+    Intervention,
+    MassiveAttention,
+    Metric,
+    ModelCensus,
+    ModelCensusLayer,
+    Observatory,
+    TextSource,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +52,10 @@ METRICS: Mapping[str, MetricKind] = {
     "value_norm_ratio": MetricKind("norm of its value"),
     "entropy": MetricKind("lowest entropy"),
     "residual_sink": MetricKind("tokens with one largest dim", drawn=False),
+    "concentration": MetricKind("attention on massive tokens", drawn=False),
+    "implicit_bias_spread": MetricKind("spread of their updates", drawn=False),
+    "logit_gap": MetricKind("their logits over the others'", drawn=False),
+    "secondary_sinks": MetricKind("secondary sinks in a window", drawn=False),
     "perplexity": MetricKind("perplexity", True),
     "perplexity_zero": MetricKind("perplexity, those zero", True),
     "perplexity_mean": MetricKind("perplexity, set to the mean", True, drawn=False),
@@ -52,7 +64,9 @@ METRICS: Mapping[str, MetricKind] = {
 """What models are compared by. `largest` is the mean of largest magnitude of the first token in any layer;
 `times_median` that over the layer's median magnitude; `birth` the block it is born in. `sink_mass`, `bias_spread`,
 `rest_spread` and `value_norm_ratio` are means over the layers after the birth, of a model without one over all;
-`entropy` is the least of any layer; `residual_sink` the largest share of tokens with the same largest dim in any layer.
+`concentration`, `implicit_bias_spread` and `logit_gap` the same of all massive tokens of a window together (see
+`MassiveAttention`), over the layers after their birth. `entropy` is the least of any layer; `residual_sink` the largest
+share of tokens with the same largest dim in any layer.
 """
 
 
@@ -83,6 +97,21 @@ def census_metrics(census: ModelCensus) -> dict[str, Metric]:
         "value_norm_ratio": mean("value_norm_ratio", [layer.random_value_norm_ratio.mean for layer in after]),
         "entropy": Metric(value=lowest.entropy, low=_finite(entropy[0]), high=_finite(entropy[1])),
         "residual_sink": Metric(value=max(map(sinks, census.layers))),
+    }
+
+
+def attention_metrics(found: MassiveAttention) -> dict[str, Metric]:
+    """Gives what attention does with a model's massive tokens in a few numbers; few without any."""
+    source, after = found.source, found.after
+    windows = found.count or (source.windows if isinstance(source, TextSource) else None) or 1
+    sinks = {"secondary_sinks": Metric(value=sum(group.count for group in found.secondary_sinks) / windows)}
+    if after is None:
+        return sinks
+    gap = after.logit_massive - after.logit_others
+    return sinks | {
+        "concentration": Metric(value=after.concentration, chance=after.baseline),
+        "implicit_bias_spread": Metric(value=after.spread, chance=after.random_spread),
+        "logit_gap": Metric(value=gap, chance=0.0),
     }
 
 

@@ -9,6 +9,7 @@ from massive_jax.analysis.massive import DEFINITION, Thresholds
 from massive_jax.report.records import optional
 from massive_jax.report.results.census import ModelCensus
 from massive_jax.report.results.interventions import Intervention
+from massive_jax.report.results.massive_attention import MassiveAttention
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class Observed:
       metrics: by name, as `massive_jax.report.observatory.METRICS` explains them.
       seconds: how long it took to observe.
       census: see `ModelCensus`; of each layer the first few places.
+      attention: see `MassiveAttention`; without its heads.
       intervention: what becomes of the model without its massive activations; None where it has none, or there are too
         few tokens to predict.
     """
@@ -48,6 +50,7 @@ class Observed:
     metrics: Mapping[str, Metric]
     seconds: float
     census: ModelCensus
+    attention: MassiveAttention | None = optional()  # noqa: RUF009  (a dataclass field)
     intervention: Intervention | None = optional()  # noqa: RUF009  (a dataclass field)
 
 
