@@ -4,7 +4,8 @@
 
 Runs layerwise, feature_map and attention_map on the prompt, and intervene on windows of the text (see each for its
 files), and writes report.html, which opens from disk, and summary.json (`massive_jax.report.results.Findings`). A model
-without massive activations gets a report that says so. On the default model about 30 s on two cores.
+without massive activations gets a report that says so. On the default model about 30 s on two cores. It is the quick
+look, at one prompt: `observe` gives statistics of the model.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ def conditions(lm: mj.Model, layers: Layerwise, changed: Intervention) -> Sectio
         ("Model", f"{lm.title}, {lm.config.num_layers} blocks, width {lm.config.hidden_size}"),
         ("Numbers", f"{precision(layers)} (statistics float32), jax {jax.__version__} on {jax.default_backend()}"),
         ("BOS", "in front of the prompt and every window" if prompted.bos else "none"),
-        ("Prompt", repr(prompt.one())),
+        ("Prompt", f"{prompt.one()!r}: one prompt; of the model over many windows see experiments.observe"),
         ("Text", f"{texts.text}: {texts.windows} windows of {texts.context} tokens, from its start"),
         (
             "Massive",
@@ -233,6 +234,7 @@ def main() -> None:
     common.print_table(("finding", "value"), rows)
     print(f"\n{found}")
     print(f"wrote {out / 'report.html'} in {time.monotonic() - started:.0f} s; open it in a browser.")
+    print("This is one prompt; python -m experiments.observe measures the model over many windows, BOS off and on.")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,21 @@ def test_attention(look, run):
     assert result["finding"] in run.out
 
 
+def test_census(look, run):
+    result = look("census")
+    assert (result["count"], result["images"]) == (3, ["photo0.png", "photo1.png", "photo2.png"])
+    assert result["massive"]
+    assert "register tokens" in result["finding"]
+    for layer in result["layers"]:
+        (place,) = (place for place in layer["places"] if place["massive"])
+        assert (place["token"], place["class"], place["dim"]) == (TOKEN, "register", DIM)
+        assert (place["count"], place["share"]) == (3, 1.0)
+        assert layer["sink_mass_uniform"] == pytest.approx(1 / 12)
+        (together,) = (place for place in layer["classes"] if place["massive"])
+        assert together["share"] == 0.5  # one register of two
+    assert result["finding"] in run.out
+
+
 def test_layerwise(look, run, vision_directory, folder):
     result = look("layerwise")
     assert result["images"] == ["photo0.png", "photo1.png", "photo2.png"]
