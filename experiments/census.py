@@ -28,7 +28,17 @@ from absl import flags
 import massive_jax as mj
 from experiments import common
 from experiments.flags import definition, images, model, models, seed, text
-from massive_jax.analysis import CLASSES, SINK, Places, Sums, Thresholds, null_interval, steps, uniform_sink_mass
+from massive_jax.analysis import (
+    CLASSES,
+    SINK,
+    Places,
+    Sums,
+    Thresholds,
+    full_size_layer,
+    null_interval,
+    steps,
+    uniform_sink_mass,
+)
 from massive_jax.data import Windows, load_text
 from massive_jax.evaluate import Counted, Images, input_length, take_census
 from massive_jax.files import write_json
@@ -105,7 +115,7 @@ def record(
     layers = tuple(table.layer(index, places) for index in range(model.config.num_layers))
     lives = tuple(table.lives())
     large = [place for layer in layers for place in layer.classes if place.massive]
-    birth = next((life.layer if not life.up else life.up[0].layer for life in lives), None)
+    largest = max(lives, key=lambda life: abs(life.largest), default=None)
     return ModelCensus(
         **common.header(model, data.inputs, source, data.bos if isinstance(data, Windows) else None),
         thresholds=thresholds,
@@ -113,7 +123,7 @@ def record(
         count=None if isinstance(data, Windows) else len(data.inputs),
         finding=_finding(layers, lives, large, thresholds),
         massive=bool(large),
-        birth=birth if large else None,
+        birth=None if largest is None else largest.full_size,
         sink_rate=float(np.mean([layer.sink_rate for layer in layers])),
         layers=layers,
         lives=lives,
@@ -195,7 +205,8 @@ class _Table:
                     )
                     for grows in (True, False)
                 )
-                yield Life(place=place, dim=dim, largest=float(mean[at, dim]), layer=at + 1, up=up, down=down)
+                size, peak = full_size_layer(np.abs(mean[:, dim])), float(mean[at, dim])
+                yield Life(place=place, dim=dim, largest=peak, layer=at + 1, full_size=size, up=up, down=down)
 
     def _places(self, index: int) -> tuple[list[MassivePlace], list[MassivePlace]]:
         """The places of a layer, from 0, most important first: by token, and by class of token."""
@@ -269,8 +280,9 @@ def _finding(
             peak = layers[dims[0].layer - 1]
             std = next((s.std for s in peak.first if s.dim == dims[0].dim and place == "start"), None)
             size = in_words(dims[0].largest) + ("" if std is None else f" ± {in_words(std)}")
-            born = f", born in block {dims[0].up[0].layer}" if dims[0].up else ""
-            parts.append(f"{words} in dim {', '.join(str(life.dim) for life in dims)} ({size}{born})")
+            up = dims[0].up
+            born = f"born in block {up[0].layer}" if up else f"at full size from layer {dims[0].full_size} on"
+            parts.append(f"{words} in dim {', '.join(str(life.dim) for life in dims)} ({size}, {born})")
     others = sorted(
         {p.kind.replace("_", " ") for p in large if p.kind not in ("start", "first_delimiter", "class_token")}
     )

@@ -23,7 +23,7 @@ from experiments import attention, census, common, intervene
 from experiments.flags import definition, models, seed, text
 from massive_jax.analysis import Thresholds
 from massive_jax.data import Windows, cut_windows, load_text
-from massive_jax.evaluate import Closer, Operation, find_places
+from massive_jax.evaluate import Closer, Operation, Place
 from massive_jax.files import write_json
 from massive_jax.report import (
     as_json,
@@ -54,7 +54,7 @@ def observe(
     started = time.monotonic()
     counted = census.run(model, data, workdir, thresholds, source=source, seed=seed)
     attended = attention.run(model, data, workdir, thresholds, source=source, seed=seed)
-    changed = _intervene(model, data, counted, workdir, thresholds, source=source, seed=seed)
+    changed = _intervene(model, data, counted, workdir, source=source, seed=seed)
     layers = tuple(dataclasses.replace(layer, places=layer.places[:_PLACES]) for layer in counted.layers)
     return Observed(
         model=model.name,
@@ -75,14 +75,15 @@ def _intervene(
     data: Windows,
     counted: ModelCensus,
     workdir: pathlib.Path,
-    thresholds: Thresholds,
     *,
     source: str,
     seed: int,
 ) -> Intervention:
     """What becomes of the model without its massive activations, where they are born; or as it is, without any."""
     some = dataclasses.replace(data, tokens=data.tokens[:_EDITED])
-    number, places = find_places(model, some, counted.birth, thresholds=thresholds, required=False)
+    # Those of the first token and the first delimiter that the census found: of others there may be thousands.
+    places = [Place(0 if life.place == "start" else life.place, life.dim) for life in counted.lives]
+    number = counted.birth or max(counted.layers, key=lambda layer: abs(layer.first[0].mean)).layer
     operations = [Operation("zero"), Operation("mean")] if places else []
     closer = Closer(draws=_DRAWS)
     return intervene.run(model, some, number, places, operations, workdir, source=source, closer=closer, seed=seed)

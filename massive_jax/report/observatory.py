@@ -44,7 +44,7 @@ class MetricKind:
 METRICS: Mapping[str, MetricKind] = {
     "largest": MetricKind("first token's largest", True),
     "times_median": MetricKind("that over the median", True),
-    "birth": MetricKind("born in block", drawn=False),
+    "birth": MetricKind("at full size from layer", drawn=False),
     "sink_rate": MetricKind("sink rate"),
     "sink_mass": MetricKind("attention on it"),
     "bias_spread": MetricKind("spread of its update"),
@@ -62,11 +62,11 @@ METRICS: Mapping[str, MetricKind] = {
     "perplexity_control": MetricKind("perplexity, controls zero", True, drawn=False),
 }
 """What models are compared by. `largest` is the mean of largest magnitude of the first token in any layer;
-`times_median` that over the layer's median magnitude; `birth` the block it is born in. `sink_mass`, `bias_spread`,
-`rest_spread` and `value_norm_ratio` are means over the layers after the birth, of a model without one over all;
-`concentration`, `implicit_bias_spread` and `logit_gap` the same of all massive tokens of a window together (see
-`MassiveAttention`), over the layers after their birth. `entropy` is the least of any layer; `residual_sink` the largest
-share of tokens with the same largest dim in any layer.
+`times_median` that over the layer's median magnitude; `birth` the layer from which massive activations have full size.
+`sink_mass`, `bias_spread`, `rest_spread` and `value_norm_ratio` are means over the layers after the birth, of a model
+without one over all; `concentration`, `implicit_bias_spread` and `logit_gap` the same of all massive tokens of a window
+together (see `MassiveAttention`), over the layers after their birth. `entropy` is the least of any layer;
+`residual_sink` the largest share of tokens with the same largest dim in any layer.
 """
 
 
@@ -151,7 +151,7 @@ def _cell(metric: Metric | None, whole: bool) -> str:
     text = str(int(metric.value)) if whole else words.number(metric.value, 3)
     if metric.low is not None and metric.high is not None:
         text += f" [{words.number(metric.low, 3)}, {words.number(metric.high, 3)}]"
-    return text if metric.chance is None else f"{text} ({words.number(metric.chance, 3)})"
+    return text if _finite(metric.chance) is None else f"{text} ({words.number(metric.chance, 3)})"
 
 
 WIDTH, _ROW, _GAP = 7.0, 0.24, 0.5  # inches
@@ -240,9 +240,10 @@ def _panel(
         ax.plot(ends, [place, place], color=style.MASSIVE, linewidth=1.2)
         fill = style.MASSIVE if full else "white"
         ax.plot([value], [place], "o", markersize=4.5, color=style.MASSIVE, markerfacecolor=fill, clip_on=False)
-        if metric.chance is not None and (metric.chance > 0 or not kind.logarithmic):
-            ax.plot([metric.chance], [place], "|", markersize=8, color=style.GREY, clip_on=False)
-        chance = metric.chance or value
+        chance = _finite(metric.chance)
+        if chance is not None and (chance > 0 or not kind.logarithmic):
+            ax.plot([chance], [place], "|", markersize=8, color=style.GREY, clip_on=False)
+        chance = chance or value
         low, high = min(low, value, chance), max(high, ends[1], chance)
     if kind.logarithmic:
         low, high = (low / 2, high * 2) if high > 0 else (1.0, 10.0)

@@ -132,6 +132,7 @@ class Life:
       dim: its dim.
       largest: its mean of largest magnitude over the layers.
       layer: the layer with it.
+      full_size: the first layer at which the mean has half of that.
       up: blocks at which it steps up.
       down: blocks at which it steps down.
     """
@@ -140,6 +141,7 @@ class Life:
     dim: int
     largest: float
     layer: int
+    full_size: int
     up: tuple[BlockStep, ...]
     down: tuple[BlockStep, ...]
 
@@ -155,7 +157,7 @@ class ModelCensus(Run):
       count: how many images; None for a text, whose windows are counted.
       finding: the census in one sentence.
       massive: whether any place meets the definition.
-      birth: the first layer with a massive place at full size (half of the largest mean); None without any.
+      birth: the first layer at which the largest of `lives` has full size; None without any.
       sink_rate: the model's: mean over layers.
       layers: every layer.
       lives: massive activations of the first token and of the first delimiter, through the layers.
