@@ -69,6 +69,9 @@ def runs() -> Mapping[str, Run]:
     massive = {name: folders[name] for name in ("smollm2", "gemma_bos")}  # where their massive activations are
     for folder, which in folders.items():
         found[f"{folder}/census"] = Run("census", folder, "census.json", (*which, "--windows=32", "--context=64"))
+    for folder, which in massive.items():
+        options = (*which, "--windows=32", "--context=64")
+        found[f"{folder}/attention"] = Run("attention", folder, "attention.json", options)
     for folder, which, context in (("smollm2", smol, "--context=512"), ("gemma", gemma, "--context=256")):
         options = (*which, "--windows=4", context)
         found[f"{folder}/explicit_bias"] = Run("explicit_bias", folder, "explicit_bias.json", options)

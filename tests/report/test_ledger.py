@@ -8,6 +8,7 @@ import pytest
 
 from massive_jax.files import write_json
 from massive_jax.report.ledger import VERDICTS, Claim, Entry, MissingError, Ours, Results, claims, judge, write_page
+from massive_jax.report.ledger import attention_readings as attend
 from massive_jax.report.ledger import readings as read
 
 EVERY = [claim for section in claims().values() for claim in section]
@@ -146,6 +147,33 @@ def test_readings_of_an_intervention(results):
     assert found.words == "× 1.000 [0.9900, 1.010] over 2 draws"
     found = read.without_bos("bos", "run")(results(run=content, bos={"effects": {"original": {"value": 5.0}}}))
     assert found.value == 2
+
+
+def test_readings_of_attention():
+    def vectors(top, cosine):
+        of = {"massive": {"top": top, "cosine": cosine}, "others": {"top": 0.1, "cosine": 0.2}}
+        return {"attn_norm": of}
+
+    means = {"first": 3, "last": 4, "concentration": 0.6, "baseline": 0.1, "logit_massive": 2.0, "logit_others": -1.0}
+    sink = {"token": " the", "begins": 4, "ends": 9, "count": 20, "mlp_layer": 3, "mlp_cosine": 0.95}
+    found = {
+        "birth": 2,
+        "after": means,
+        "layers": [{"layer": layer, "vectors": vectors(0.1 * layer, 0.3 * layer)} for layer in (1, 2, 3)],
+        "secondary_sinks": [sink, {**sink, "count": 30, "mlp_cosine": 0.1}],
+    }
+    assert attend.concentration(found) == Ours(
+        pytest.approx(6.0), words="60.0 % in layers 3 to 4, uniform 10.0 %: 6.0 times"
+    )
+    assert attend.signs(found).value == 1
+    assert attend.signs({**found, "after": {**means, "logit_others": 0.5}}).value == -0.5
+    assert attend.alike(found).value == pytest.approx(0.9)
+    assert attend.sparse(found).value == pytest.approx(3)
+    assert attend.secondary(found).value == 20
+    assert "␣the in layers 4 to 9, 20 times; made by the MLP of layer 3" in attend.secondary(found).words
+    assert attend.secondary({"secondary_sinks": []}).value == 0
+    with pytest.raises(MissingError, match="no massive tokens"):
+        attend.concentration({"after": None})
 
 
 def test_readings_of_super_weights():

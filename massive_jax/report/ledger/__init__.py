@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from massive_jax.report.ledger.attention import attention
 from massive_jax.report.ledger.claim import VERDICTS, Claim, Entry, MissingError, Ours, Results, judge
-from massive_jax.report.ledger.language import activations, attention, interventions, quantisation
+from massive_jax.report.ledger.language import activations, interventions
 from massive_jax.report.ledger.page import write_page
+from massive_jax.report.ledger.quantisation import quantisation
 from massive_jax.report.ledger.training import training
 from massive_jax.report.ledger.vision import RELEASED, vision
 

@@ -94,7 +94,8 @@ def largest_over_median(census: _Json) -> Ours:
     size, error = abs(place["mean"]), 1.96 * place["std"] / math.sqrt(max(census["windows"] - 1, 1))
     where = f"dim {place['dim']} after block {layer['layer']}"
     ratio, low, high = (value / layer["median"] if value > 100 else 0.0 for value in (size, size - error, size + error))
-    words = f"{number(size)}{_brackets(size - error, size + error, 4)} at {where}, {number(ratio, 3)} × the median"
+    brackets = _brackets(size - error, size + error, 4) if error else ""
+    words = f"{number(size)}{brackets} at {where}, {number(ratio, 3)} × the median"
     return Ours(ratio, low, high, words)
 
 
