@@ -252,6 +252,11 @@ def test_the_page_has_a_row_a_claim():
     rows = [line for line in page.splitlines() if line.startswith("| ") and line[2].isdigit()]
     assert len(rows) == 4
     assert "12.00 [9.000, 13.00] (a model)" in rows[0]
+    assert rows[2].startswith(
+        "| 3 | [2402.17762](https://arxiv.org/abs/2402.17762) | ″ | ″ | 12.00"
+    )  # as the one above
+    assert "rule" not in rows[2]
+    assert "| It holds. | 20 |" in rows[1]
     assert "**reproduced**: so; rule: ten \\| more" in rows[0]
     assert "**4 claims of 1 papers: 1 reproduced, 1 not reproduced, 1 undecided, 1 out of reach here.**" in page
     assert "    python -m experiments.x" in page

@@ -38,9 +38,11 @@ def write_page(
         parts.append(
             "| | Paper | Claim | Theirs | Ours | Verdict, and its rule |\n| ---: | --- | --- | --- | --- | --- |"
         )
+        before = None
         for entry in section:
             row += 1
-            parts.append(_row(row, entry))
+            parts.append(_row(row, entry, again=before == (entry.claim.paper, entry.claim.states, entry.claim.rule)))
+            before = (entry.claim.paper, entry.claim.states, entry.claim.rule)
         parts.append("")
     parts.append("## How this page was made\n")
     parts.append("\n".join(f"- {what}: {value}" for what, value in made) + "\n")
@@ -51,16 +53,17 @@ def write_page(
     return "\n".join(parts) + "\n"
 
 
-def _row(number_of_row: int, entry: Entry) -> str:
+def _row(number_of_row: int, entry: Entry, *, again: bool) -> str:
+    """A row; what it has in common with the one above, the same claim of another model, is not said `again`."""
     claim = entry.claim
-    paper = f"[{claim.paper}](https://arxiv.org/abs/{claim.paper})"
     ours = "" if entry.ours is None else f"{_ours(entry.ours)} ({claim.model})"
     verdict = f"**{entry.verdict}**"
     if entry.why:
         verdict += f": {entry.why.rstrip('.')}"
-    if claim.rule:
+    if claim.rule and not again:
         verdict += f"; rule: {claim.rule}"
-    cells = (str(number_of_row), paper, claim.states, claim.theirs, ours, verdict)
+    paper = f"[{claim.paper}](https://arxiv.org/abs/{claim.paper})"
+    cells = (str(number_of_row), paper, "″" if again else claim.states, "″" if again else claim.theirs, ours, verdict)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
