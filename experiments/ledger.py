@@ -83,9 +83,8 @@ def runs() -> Mapping[str, Run]:
         found[f"{folder}/super_weights"] = Run("super_weights", folder, "super_weights.json", options)
     options = (*gemma, *windows, "--ops=mean", "--nocontrols")
     found["gemma/intervene"] = Run("intervene", "gemma", "intervene.json", options)
-    short_training = ("--preset=backcopy", "--steps=2000", "--decay_steps=2000")
     for kind in ("none", "kv", "sink_token", "gate_element", "softmax1"):
-        options = (*short_training, f"--attention_bias={kind}")
+        options = ("--preset=backcopy", f"--attention_bias={kind}")
         found[f"backcopy/{kind}"] = Run("train_gpt2", f"backcopy/{kind}", "train_gpt2.json", options, on_text=False)
     none = "{workdir}/backcopy/none"
     found["backcopy/emergence"] = Run(
