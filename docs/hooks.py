@@ -159,7 +159,9 @@ def _listed(module: str) -> list[str]:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Points the links of the pages in docs/ at pages: in the repository they lead to files."""
+    """Points the links of the pages in docs/ at pages, in the repository they lead to files; gives wide tables room."""
+    if page.file.src_uri == "ledger.md":
+        page.meta["hide"] = ["toc"]
     return relinked(markdown, f"docs/{page.file.src_uri}") if page.file.generated_by is None else markdown
 
 

@@ -251,16 +251,12 @@ def test_the_page_has_a_row_a_claim():
     page = write_page({"One": entries[:1], "Two": entries[1:]}, [("date", "today")], ["python -m experiments.x"])
     rows = [line for line in page.splitlines() if line.startswith("| ") and line[2].isdigit()]
     assert len(rows) == 4
-    assert "12.00 [9.000, 13.00] (a model)" in rows[0]
-    assert rows[2].startswith(
-        "| 3 | [2402.17762](https://arxiv.org/abs/2402.17762) | ″ | ″ | 12.00"
-    )  # as the one above
-    assert "rule" not in rows[2]
-    assert "| It holds. | 20 |" in rows[1]
-    assert "**reproduced**: so; rule: ten \\| more" in rows[0]
+    assert "| a model: 12.00 [9.000, 13.00] | **reproduced**: so |" in rows[0]
+    assert "| It holds. [2402.17762](https://arxiv.org/abs/2402.17762)<br>*Rule: ten \\| more.* | 20 |" in rows[1]
+    assert rows[2].startswith("| 3 | ″ | ″ | a model: 12.00")  # as the one above
     assert "**4 claims of 1 papers: 1 reproduced, 1 not reproduced, 1 undecided, 1 out of reach here.**" in page
     assert "    python -m experiments.x" in page
-    assert all(line.count(" | ") == 5 for line in rows)
+    assert all(line.count(" | ") == 4 for line in rows)
 
 
 def test_one_register_in_four(results):

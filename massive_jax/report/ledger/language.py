@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from massive_jax.report.ledger import readings as read
 from massive_jax.report.ledger.claim import Claim
 
-SMOL, GEMMA = "SmolLM2-135M-Instruct", "Gemma-3-270M"
+SMOL, GEMMA = "SmolLM2-135M", "Gemma-3-270M"
 # Models and where BOS is: the name in a row, and the folder of the results.
 PLAIN = ((f"{SMOL}, no BOS", "smollm2"), (f"{GEMMA}, BOS", "gemma_bos"))
 MASSIVE, REFINED = "2402.17762", "2503.22329"

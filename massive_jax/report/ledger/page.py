@@ -35,9 +35,7 @@ def write_page(
     row = 0
     for title, section in sections.items():
         parts.append(f"## {title}\n")
-        parts.append(
-            "| | Paper | Claim | Theirs | Ours | Verdict, and its rule |\n| ---: | --- | --- | --- | --- | --- |"
-        )
+        parts.append("| | Claim | Theirs | Ours | Verdict |\n| ---: | --- | --- | --- | --- |")
         before = None
         for entry in section:
             row += 1
@@ -56,14 +54,11 @@ def write_page(
 def _row(number_of_row: int, entry: Entry, *, again: bool) -> str:
     """A row; what it has in common with the one above, the same claim of another model, is not said `again`."""
     claim = entry.claim
-    ours = "" if entry.ours is None else f"{_ours(entry.ours)} ({claim.model})"
-    verdict = f"**{entry.verdict}**"
-    if entry.why:
-        verdict += f": {entry.why.rstrip('.')}"
-    if claim.rule and not again:
-        verdict += f"; rule: {claim.rule}"
-    paper = f"[{claim.paper}](https://arxiv.org/abs/{claim.paper})"
-    cells = (str(number_of_row), paper, "″" if again else claim.states, "″" if again else claim.theirs, ours, verdict)
+    rule = f"<br>*Rule: {claim.rule}.*" if claim.rule else ""
+    states = f"{claim.states} [{claim.paper}](https://arxiv.org/abs/{claim.paper}){rule}"
+    ours = claim.model if entry.ours is None else f"{claim.model}: {_ours(entry.ours)}"
+    verdict = f"**{entry.verdict}**" + (f": {entry.why.rstrip('.')}" if entry.why else "")
+    cells = (str(number_of_row), "″" if again else states, "″" if again else claim.theirs, ours, verdict)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 

@@ -224,8 +224,10 @@ def on_few_tokens(census: _Json) -> Ours:
 def made_by_mlp(census: _Json) -> Ours:
     """The part that the MLP adds of the largest step up of the largest massive activation."""
     life = max(census["lives"], key=lambda life: abs(life["largest"]), default=None)
-    if life is None or not life["up"]:
-        raise MissingError("no massive activation steps up at one block")
+    if life is None:
+        raise MissingError("no massive activation is followed")
+    if not life["up"]:
+        return Ours(0.0, words=f"dim {life['dim']} never rises by more than half at one block")
     step = max(life["up"], key=lambda step: abs(step["change"]))
     share = step["mlp"] / step["change"]
     words = (
