@@ -26,6 +26,12 @@ from massive_jax.report.overlay import Panel, plot_overlay
 from massive_jax.report.profiles import plot_profiles
 from massive_jax.report.records import as_json, as_record
 from massive_jax.report.registers import plot_registers
+from massive_jax.report.super_weights import (
+    plot_super_weights,
+    super_weight_rows,
+    super_weight_title,
+    told_in_words,
+)
 from massive_jax.report.words import label, number, precision
 
 __all__ = [
@@ -59,8 +65,12 @@ __all__ = [
     "plot_overlay",
     "plot_profiles",
     "plot_registers",
+    "plot_super_weights",
     "precision",
     "read_json",
+    "super_weight_rows",
+    "super_weight_title",
+    "told_in_words",
     "write_arrays",
     "write_json",
     "write_report",

@@ -84,57 +84,80 @@ def draw_charts(
       x_ticks: where its ticks are; None for matplotlib's choice.
       x_mark: where a vertical line is; None for nowhere.
     """
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
-
     header = style.Header(title, [note], WIDTH)
     made = style.figure(WIDTH, _BOTTOM + len(charts) * (height + GAP) - GAP + header.height)
     header.draw(made)
     right = max(style.text_width(curve.name, style.SMALL) for chart in charts for curve in chart.curves)
     edge = WIDTH - right - _LEADER - style.MARGIN
-    for row, (name, logarithmic, curves, bands) in enumerate(charts):
+    for row, chart in enumerate(charts):
         base = _BOTTOM + (len(charts) - 1 - row) * (height + GAP)
-        ax = style.axes(made, _LEFT, base, edge - _LEFT, height)
-        if logarithmic:
-            ax.set_yscale("log")
-        drawn = [np.where(np.isfinite(c.y) & ((c.y > 0) | (not logarithmic)), c.y, np.nan) for c in curves]
-        for band in bands:
-            ax.fill_between(band.x, band.low, band.high, color=band.colour, alpha=0.2, linewidth=0)
-        for curve, y in zip(curves, drawn, strict=True):
-            ax.plot(
-                curve.x,
-                y,
-                color=curve.colour,
-                linewidth=curve.width,
-                linestyle=curve.style,
-                marker="o" if curve.marker else "",
-                markersize=curve.marker,
-            )
-        if x_limits is not None:
-            ax.set_xlim(*x_limits)
-        if logarithmic:
-            low, high = ax.get_ylim()
-            ax.set_ylim(low, high)  # fixed here: what follows asks where curves end
-            ax.yaxis.set_major_locator(FixedLocator(logarithmic_ticks(low, high)))
-            ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
-            ax.yaxis.set_minor_formatter(NullFormatter())
-        else:
-            all_of_it = [*drawn, *(bound for band in bands for bound in (band.low, band.high))]
-            top = 1.05 * max((np.nanmax(y, initial=0.0) for y in all_of_it), default=0.0)
-            bottom = 1.05 * min((np.nanmin(y, initial=0.0) for y in all_of_it), default=0.0)
-            ax.set_ylim(bottom, max(1e-3, top))
-            if bottom < 0:
-                ax.axhline(0, color=style.RULE, linewidth=0.6, zorder=0)
+        ax = draw_chart(made, chart, (_LEFT, base, edge - _LEFT, height), x_limits=x_limits, x_ticks=x_ticks)
         if x_mark is not None:
             ax.axvline(x_mark, color=style.MASSIVE, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
-        if x_ticks is not None:
-            ax.xaxis.set_major_locator(FixedLocator(list(x_ticks)))
-        style.text(made, style.MARGIN, base + height / 2, name, rotation=90, va="center", size=style.SMALL)
+        style.text(made, style.MARGIN, base + height / 2, chart.name, rotation=90, va="center", size=style.SMALL)
         if row < len(charts) - 1:
             ax.tick_params(labelbottom=False)
         else:
             ax.set_xlabel(x_label)
-        _name_ends(made, ax, [(c, y) for c, y in zip(curves, drawn, strict=True) if c.name], edge, base, height)
     return made
+
+
+def draw_chart(
+    made: "Figure",
+    chart: Chart,
+    box: tuple[float, float, float, float],
+    *,
+    x_limits: tuple[float, float] | None,
+    x_ticks: Sequence[float] | None = None,
+) -> Any:
+    """Draws one chart into a figure, with its curves' names to the right of it, and gives its axes.
+
+    Args:
+      made: the figure.
+      chart: what is drawn; its own name is left to who calls.
+      box: left, bottom, width and height of the axes, in inches.
+      x_limits: as for `draw_charts`.
+      x_ticks: as for `draw_charts`.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+    _, logarithmic, curves, bands = chart
+    left, base, width, height = box
+    ax = style.axes(made, *box)
+    if logarithmic:
+        ax.set_yscale("log")
+    drawn = [np.where(np.isfinite(c.y) & ((c.y > 0) | (not logarithmic)), c.y, np.nan) for c in curves]
+    for band in bands:
+        ax.fill_between(band.x, band.low, band.high, color=band.colour, alpha=0.2, linewidth=0)
+    for curve, y in zip(curves, drawn, strict=True):
+        ax.plot(
+            curve.x,
+            y,
+            color=curve.colour,
+            linewidth=curve.width,
+            linestyle=curve.style,
+            marker="o" if curve.marker else "",
+            markersize=curve.marker,
+        )
+    if x_limits is not None:
+        ax.set_xlim(*x_limits)
+    if logarithmic:
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high)  # fixed here: what follows asks where curves end
+        ax.yaxis.set_major_locator(FixedLocator(logarithmic_ticks(low, high)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        all_of_it = [*drawn, *(bound for band in bands for bound in (band.low, band.high))]
+        top = 1.05 * max((np.nanmax(y, initial=0.0) for y in all_of_it), default=0.0)
+        bottom = 1.05 * min((np.nanmin(y, initial=0.0) for y in all_of_it), default=0.0)
+        ax.set_ylim(bottom, max(1e-3, top))
+        if bottom < 0:
+            ax.axhline(0, color=style.RULE, linewidth=0.6, zorder=0)
+    if x_ticks is not None:
+        ax.xaxis.set_major_locator(FixedLocator(list(x_ticks)))
+    _name_ends(made, ax, [(c, y) for c, y in zip(curves, drawn, strict=True) if c.name], left + width, base, height)
+    return ax
 
 
 def logarithmic_ticks(low: float, high: float) -> list[float]:
