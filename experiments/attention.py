@@ -27,7 +27,7 @@ from experiments import common
 from experiments.flags import definition, images, model, seed, text
 from massive_jax.analysis import SINK_SHARE, Thresholds, null_interval
 from massive_jax.data import Windows, load_text
-from massive_jax.evaluate import ATTENTION_PASSES, AttentionFindings, Images, input_length, measure_attention
+from massive_jax.evaluate import APART, ATTENTION_PASSES, AttentionFindings, Images, input_length, measure_attention
 from massive_jax.files import write_arrays, write_json
 from massive_jax.report import as_json, label, plot_massive_attention
 from massive_jax.report import number as in_words
@@ -44,6 +44,13 @@ from massive_jax.report.results import (
 )
 
 _DRAWS = flags.DEFINE_integer("random_sets", 100, "Random sets of tokens, the null of constancy.", lower_bound=1)
+_APART = flags.DEFINE_float(
+    "massive_apart",
+    APART,
+    "A massive token's largest magnitude is this many times that of the middle token of its window; 0 to count what is "
+    "large on every token too.",
+    0.0,
+)
 _SINK_SHARE = flags.DEFINE_float(
     "sink_share", SINK_SHARE, "Attention above which another token than the first is a sink.", 0.0, 1.0
 )
@@ -63,6 +70,7 @@ def run(
     thresholds: Thresholds,
     *,
     source: str | Sequence[str],
+    apart: float = APART,
     draws: int = 100,
     seed: int = 0,
     sink_share: float = SINK_SHARE,
@@ -71,13 +79,21 @@ def run(
     tokens = ATTENTION_PASSES * len(data.inputs) * input_length(model, data.inputs)
     with common.progress(tokens, f"attention of {model.title}") as progress:
         found = measure_attention(
-            model, data, thresholds=thresholds, draws=draws, seed=seed, sink_share=sink_share, progress=progress
+            model,
+            data,
+            thresholds=thresholds,
+            apart=apart,
+            draws=draws,
+            seed=seed,
+            sink_share=sink_share,
+            progress=progress,
         )
     table = _layers(found)
     stages = {} if found.birth is None else _stages(table, found.birth)
     result = MassiveAttention(
         **common.header(model, data.inputs, source, data.bos if isinstance(data, Windows) else None),
         thresholds=thresholds,
+        apart=apart,
         draws=draws,
         seed=seed,
         sink_share=sink_share,
@@ -85,6 +101,7 @@ def run(
         finding=_finding(found, stages, thresholds, "windows" if isinstance(data, Windows) else "images"),
         with_massive=found.with_massive,
         massive=tuple(MassiveCount(**vars(tokens)) for tokens in found.massive[:_MOST]),
+        everywhere=found.everywhere,
         birth=found.birth,
         before=stages.get("before"),
         after=stages.get("after"),
@@ -169,16 +186,24 @@ def _stages(layers: Sequence[AttentionOfLayer], birth: int) -> dict[str, Attenti
 
 def _finding(found: AttentionFindings, stages: dict[str, AttentionOfSome], thresholds: Thresholds, what: str) -> str:
     """What was found, in one sentence."""
+    definition = f"above {in_words(thresholds.magnitude)} and {in_words(thresholds.ratio)} times the median"
+    if not stages and found.everywhere:
+        return (
+            f"no massive tokens: {found.everywhere:,} are {definition}, and none stands apart from the others of its "
+            f"{what[:-1]} (a residual sink)"
+        )
     if not stages:
-        definition = f"above {in_words(thresholds.magnitude)} and {in_words(thresholds.ratio)} times the median"
         return f"no massive activations: no token of {found.windows} {what} is {definition}"
     stage = stages.get("after", stages["before"])
     before = f", {100 * stages['before'].concentration:.0f} % before" if "after" in stages else ""
-    return (
+    finding = (
         f"{100 * stage.concentration:.0f} % of attention lands on massive tokens in layers {stage.first} to "
-        f"{stage.last}{before} ({100 * stage.baseline:.0f} % were it uniform); what they add varies "
-        f"{in_words(stage.spread, 2)} times its mean, random tokens' {in_words(stage.random_spread, 2)} times"
+        f"{stage.last}{before} ({100 * stage.baseline:.0f} % were it uniform)"
     )
+    if not np.isfinite(stage.random_spread):  # there are not as many others
+        return finding
+    varies = [in_words(spread, 2) for spread in (stage.spread, stage.random_spread)]
+    return f"{finding}; what they add varies {varies[0]} times its mean, random tokens' {varies[1]} times"
 
 
 def show(result: MassiveAttention) -> None:
@@ -195,7 +220,7 @@ def show(result: MassiveAttention) -> None:
             layer.logit_massive,
             layer.logit_others,
             layer.spread,
-            f"{layer.random_spread.low:.2f} to {layer.random_spread.high:.2f}",
+            _range(layer.random_spread),
             *(layer.rest_spread, layer.across_windows, layer.update_norm, layer.rest_norm),
             *(layer.vectors["key"].massive.cosine, layer.vectors["key"].others.cosine),
         )
@@ -219,6 +244,10 @@ def show(result: MassiveAttention) -> None:
     print(f"{result.model}: {result.finding}")
 
 
+def _range(null: Null) -> str | None:
+    return f"{null.low:.2f} to {null.high:.2f}" if np.isfinite(null.low) else None
+
+
 def main() -> None:
     """Runs the binary."""
     common.check_inputs()
@@ -239,6 +268,7 @@ def main() -> None:
         out,
         definition.thresholds(),
         source=source,
+        apart=_APART.value,
         draws=_DRAWS.value,
         seed=seed.SEED.value,
         sink_share=_SINK_SHARE.value,

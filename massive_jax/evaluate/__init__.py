@@ -10,6 +10,7 @@ from massive_jax.evaluate.agreement import (
     scorer_of,
 )
 from massive_jax.evaluate.attention import (
+    APART,
     ATTENTION_PASSES,
     AttentionFindings,
     AttentionNumbers,
@@ -60,6 +61,7 @@ from massive_jax.evaluate.scores import Scores
 from massive_jax.evaluate.super_weights import measure_super_weights, super_weight_passes
 
 __all__ = [
+    "APART",
     "ATTENTION_PASSES",
     "CONTROLS",
     "KNOWN",

@@ -39,6 +39,7 @@ from massive_jax.models import BlockConfig
 from massive_jax.probe import Measure
 
 ATTENTION_PASSES = 2  # of `measure_attention` over the windows
+APART = 5.0  # times the largest magnitude of the window's middle token: less is a residual sink's
 _OTHERS = 8  # tokens of a window that are not massive, whose vectors are looked at
 
 
@@ -136,6 +137,7 @@ class AttentionFindings:
       windows: how many windows or images.
       with_massive: how many of them have a massive token.
       massive: those tokens, the most frequent first.
+      everywhere: how many tokens meet the definition and do not stand apart: others are about as large.
       birth: the first layer whose largest activations have full size (`full_size_layer`), None without massive tokens.
       numbers: by layer; None without massive tokens.
       sinks: the secondary sinks of a causal model; none without massive tokens.
@@ -144,6 +146,7 @@ class AttentionFindings:
     windows: int
     with_massive: int
     massive: tuple[MassiveTokens, ...] = ()
+    everywhere: int = 0
     birth: int | None = None
     numbers: AttentionNumbers | None = None
     sinks: tuple[SinkGroup, ...] = ()
@@ -154,6 +157,7 @@ def measure_attention(
     data: Windows | Images,
     *,
     thresholds: Thresholds = DEFINITION,
+    apart: float = APART,
     draws: int = 100,
     seed: int = 0,
     sink_share: float = SINK_SHARE,
@@ -161,12 +165,15 @@ def measure_attention(
 ) -> AttentionFindings:
     """Measures what attention does with the massive tokens of every window, before and after the softmax.
 
-    A token is massive where its largest magnitude meets the definition in the output of a layer, of one at least.
+    A token is massive where its largest magnitude meets the definition in the output of a layer, of one at least, and
+    stands apart there: in a residual sink, a dim that is large on every token (arXiv 2601.22966), it is like any other.
 
     Args:
       model: the model.
       data: windows of one length, or images.
       thresholds: what is massive.
+      apart: how many times the largest magnitude of the window's middle token (the lower of two) a massive token's is;
+        0 to count what does not stand apart too.
       draws: R, how many random sets of tokens the massive ones are held against.
       seed: of the random tokens; a window's are its own, whatever the others are.
       sink_share: share of attention above which another token than the first is a sink (`find_secondary_sinks`).
@@ -189,14 +196,14 @@ def measure_attention(
     if isinstance(data, Windows) and data.mask is not None:
         raise ValueError("attention is measured on windows of one length; cut them with cut_windows.")
     draws, seed = whole_number("draws", draws, 1), seed_number(seed)
-    sink_share = number("sink_share", sink_share, 0, 1)
+    apart, sink_share = number("apart", apart, 0), number("sink_share", sink_share, 0, 1)
     inputs = data.inputs
     if input_length(model, inputs) < 2:
         raise ValueError("windows of a single token have nothing to attend to; give at least two.")
-    member, largest = _find_massive(model, inputs, thresholds, progress)
+    member, everywhere, largest = _find_massive(model, inputs, thresholds, apart, progress)
     with_massive = int(member.any(axis=1).sum())
     if not with_massive:
-        return AttentionFindings(len(inputs), 0)
+        return AttentionFindings(len(inputs), 0, everywhere=everywhere)
     total = _Total(model, draws, sink_share)
     # Of one program for every corpus, nearly: room for a power of two of massive tokens.
     size = 1 << int(member.sum(axis=1).max() - 1).bit_length()
@@ -208,15 +215,20 @@ def measure_attention(
         found = _run(model, full[0], {"sets": full[1], "others": full[2]})
         total.add(_first(found, len(batch)), member[which], others, batch)
     massive = tuple(MassiveTokens(*which, count) for which, count in total.massive.most_common())
-    birth = full_size_layer(largest)
-    return AttentionFindings(len(inputs), with_massive, massive, birth, total.numbers(), total.sinks.groups())
+    birth, sinks = full_size_layer(largest), total.sinks.groups()
+    return AttentionFindings(len(inputs), with_massive, massive, everywhere, birth, total.numbers(), sinks)
 
 
 def _find_massive(
-    model: Model, inputs: np.ndarray, thresholds: Thresholds, progress: Progress | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first pass: which tokens are massive, bool [W, T], and each layer's largest magnitude, mean over windows."""
-    member, largest = [], np.zeros(model.config.num_layers)
+    model: Model, inputs: np.ndarray, thresholds: Thresholds, apart: float, progress: Progress | None
+) -> tuple[np.ndarray, int, np.ndarray]:
+    """The first pass.
+
+    Returns:
+      Which tokens are massive, bool [W, T]; how many meet the definition besides; each layer's largest magnitude, mean
+      over windows.
+    """
+    member, everywhere, largest = [], 0, np.zeros(model.config.num_layers)
     capture = Measure("tokens", "block_out", largest_of_tokens)
     rows = 0
     for _, batch in batches(inputs, progress, input_length(model, inputs)):
@@ -228,9 +240,12 @@ def _find_massive(
         if not finite.all():
             raise not_finite(model, f"block {int(np.argmin(finite)) + 1}")
         ratio = size / np.maximum(median, np.finfo(np.float32).tiny)[..., None]
-        member.append(((size > thresholds.magnitude) & (ratio > thresholds.ratio)).any(axis=0))
+        met = (size > thresholds.magnitude) & (ratio > thresholds.ratio)
+        middle = np.sort(size, axis=2)[..., (size.shape[2] - 1) // 2, None]
+        member.append((met & (size > apart * middle)).any(axis=0))
+        everywhere += int((met.any(axis=0) & ~member[-1]).sum())
         largest += size.max(axis=2).sum(axis=1, dtype=np.float64)
-    return np.concatenate(member), largest / len(inputs)
+    return np.concatenate(member), everywhere, largest / len(inputs)
 
 
 def _sets(

@@ -168,7 +168,7 @@ def test_what_slots_and_gates_change_is_not_called_an_error(kind, windows):
 def test_images(tiny_images):
     """All see all; nothing is before or after another."""
     model = random_model(TINY_VISION)
-    found = measure_attention(model, Images(tiny_images, ("a", "b")), thresholds=Thresholds(0, 4.5), draws=3)
+    found = measure_attention(model, Images(tiny_images, ("a", "b")), thresholds=Thresholds(0, 4.5), apart=0, draws=3)
     names = model.token_texts(tiny_images[0])
     assert found.with_massive > 0
     assert all(names[tokens.position] == tokens.token for tokens in found.massive)
@@ -184,11 +184,18 @@ def test_without_massive_tokens_there_is_nothing_to_measure(tiny_model):
     assert (found.windows, found.with_massive, found.massive, found.birth, found.numbers) == (2, 0, (), None, None)
 
 
+def test_a_residual_sink_marks_no_token(tiny_model):
+    """What every token meets, none stands apart in."""
+    windows = Windows(np.arange(24, dtype=np.int32).reshape(2, 12), 12, False)
+    found = measure_attention(tiny_model, windows, thresholds=Thresholds(0, 0))
+    assert (found.with_massive, found.everywhere, found.numbers) == (0, 24, None)
+
+
 @pytest.mark.slow
 def test_where_every_token_is_massive(tiny_model):
     """There are no others: no null, no numbers of them, and still the rest."""
     windows = Windows(np.arange(24, dtype=np.int32).reshape(2, 12), 12, False)
-    found = measure_attention(tiny_model, windows, thresholds=Thresholds(0, 0), draws=2).numbers
+    found = measure_attention(tiny_model, windows, thresholds=Thresholds(0, 0), apart=0, draws=2).numbers
     np.testing.assert_allclose(found.concentration, 1, rtol=1e-5)
     np.testing.assert_allclose(found.baseline, 1)
     assert np.isnan(found.spreads.random).all()
@@ -210,6 +217,7 @@ def test_what_cannot_be_measured_is_refused(tiny_model):
     refused("at least two", Windows(tokens[:, :1], 1, False))
     refused(r"give Thresholds\(magnitude, ratio\)", thresholds=3)
     refused("draws is 0", draws=0)
+    refused("apart is -1", apart=-1)
     refused("sink_share is 2", sink_share=2)
     refused("seed", seed=0.5)
 

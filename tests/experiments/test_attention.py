@@ -14,6 +14,8 @@ from tests.experiments.conftest import HEADS, LAYERS
 TEXT = "".join(f"line {i:02d} of the small book. It is short.\n" for i in range(10))
 WINDOWS = ("--windows=5", "--context=16", "--bos", "--random_sets=3", "--massive_ratio=500")
 
+NO_THRESHOLDS = ("--massive_magnitude=0", "--massive_ratio=0")
+
 
 def test_a_planted_massive_token(run, tiny, text_file):
     """BOS is massive from the embedding on."""
@@ -64,5 +66,8 @@ def test_nothing_massive_is_said_in_one_sentence(run, text_file):
     assert got["finding"] == sentence
     assert sentence in run.out
     assert [path.name for path in run.workdir.iterdir()] == ["attention.json"]
+    everywhere = run("attention", f"--text={text_file}", "--windows=5", "--context=16", *NO_THRESHOLDS)
+    assert everywhere["everywhere"] == 80
+    assert everywhere["finding"].startswith("no massive tokens: 80 are above 0 and 0 times the median, and none")
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_massive_attention(got, run.workdir / "a.png")

@@ -156,7 +156,9 @@ class MassiveAttention(Run):
     """attention.json; attention.npz has the implicit bias itself: bias, float32 [layers, heads, head width].
 
     Attributes:
-      thresholds: the definition of massive; a token is that meets it in the output of a layer, of one at least.
+      thresholds: the definition of massive; a token is that meets it in the output of a layer, of one at least, …
+      apart: … and is there this many times as large as the middle token of its window: in a residual sink, a dim that
+        is large on every token, none is.
       draws: random sets of tokens.
       seed: of those.
       sink_share: of attention, above which another token than the first is a secondary sink.
@@ -164,6 +166,7 @@ class MassiveAttention(Run):
       finding: what was found, in one sentence.
       with_massive: how many windows, or images, have a massive token.
       massive: those tokens, the most frequent first.
+      everywhere: how many more meet the definition, and do not stand apart.
       birth: the first layer whose largest activations have full size; None without massive tokens.
       before: the layers up to that one, whose attention reads what is before it.
       after: the layers after it.
@@ -174,6 +177,7 @@ class MassiveAttention(Run):
     """
 
     thresholds: Thresholds = DEFINITION
+    apart: float
     draws: int
     seed: int = 0
     sink_share: float
@@ -181,6 +185,7 @@ class MassiveAttention(Run):
     finding: str
     with_massive: int
     massive: tuple[MassiveCount, ...]
+    everywhere: int = 0
     birth: int | None
     before: AttentionOfSome | None = None
     after: AttentionOfSome | None = None
