@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from massive_jax.arguments import number
 
-NEARLY_ALL, NOTICEABLE = 0.9, 0.01
+NEARLY_ALL, NOTICEABLE = 0.8, 0.01
 
 
 def shares_alone(original: float, together: float, alone: Sequence[float]) -> list[float]:
@@ -28,7 +28,7 @@ def shares_alone(original: float, together: float, alone: Sequence[float]) -> li
 def carrier(
     original: float, together: float, alone: Sequence[float], *, share: float = NEARLY_ALL, least: float = NOTICEABLE
 ) -> int | None:
-    """Finds the one place that alone has nearly all of the effect that an edit of several has.
+    """Finds the one place that alone has nearly all of the effect that an edit of several has: four fifths of it.
 
     Arguments are those of `shares_alone`, and:
       share: what part counts as nearly all.

@@ -142,17 +142,6 @@ def measure_effects(
 
     Raises:
       ValueError: as `intervene`; too few other places to draw controls from; the unedited model's score is not finite.
-
-    Examples:
-      >>> from massive_jax.data import cut_windows, load_text
-      >>> from massive_jax.evaluate import Closer, Operation, measure_effects, parse_places
-      >>> windows = cut_windows(model, load_text("python"), windows=4, context=32)
-      >>> places, operations = parse_places("0:507,0:247"), [Operation("zero")]
-      >>> effects = measure_effects(model, windows, 12, places, operations, closer=Closer(draws=1))
-      >>> [effects.original.mean < 5 < scores["zero"].mean for scores in effects.alone.values()]
-      [True, False]
-      >>> max(control.scores["zero"].mean - effects.original.mean for control in effects.controls) < 0.2
-      True
     """
     (layer,) = check_layers([layer], model.config.num_layers, "layer")
     check_places(model, data, places)
