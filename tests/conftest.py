@@ -2,16 +2,23 @@
 
 import atexit
 import dataclasses
+import gc
 import os
 import pathlib
 import shutil
 import tempfile
 
 # Programs are compiled without LLVM's optimisations and by the older of XLA's two code generators for fused loops:
-# compiling takes longer than running a tiny model, and this is half the processor time of parity and edit tests. Before
-# jax is imported; processes that tests start inherit it.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# compiling takes longer than running a tiny model, and this is half the processor time of parity and edit tests. Nor is
+# the code of a program dealt out to threads: the tests fill the processors by themselves. Before jax is imported;
+# processes that tests start inherit it.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
 )
 # Every program is compiled once in a run of the tests: the first process makes a directory for what is compiled, which
 # xdist's workers and the processes that tests start inherit, and removes it at its end.
@@ -28,6 +35,14 @@ import pytest
 import massive_jax as mj
 from massive_jax.inputs.tokenizer import Tokenizer
 from tests.fixtures.tiny import BOS, TINY, TINY_VISION, random_model
+
+
+# Of a million objects most are of packages and stay: looking through them all again and again was 8 % of the time.
+gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_collection_finish():
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
