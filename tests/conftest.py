@@ -36,7 +36,6 @@ import massive_jax as mj
 from massive_jax.inputs.tokenizer import Tokenizer
 from tests.fixtures.tiny import BOS, TINY, TINY_VISION, random_model
 
-
 # Of a million objects most are of packages and stay: looking through them all again and again was 8 % of the time.
 gc.set_threshold(20_000, 20, 20)
 

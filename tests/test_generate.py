@@ -27,7 +27,21 @@ SETTINGS = {
     "learned": {"position": "learned", "position_offset": 2},
     "experts": {"mlp": "experts", "experts": ExpertsConfig(4, 2)},
     "sinks": {"attention_bias": AttentionBias("sink")},
+    # Several of them in one model: each would show in it.
+    "some layers windowed, sinks": {
+        "window": 3,
+        "window_layers": (True, False, True, False),
+        "local_rope": RopeConfig(theta=7.0),
+        "attention_bias": AttentionBias("sink"),
+    },
+    "learned, experts": {
+        "position": "learned",
+        "position_offset": 2,
+        "mlp": "experts",
+        "experts": ExpertsConfig(4, 2),
+    },
 }
+QUICK = ("default", "alibi", "some layers windowed, sinks", "learned, experts")
 
 
 def assert_same(got, expected, name):
@@ -62,13 +76,15 @@ def check_against_full_forward(model, run, prompt, names, edits=None):
     assert everything.shape[1] == T + NEW - 1
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "setting", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SETTINGS]
+)
 def test_equals_the_full_forward_pass_at_every_site(make_model, tiny_tokens, setting):
     model = make_model(**SETTINGS[setting])
     prompt = tiny_tokens[:, :PROMPT]
     # Whatever is wrong elsewhere shows here.
     names: tuple[str, ...] = ("attn_logits", "attn_probs", "block_out", "logits")
-    if setting in ("default", "experts"):
+    if setting in ("default", "experts", "learned, experts"):
         names = tuple(site for site in ALL_SITES if site not in model.config.absent_sites)
     run = model.generate(prompt, max_new_tokens=NEW, capture=mj.Capture(names), keep_logits=True)
     check_against_full_forward(model, run, prompt, names)
@@ -109,6 +125,10 @@ def test_edits_reach_prompt_and_new_tokens(tiny_model, tiny_tokens):
         mj.Edit("mlp_out", layer=1, position=PROMPT + 2, op="scale", value=-3.0),
         mj.Edit("value", layer=3, position=None, dim=2, op="add", value=1.0),
         mj.Edit("attn_out", layer=4, position=[0, -1], op="set", value=0.5),
+        # Noise is that of the full pass: drawn by the place in the sequence.
+        mj.Edit("mid", layer=2, op="noise", value=0.7, seed=5),
+        mj.Edit("attn_logits", layer=3, op="noise", value=0.5, seed=6),
+        mj.Edit("attn_probs", layer=2, key=1, op="noise", value=0.1, seed=7),
     ]
     names = ("attn_probs", "value", "attn_out", "mlp_out", "block_out", "logits")
 
@@ -117,9 +137,12 @@ def test_edits_reach_prompt_and_new_tokens(tiny_model, tiny_tokens):
 
     check_against_full_forward(tiny_model, run(edits), prompt, names, edits)
     # Each by itself, beside others that change nothing: one program serves all.
-    nothing = [dataclasses.replace(edit, op="add", value=0.0) for edit in edits]
+    nothing = [
+        dataclasses.replace(edit, value=0.0) if edit.op == "noise" else dataclasses.replace(edit, op="add", value=0.0)
+        for edit in edits
+    ]
     plain = run(nothing)
-    for i in range(2):
+    for i in (0, 1, 4):
         alone = run([*nothing[:i], edits[i], *nothing[i + 1 :]])
         assert not np.allclose(alone.logits[-1], plain.logits[-1])
     with pytest.raises(ValueError, match=f"positions 0 to {PROMPT + NEW - 1}"):
@@ -147,7 +170,8 @@ def test_padding_changes_nothing(make_model, tiny_tokens, setting):
         np.testing.assert_array_equal(both.tokens[row, -NEW:], single.tokens[0, -NEW:])
 
 
-def test_padding_anywhere_gives_the_statistics_of_each_prompt_alone(make_model):
+@pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.slow)])  # a program for each length
+def test_padding_anywhere_gives_the_statistics_of_each_prompt_alone(make_model, which):
     model = make_model(num_layers=2, attention_bias=AttentionBias("kv", slots=2))
     rows = [[1, 2, 3], [4, 5, 6, 7, 8]]
     tokens, mask = np.full((2, 7), 9**9), np.zeros((2, 7), bool)
@@ -165,32 +189,21 @@ def test_padding_anywhere_gives_the_statistics_of_each_prompt_alone(make_model):
     options = {"max_new_tokens": NEW, "capture": capture, "edits": edits, "keep_logits": True}
     both = model.generate(tokens, mask=mask, **options)
     np.testing.assert_array_equal(both.tokens[:, :7], tokens)
-    for b, row in enumerate(rows):
-        single = model.generate(np.array([row]), **options)
-        np.testing.assert_array_equal(both.tokens[b, 7:], single.tokens[0, len(row) :])
-        assert_same(both.logits[:, b], single.logits[:, 0], "logits")
-        # [L, B, …] of the prompt, [n - 1, L, B, …] of the steps.
-        pairs = [(both.prompt.intermediates, single.prompt.intermediates, 1), (both.steps, single.steps, 2)]
-        for got, alone, axis in pairs:
-            its = jax.tree.map(lambda a, axis=axis, b=b: np.asarray(a).take(b, axis), got)
-            own = jax.tree.map(lambda a, axis=axis: np.asarray(a).take(0, axis), alone)
-            for site, stats in own.items():
-                for name in ("top_values", "median", "max", "kurtosis", "mean"):
-                    if getattr(stats, name) is not None:
-                        assert_same(getattr(its[site], name), getattr(stats, name), f"{site} {name}")
-                for name, index in stats.top_indices.items():
-                    np.testing.assert_array_equal(its[site].top_indices[name], index)
-
-
-def test_noise_while_generating_is_that_of_the_full_pass(tiny_model, tiny_tokens):
-    prompt, names = tiny_tokens[:, :PROMPT], ("value", "attn_probs", "logits")
-    edits = [
-        mj.Edit("mid", layer=2, op="noise", value=0.7, seed=5),
-        mj.Edit("attn_logits", layer=3, op="noise", value=0.5, seed=6),
-        mj.Edit("attn_probs", layer=2, key=1, op="noise", value=0.1, seed=7),
-    ]
-    run = tiny_model.generate(prompt, max_new_tokens=NEW, capture=mj.Capture(names), edits=edits)
-    check_against_full_forward(tiny_model, run, prompt, names, edits)
+    row = rows[which]
+    single = model.generate(np.array([row]), **options)
+    np.testing.assert_array_equal(both.tokens[which, 7:], single.tokens[0, len(row) :])
+    assert_same(both.logits[:, which], single.logits[:, 0], "logits")
+    # [L, B, …] of the prompt, [n - 1, L, B, …] of the steps.
+    pairs = [(both.prompt.intermediates, single.prompt.intermediates, 1), (both.steps, single.steps, 2)]
+    for got, alone, axis in pairs:
+        its = jax.tree.map(lambda a, axis=axis: np.asarray(a).take(which, axis), got)
+        own = jax.tree.map(lambda a, axis=axis: np.asarray(a).take(0, axis), alone)
+        for site, stats in own.items():
+            for name in ("top_values", "median", "max", "kurtosis", "mean"):
+                if getattr(stats, name) is not None:
+                    assert_same(getattr(its[site], name), getattr(stats, name), f"{site} {name}")
+            for name, index in stats.top_indices.items():
+                np.testing.assert_array_equal(its[site].top_indices[name], index)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +214,14 @@ def test_operations_on_a_whole_sequence_are_refused_while_generating(tiny_model,
         tiny_model.generate(tiny_tokens, max_new_tokens=2, edits=mj.Edit("mid", layer=1, **edit))
 
 
-@pytest.mark.parametrize("placed", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_dynamic_rotary_scaling_is_by_the_tokens_there_are(make_model, tiny_tokens, placed):
+@pytest.mark.parametrize(
+    ("placed", "lengths"),
+    [
+        (True, (3, 6, 8, 11)),  # each is a program
+        *(pytest.param(placed, tuple(range(3, 12)), marks=pytest.mark.slow) for placed in (True, False)),
+    ],
+)
+def test_dynamic_rotary_scaling_is_by_the_tokens_there_are(make_model, tiny_tokens, placed, lengths):
     """Past the original context every token is turned anew: each step is a pass over all there is so far."""
     bias = {"attention_bias": AttentionBias("kv", slots=2, prefix=True)} if placed else {}
     model = make_model(
@@ -213,10 +232,11 @@ def test_dynamic_rotary_scaling_is_by_the_tokens_there_are(make_model, tiny_toke
     run = model.generate(tokens, mask=mask, max_new_tokens=NEW, keep_logits=True, edits=edit)
     for row, length in enumerate((3, 6)):
         for step in range(NEW):
-            text = run.tokens[row, mask.shape[1] - length :][: length + step]
-            assert_same(
-                run.logits[step, row], np.asarray(model(text[None], edits=edit).logits)[0, -1], f"{row}, {step}"
-            )
+            if length + step in lengths:
+                text = run.tokens[row, mask.shape[1] - length :][: length + step]
+                assert_same(
+                    run.logits[step, row], np.asarray(model(text[None], edits=edit).logits)[0, -1], f"{row}, {step}"
+                )
 
 
 @pytest.mark.slow

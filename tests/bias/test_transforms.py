@@ -21,6 +21,8 @@ MODELS = {
     "learned positions": {"position": "learned"},
     "alibi": {"position": "alibi", "alibi": AlibiConfig(before_scale=True)},
 }
+# A window for some layers has one that hides the prefix; positions that are learned are slots without a rotation.
+REPEATS = ("rope, a window that hides the prefix",)
 
 
 def behind(tokens, prefix=PREFIX):
@@ -32,7 +34,9 @@ def same_params(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in REPEATS else ()) for case in MODELS]
+)
 def test_absorbed_prefix_is_exact(make_model, tiny_tokens, case):
     model = make_model(**MODELS[case])
     explicit = rebuild(model, *absorb_prefix(model.config, model.params, PREFIX))
@@ -98,7 +102,7 @@ def test_absorbed_mean(make_model, tiny_tokens):
         )
 
 
-@pytest.mark.parametrize("position", ["rope", "learned"])
+@pytest.mark.parametrize("position", ["rope", pytest.param("learned", marks=pytest.mark.slow)])
 def test_absorbed_sink_token(make_model, tiny_tokens, position):
     model = make_model(attention_bias=AttentionBias("sink_token", slots=2), position=position)
     explicit = rebuild(model, *absorb_sink_token(model.config, model.params))

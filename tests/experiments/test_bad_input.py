@@ -263,13 +263,20 @@ class TestCheckpoint:
         assert "MASSIVE_JAX_WHEEL" in fails("layerwise", "--model=smollm2_135m")
 
 
+NO_SPACE = OSError(28, "No space left on device", "results/x"), 1, "results/x: No space left on device."
+INTERRUPTED = KeyboardInterrupt(), 130, "interrupted."
+
+
 class TestFailureWhileWriting:
-    @pytest.mark.parametrize("name", ["layerwise", "feature_map", "attention_map", "intervene"])
     @pytest.mark.parametrize(
-        ("error", "status", "message"),
+        ("error", "status", "message", "name"),
         [
-            (OSError(28, "No space left on device", "results/x"), 1, "results/x: No space left on device."),
-            (KeyboardInterrupt(), 130, "interrupted."),
+            *((*NO_SPACE, name) for name in ("layerwise", "feature_map", "attention_map", "intervene")),
+            (*INTERRUPTED, "layerwise"),
+            *(
+                pytest.param(*INTERRUPTED, name, marks=pytest.mark.slow)
+                for name in ("feature_map", "attention_map", "intervene")
+            ),
         ],
     )
     def test_leaves_nothing_half_written(

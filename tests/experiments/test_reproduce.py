@@ -135,7 +135,7 @@ common.run_experiment(layerwise.main)
 
 
 class TestProcess:
-    @pytest.mark.parametrize("name", ["layerwise", "intervene"])
+    @pytest.mark.parametrize("name", ["layerwise", pytest.param("intervene", marks=pytest.mark.slow)])
     def test_help(self, name):
         process = binary(name, "--help")
         out, err = process.communicate(timeout=60)
@@ -144,7 +144,7 @@ class TestProcess:
         for word in (f"python -m experiments.{name}", f"{name}.json", "--workdir", "traceback", "--model", "--text"):
             assert word in out
 
-    def test_success_then_bad_input(self, tiny_directory, tmp_path):
+    def test_success(self, tiny_directory, tmp_path):
         process = binary("layerwise", f"--model={tiny_directory}", f"--workdir={tmp_path / 'out'}")
         out, err = process.communicate(timeout=120)
         assert (process.returncode, err) == (0, "")
@@ -152,15 +152,22 @@ class TestProcess:
         assert {path.name for path in (tmp_path / "out").iterdir()} == {"layerwise.json", "layerwise.png"}
         assert json.loads((tmp_path / "out" / "layerwise.json").read_text())["model"] == str(tiny_directory)
 
-        for name, argument in (("intervene", "--sites=nonsense"), ("train_gpt2", "--text=book.txt")):
-            process = binary(name, argument, f"--workdir={tmp_path / 'new'}")
-            out, err = process.communicate(timeout=60)
-            assert process.returncode == 1
-            assert out == ""
-            assert err.startswith("error: ")
-            assert argument.partition("=")[0] in err
-            assert err.count("\n") == 1
-            assert not (tmp_path / "new").exists()
+    @pytest.mark.parametrize(
+        ("name", "argument"),
+        [
+            ("intervene", "--sites=nonsense"),
+            pytest.param("train_gpt2", "--text=book.txt", marks=pytest.mark.slow),
+        ],
+    )
+    def test_bad_input(self, tmp_path, name, argument):
+        process = binary(name, argument, f"--workdir={tmp_path / 'new'}")
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert out == ""
+        assert err.startswith("error: ")
+        assert argument.partition("=")[0] in err
+        assert err.count("\n") == 1
+        assert not (tmp_path / "new").exists()
 
     @pytest.mark.parametrize(
         ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]

@@ -282,7 +282,7 @@ class TestDefaultModel:
 
 
 def test_several_prompts_give_what_each_gives_alone(run):
-    prompts = ("line one. Two", "a longer prompt, of more tokens.\n")
+    prompts = (PROMPT, "a longer prompt, of more tokens\n")  # of lengths that other tests here have
     together = run("layerwise", *(f"--prompt={text}" for text in prompts))["prompts"]
     assert [entry.pop("prompt") for entry in together] == list(prompts)
     for entry, text in zip(together, prompts, strict=True):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,9 +31,14 @@ def test_rows_at_a_time_equal_all_at_once(T, window, bias, softcap, rows):
     query, key, value = (jnp.asarray(rng.normal(size=(B, T, heads, N)), jnp.float32) for heads in (H, K, K))
     shape = {None: None, "keys": (1, H, 1, T), "queries and keys": (B, H, T, T)}[bias]
     added = None if shape is None else jnp.asarray(rng.normal(size=shape), jnp.float32)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(attention, "_ROWS", rows)
-        got = attend(cfg, query, key, value, Surroundings(None, None, added, None))
-    # A mask that is given says nothing of what can be left out.
-    expected = attend(cfg, query, key, value, Surroundings(None, None, added, causal_mask(T, window)[None]))
+
+    @jax.jit
+    def both(query, key, value, added):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(attention, "_ROWS", rows)
+            got = attend(cfg, query, key, value, Surroundings(None, None, added, None))
+        # A mask that is given says nothing of what can be left out.
+        return got, attend(cfg, query, key, value, Surroundings(None, None, added, causal_mask(T, window)[None]))
+
+    got, expected = both(query, key, value, added)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)

@@ -37,6 +37,8 @@ BIASES = {
     "sink": AttentionBias("sink"),
     "sink, shared": AttentionBias("sink", shared=True),
 }
+# Of these the quick tests have others: with another mask, or with what they leave out.
+REPEATS = ("kv", "kv, three slots", "softmax1, two", "sink, shared")
 MASKS = {
     "causal": None,
     "window": None,
@@ -121,7 +123,12 @@ def attention(kernel, cfg, around, slots_module, tokens, slots):
 
 
 @pytest.mark.parametrize(
-    ("case", "mask"), [*((case, "causal") for case in BIASES), ("kv", "window"), ("kv, three slots", "padding")]
+    ("case", "mask"),
+    [
+        *(pytest.param(case, "causal", marks=pytest.mark.slow if case in REPEATS else ()) for case in BIASES),
+        ("kv", "window"),
+        ("kv, three slots", "padding"),
+    ],
 )
 def test_forward_and_gradients(xla_merges, case, mask):
     bias = BIASES[case]
@@ -215,13 +222,15 @@ def test_softcap():
     exact = [{name: torch.tensor(x) for name, x in group.items()} for group in (tokens, slots)]
     expected, probs = naive(bias, *exact, np.array(causal_mask(T))[None], cfg.scale, softcap=2.0)
     around = Surroundings(None, None, None, None)
-    for kernel in ("xla", "tapped"):
-        got = attention(kernel, cfg, around, AttentionSlots(cfg), *jax.tree.map(jnp.float32, (tokens, slots)))
+    both = jax.jit(
+        lambda *given: [attention(kernel, cfg, around, AttentionSlots(cfg), *given) for kernel in ("xla", "tapped")]
+    )
+    for got in both(*jax.tree.map(np.float32, (tokens, slots))):
         assert error(got, expected) < 1e-6
     assert probs.shape[-1] == T + 1
 
 
-@pytest.mark.parametrize("kind", ["kv", "sink_token", "softmax1"])
+@pytest.mark.parametrize("kind", ["kv", pytest.param("sink_token", marks=pytest.mark.slow), "softmax1"])
 def test_sites_have_the_slots_as_last_keys(make_model, tiny_tokens, kind):
     model = make_model(attention_bias=AttentionBias(kind, slots=2))
     out = model(tiny_tokens, capture=[mj.Capture("attn_probs", mass=True, tensor=True), mj.Capture("attn_logits")])
@@ -247,7 +256,7 @@ def _without(model):
     return type(model.module)(config), params | {"layers": layers}, config
 
 
-@pytest.mark.parametrize("position", ["rope", "learned", "alibi"])
+@pytest.mark.parametrize("position", ["rope", "learned", pytest.param("alibi", marks=pytest.mark.slow)])
 def test_sink_token_is_a_token_in_front(make_model, tiny_tokens, position):
     """A learned token beside the sequence gives what the same vector in front of it gives (paper's sink token)."""
     from massive_jax.models import AlibiConfig

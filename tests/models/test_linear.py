@@ -26,8 +26,8 @@ def test_products_and_gradients_are_the_einsums(equation, shape, use_bias):
     sizes = {"B": 2, "T": 5} | dict(zip(kernel_axes, shape, strict=True))
     x = rng.standard_normal([sizes[axis] for axis in axes]).astype(np.float32)
     module = Projection(shape, equation, use_bias)
-    params = module.init(jax.random.key(0), x)["params"]
-    params = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape), jnp.float32), params)
+    params = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(np.float32), params)
 
     def einsum(params, x):
         return jnp.einsum(equation, x, params["kernel"]) + params.get("bias", 0.0)
@@ -35,11 +35,18 @@ def test_products_and_gradients_are_the_einsums(equation, shape, use_bias):
     def ours(params, x):
         return module.apply({"params": params}, x)
 
-    np.testing.assert_allclose(ours(params, x), einsum(params, x), rtol=1e-4, atol=1e-4)
-    weights = jnp.asarray(rng.standard_normal(einsum(params, x).shape), jnp.float32)
-    got, expected = (
-        jax.grad(lambda p, x, f=f: jnp.vdot(weights, f(p, x)), argnums=(0, 1))(params, x) for f in (ours, einsum)
-    )
+    weights = rng.standard_normal(jax.eval_shape(einsum, params, x).shape).astype(np.float32)
+
+    @jax.jit
+    def products_and_gradients(params, x):
+        def loss(params, x, f):
+            out = f(params, x)
+            return jnp.vdot(weights, out), out
+
+        return [jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x, f) for f in (ours, einsum)]
+
+    (got, product), (expected, its) = products_and_gradients(params, x)
+    np.testing.assert_allclose(product, its, rtol=1e-4, atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected)
 
 

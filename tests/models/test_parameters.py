@@ -1,6 +1,7 @@
 """Every parameter says what it is where it is made; who splits, scales, decays and counts them goes by that alone."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -64,6 +65,11 @@ CONFIGS = {
 VISION = [name for name, config in CONFIGS.items() if isinstance(config, VisionConfig)]
 
 
+@functools.cache
+def parameters_of(name):
+    return declared(build(CONFIGS[name]))
+
+
 def sizes_of(config):
     """A size for every letter that a parameter may have."""
     two = getattr(config, "pooling", "") == "class_and_patch_mean"
@@ -76,7 +82,7 @@ def sizes_of(config):
 def test_axes_are_those_of_the_shape_and_users_see_plain_arrays(name):
     config = CONFIGS[name]
     module, sizes = build(config), sizes_of(config)
-    parameters = declared(module)
+    parameters = parameters_of(name)
     for path, it in parameters.items():
         assert it.shape == tuple(sizes[letter] for letter in it.axes), path
         assert it.per_layer == path.startswith("layers/"), path
@@ -127,7 +133,7 @@ def test_axes_are_those_of_the_shape_and_users_see_plain_arrays(name):
     ],
 )
 def test_split(name, path, expected):
-    it = declared(build(CONFIGS[name]))[path]
+    it = parameters_of(name)[path]
     assert spec_of(it.axes, it.shape, MESH) == expected
 
 
@@ -140,7 +146,7 @@ def test_what_does_not_divide_is_whole():
 def test_what_adds_to_the_stream_starts_smaller(name):
     config = CONFIGS[name]
     smaller = 1 / (2 * config.num_layers) ** 0.5
-    for path, it in declared(build(config)).items():
+    for path, it in parameters_of(name).items():
         scale = starting_scale(it, config.num_layers)
         if path in ("layers/attn/out/kernel", "layers/mlp/down/kernel", "layers/experts/down"):
             assert scale == smaller, path
@@ -159,7 +165,7 @@ def test_experts_start_as_other_kernels_do():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_matrices_decay_and_vectors_do_not(name):
-    parameters = declared(build(CONFIGS[name]))
+    parameters = parameters_of(name)
     decays = {
         "/".join(k.key for k in path): it for path, it in jax.tree.leaves_with_path(decayed(build(CONFIGS[name])))
     }

@@ -30,7 +30,7 @@ def error(ours, theirs):
     ("T", "K", "options"),
     [
         (130, 1, {"attention_softcap": 2.0}),
-        (600, 2, {}),  # five blocks of keys and of queries
+        pytest.param(600, 2, {}, marks=pytest.mark.slow),  # five blocks of keys and of queries
         (600, 2, {"window": 70}),  # of which a query sees two
         (600, 4, None),
     ],

@@ -7,12 +7,15 @@ import pytest
 from massive_jax.probe import SITES, Capture, Edit, Stats, compile_captures
 from tests.fixtures.tiny import TINY_SITES
 
+# One of each kind of axes, in every layer and once; the others are the same code.
+EACH_KIND = ("embed", "query", "value", "attn_probs", "mlp_hidden", "block_out", "logits")
 
-@pytest.fixture(scope="module")
-def whole(tiny_model, tiny_tokens):
-    """Every site, every layer, whole, with every reduction."""
+
+@pytest.fixture(scope="module", params=[EACH_KIND, pytest.param(TINY_SITES, marks=pytest.mark.slow)], ids=len)
+def whole(request, tiny_model, tiny_tokens):
+    """Sites whole, in every layer, with every reduction."""
     reductions = dict.fromkeys(("median", "max", "mean", "variance", "kurtosis"), True)
-    others = tuple(site for site in TINY_SITES if site != "attn_probs")
+    others = tuple(site for site in request.param if site != "attn_probs")
     capture = [
         Capture(others, top_k=5, **reductions, tensor=True),
         Capture("attn_probs", top_k=5, **reductions, mass=True, tensor=True),
@@ -20,27 +23,31 @@ def whole(tiny_model, tiny_tokens):
     return jax.device_get(tiny_model(tiny_tokens, capture=capture).intermediates)
 
 
-@pytest.mark.parametrize("site", TINY_SITES)
-def test_reductions_equal_numpys_of_the_whole_tensor(whole, site):
-    stats, axes = whole[site], SITES[site].axes
+def test_reductions_equal_numpys_of_the_whole_tensor(whole):
+    for site, stats in whole.items():
+        check_reductions(site, stats, SITES[site].axes)
+
+
+def check_reductions(site, stats, axes):
     x = stats.tensor.astype(np.float64)
     lead = x.ndim - len(axes) + 1  # [L, B], or [B]
     flat = x.reshape(*x.shape[:lead], -1)
     magnitude = np.abs(flat)
     order = np.argsort(-magnitude, axis=-1, kind="stable")[..., :5]
-    np.testing.assert_array_equal(stats.top_values, np.take_along_axis(flat, order, axis=-1))
+    np.testing.assert_array_equal(stats.top_values, np.take_along_axis(flat, order, axis=-1), site)
     expected = np.unravel_index(order, x.shape[lead:])
     names = {"T": "position", "S": "key", "H": "head", "K": "head"}
     for axis, indices in zip(axes[1:], expected, strict=True):
-        np.testing.assert_array_equal(stats.top_indices[names.get(axis, "dim")], indices)
+        np.testing.assert_array_equal(stats.top_indices[names.get(axis, "dim")], indices, site)
     assert len(stats.top_indices) == len(axes) - 1
-    np.testing.assert_array_equal(stats.median, np.sort(magnitude, axis=-1)[..., (flat.shape[-1] - 1) // 2])
-    np.testing.assert_array_equal(stats.max, magnitude.max(axis=-1))
+    np.testing.assert_array_equal(stats.median, np.sort(magnitude, axis=-1)[..., (flat.shape[-1] - 1) // 2], site)
+    np.testing.assert_array_equal(stats.max, magnitude.max(axis=-1), site)
     centred = flat - flat.mean(axis=-1, keepdims=True)
-    np.testing.assert_allclose(stats.mean, flat.mean(axis=-1), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(stats.variance, flat.var(axis=-1), rtol=1e-5)
-    np.testing.assert_allclose(stats.kurtosis, (centred**4).mean(axis=-1) / flat.var(axis=-1) ** 2, rtol=1e-4)
-    assert (stats.mass is None) == (site != "attn_probs")
+    np.testing.assert_allclose(stats.mean, flat.mean(axis=-1), rtol=1e-4, atol=1e-6, err_msg=site)
+    np.testing.assert_allclose(stats.variance, flat.var(axis=-1), rtol=1e-5, err_msg=site)
+    kurtosis = (centred**4).mean(axis=-1) / flat.var(axis=-1) ** 2
+    np.testing.assert_allclose(stats.kurtosis, kurtosis, rtol=1e-4, err_msg=site)
+    assert (stats.mass is None) == (site != "attn_probs"), site
 
 
 def test_mass_is_the_mean_over_queries(whole):
@@ -51,7 +58,7 @@ def test_mass_is_the_mean_over_queries(whole):
 
 def test_shapes(whole, tiny_model, tiny_tokens):
     sizes = tiny_model.config.sizes(*tiny_tokens.shape)
-    for name in TINY_SITES:
+    for name in whole:
         site = SITES[name]
         lead = (sizes["L"],) if site.per_layer else ()
         assert whole[name].tensor.shape == lead + site.shape(sizes)

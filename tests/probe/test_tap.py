@@ -213,5 +213,6 @@ def test_compiled_edits_are_the_edits_collection_of_the_module(tiny_model, tiny_
 
 def test_no_capture_keeps_nothing_in_the_model_as_in_the_module(tiny_model, tiny_tokens, tiny_vision, tiny_images):
     for model, inputs in ((tiny_model, tiny_tokens), (tiny_vision, tiny_images)):
-        _, sown = model.module.apply({"params": model.params}, inputs, capture=None, mutable=["intermediates"])
+        apply = jax.jit(lambda p, x, m=model.module: m.apply({"params": p}, x, capture=None, mutable=["intermediates"]))
+        _, sown = apply(model.params, inputs)
         assert sown.get("intermediates", {}) == model(inputs, capture=None).intermediates == {}

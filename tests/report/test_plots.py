@@ -202,6 +202,15 @@ CASES = {
     "overlay-wide": (overlay, _overlay(56, 112, (4, 8), "/a/very/long/path/" + "x" * 90, 4)),
     "intervention-one": (intervention, ({**_intervention(original=1.0), "sites": []},)),
 }
+# As many layers or places as others have, nearly; the smallest and the largest of each figure are quick.
+OTHER_SIZES = (
+    "layerwise-12",
+    "feature-map-64",
+    "attention-late",
+    "attention-last",
+    "intervention-null",
+    "registers-12",
+)
 
 
 def _texts(made):
@@ -222,7 +231,9 @@ def _words(module, *data):
         return [words for words, _ in _texts(module.draw(*data))]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in OTHER_SIZES else ()) for name in CASES]
+)
 def test_no_text_is_cut_or_overlaps(name):
     module, data = CASES[name]
     with style.context():

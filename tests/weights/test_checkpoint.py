@@ -238,8 +238,17 @@ def test_parts_are_moved_on_the_host_as_on_the_device(dtype):
         np.testing.assert_array_equal(got, np.asarray(want))
 
 
-@pytest.mark.parametrize("group_bytes", [1, 20_000, 1 << 30])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "group_bytes"),
+    [
+        ("bfloat16", 1),
+        ("float32", 20_000),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("bfloat16", 20_000), ("bfloat16", 1 << 30), ("float32", 1), ("float32", 1 << 30))
+        ),
+    ],
+)
 def test_a_converted_hugging_face_model_is_the_one_that_is_loaded(tmp_path, monkeypatch, dtype, group_bytes):
     """Through memory that holds one tensor, and one group of layers, after another."""
     sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 5, "num_attention_heads": 3}
@@ -324,7 +333,7 @@ else:
     raise AssertionError
 print("same")
 """
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "model"), str(tmp_path / "converted")],
         env=environment,

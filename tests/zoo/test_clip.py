@@ -67,7 +67,7 @@ def build(directory, reference, **changes):
     return model
 
 
-@parity.each(CASES)
+@parity.each(CASES, quick=1)
 def test_parity(tmp_path, case):
     reference, changes, images = CASES[case]
     parity.assert_parity(tmp_path, reference, build(tmp_path, reference, **changes), images)

@@ -104,7 +104,7 @@ def alibi_once(monkeypatch):
     monkeypatch.setattr(modeling_falcon, "build_alibi_tensor", lambda *args, **kw: whole(*args, **kw) / 2)
 
 
-@parity.each(CASES)
+@parity.each(CASES, quick=1)
 def test_parity(tmp_path, alibi_once, case):
     reference, model = build(tmp_path, **CASES[case])
     parity.assert_parity(tmp_path, reference, model)

@@ -36,7 +36,7 @@ def config(**changes):
     return transformers.Gemma2Config(**decoders.SHAPE | {"head_dim": 16, "query_pre_attn_scalar": 24} | CAPS | changes)
 
 
-@parity.each(CASES)
+@parity.each(CASES, quick=1)
 def test_gemma2(tmp_path, case):
     model = decoders.build(GEMMA2, config(**CASES[case]), tmp_path)
     ours = parity.assert_parity(tmp_path, GEMMA2, model)

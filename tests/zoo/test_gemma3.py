@@ -52,7 +52,7 @@ def config(**changes):
     return transformers.Gemma3TextConfig(**decoders.SHAPE | {"head_dim": 16, "query_pre_attn_scalar": 24} | changes)
 
 
-@parity.each(CASES)
+@parity.each(CASES, quick=1)
 def test_gemma3(tmp_path, case):
     model = decoders.build(GEMMA3, config(**CASES[case]), tmp_path)
     ours = parity.assert_parity(tmp_path, GEMMA3, model)

@@ -72,7 +72,7 @@ def bare(tensors):
     return tensors
 
 
-@parity.each(CASES)
+@parity.each(CASES, quick=1)
 def test_parity(tmp_path, case):
     parity.assert_parity(tmp_path, GPT2, build(tmp_path, **CASES[case]))
 

@@ -54,7 +54,7 @@ def build(directory, **changes):
     return decoders.build(GPT_OSS, transformers.GptOssConfig(**SHAPE | changes), directory)
 
 
-@parity.each(CASES)
+@parity.each(CASES, quick=1)
 def test_parity(tmp_path, case):
     parity.assert_parity(tmp_path, GPT_OSS, build(tmp_path, **CASES[case]))
 

@@ -49,7 +49,7 @@ def build(directory, **changes):
     return model
 
 
-@parity.each(CASES)
+@parity.each(CASES, quick=1)
 def test_parity(tmp_path, case):
     ours = parity.assert_parity(tmp_path, GPTJ, build(tmp_path, **CASES[case]))
     assert ours.config.rope.rotary_dim == (SHAPE | CASES[case])["rotary_dim"]

@@ -37,7 +37,7 @@ def config(**changes):
     return transformers.Qwen2Config(**decoders.SHAPE | changes)
 
 
-@parity.each(CASES)
+@parity.each(CASES, quick=1)
 def test_qwen2(tmp_path, case):
     changes, window = CASES[case]
     model = decoders.build(QWEN2, config(**changes), tmp_path)
