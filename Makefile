@@ -6,27 +6,34 @@ WORKDIR ?= results
 # Test processes side by side; each takes about 3 GB of memory.
 WORKERS ?= 2
 
+.NOTPARALLEL:  # two installations at once into one environment
 .PHONY: demo demo-vision ledger test test-all lint docs bench check-tpu clean
 
-# What the demo needs; and with the tools and references of the tests. Stamps, so that a second run installs nothing.
-$(VENV)/.installed: pyproject.toml
+# One resolution and one installation each, from nothing or on top of what is there; bytecode is then compiled by all
+# processors, where pip would take one. Stamps, so that a second run installs nothing: what the tests need is more than
+# what the demo needs.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable
+COMPILE = $(BIN)/python -m compileall -q -j 0 -x '/site-packages/.*/tests/' $(VENV)/lib > $(VENV)/compiled.log || true
+
+$(VENV)/.made:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "massive_jax needs Python 3.11 or newer; set PYTHON=…")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+$(VENV)/.installed: pyproject.toml | $(VENV)/.made
+	$(INSTALL) .
+	$(COMPILE)
 	touch $@
 
-$(VENV)/.installed-data: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[data]'
-	touch $@
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/.made
+	$(INSTALL) '.[test]'
+	$(COMPILE)
+	touch $(VENV)/.installed $@
 
-$(VENV)/.installed-docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
-	touch $@
+$(VENV)/.installed-data $(VENV)/.installed-docs: $(VENV)/.installed-%: pyproject.toml | $(VENV)/.made
+	$(INSTALL) '.[$*]'
+	$(COMPILE)
+	touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.reproduce --workdir=$(WORKDIR)
