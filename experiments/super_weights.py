@@ -10,12 +10,15 @@ others of its matrix are.
 In every block the MLP's largest output has a place (position, dim); the largest input of the down projection at that
 position is the weight's row, the dim its column. Where the output is massive (--massive_magnitude, and --massive_ratio
 times the median of the block's output) the weight is put to the test: the model with it at 0, beside the model with
-the --others largest others of its matrix at 0. It is a super weight if the first is worse than the whole model and
-than the second, beyond the 95 % intervals of a bootstrap over windows (paired).
+the --others largest others of its matrix at 0. It is a super weight if the first is worse than the whole model by 0.1
+nats a token and more, and worse than the second, beyond the 95 % intervals of a bootstrap over windows (paired).
 
 Can the birth be told from weights alone (arXiv 2605.08504)? Of every block the most that one unit of its MLP can write
 to one dim, given the norm's scale and the MLP's matrices, is set beside where the activations show the birth. Of the
 two blocks that have the largest such gain in one dim, the earlier one is named: what is added is taken away later.
+
+Gemma-3-270M with BOS, which has two dims that are large on every token: no super weight, and the weights name block 17
+where the largest activation is born at block 7.
 
 super_weights.json: `massive_jax.report.results.SuperWeightsOf`.
 """

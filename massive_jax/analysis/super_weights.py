@@ -65,8 +65,8 @@ class SuperWeight(Signature):
       without: the model without it.
       without_others: the model without the largest others of the matrix.
       excess: how far the first's nats are above the second's (paired).
-      confirmed: whether it is a super weight: the loss without it is worse than with it, and than without the others,
-        beyond the intervals (or where there is one window only, by at least 0.01 nats).
+      confirmed: whether it is a super weight: without it the loss is worse by at least 0.1 nats a token, and worse than
+        without the others, both beyond the intervals (with one window, which has none: both by 0.1 nats).
     """
 
     value: float

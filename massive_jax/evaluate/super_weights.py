@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from massive_jax.analysis import DEFINITION, Thresholds, full_size_layer
+from massive_jax.analysis import DEFINITION, Interval, Thresholds, full_size_layer
 from massive_jax.analysis.super_weights import (
     Gain,
     Pruned,
@@ -40,7 +40,7 @@ from massive_jax.probe.order_statistics import median_magnitude
 
 OTHERS, TESTED = 1000, 3
 _SITES = ("mlp_hidden", "mlp_out", "block_out")
-_LEAST = 0.01  # nats a token, where one window gives no interval
+_LEAST = 0.1  # nats a token: less than that is not super
 
 
 def measure_super_weights(
@@ -174,8 +174,13 @@ def _test(
         without=alone,
         without_others=rest,
         excess=excess,
-        confirmed=all((n.value >= _LEAST if n.low is None else n.low > 0) for n in (alone.nats, excess)),
+        confirmed=alone.nats.value >= _LEAST and _above(alone.nats) and _above(excess),
     )
+
+
+def _above(nats: Interval) -> bool:
+    """Whether it is above 0 beyond its interval; without one, as of one window, by as much as counts."""
+    return nats.value >= _LEAST if nats.low is None else nats.low > 0
 
 
 def _without(model: TextModel, weights: MLPWeights, layer: int, rows: np.ndarray, columns: np.ndarray) -> TextModel:

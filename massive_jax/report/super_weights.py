@@ -75,7 +75,7 @@ def told_in_words(told: "FromWeights") -> str:
             f"The weights alone name block {told.named_layer} for the birth; the activations show block "
             f"{told.birth_layer}, number {told.birth_rank} by gain"
         )
-    weight = "the super weight there, too" if told.names_weight else "another weight there than the activations"
+    weight = "the same weight there" if told.names_weight else "another weight there than the activations"
     return f"{found}; they name {weight}."
 
 
@@ -112,7 +112,7 @@ def _draw_layers(made: Any, result: SuperWeightsOf) -> None:
     most = np.array([gain.gain for gain in told.gains])
     curves = (
         Curve(layers, written, style.MASSIVE, "what an MLP adds", 1.3, 2.4),
-        Curve(layers, most, style.BLUE, "at most, by weights", 1.3, 2.4),
+        Curve(layers, most, style.BLUE, "one unit, by weights", 1.3, 2.4),
     )
     width = WIDTH - left - max(style.text_width(curve.name, style.SMALL) for curve in curves) - 0.3 - style.MARGIN
     limits, ticks = (layers[0] - 0.5, layers[-1] + 0.5), style.layer_ticks(int(layers[0]), int(layers[-1]))

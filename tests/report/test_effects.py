@@ -202,6 +202,6 @@ def test_super_weights_say_what_was_found(options, expected):
 def test_what_the_weights_alone_tell():
     right = super_weights.told_in_words(found_weights().found.from_weights)
     assert right.startswith("The weights alone name block 2 for the birth, as the activations show")
-    assert right.endswith("they name the super weight there, too.")
+    assert right.endswith("they name the same weight there.")
     wrong = super_weights.told_in_words(found_weights(birth=1).found.from_weights)
     assert "name block 2 for the birth; the activations show block 1, number 3 by gain" in wrong
