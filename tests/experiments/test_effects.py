@@ -80,7 +80,7 @@ class TestDefaultModel:
     def test_dim_507_alone_does_it(self, run):
         got = run("intervene", "--model=smollm2_135m", "--layer=12", "--places=0:507,0:247", "--draws=2")
         alone = {one["dim"]: one for one in got["alone"]}
-        assert alone[507]["share"] > 0.9
+        assert alone[507]["share"] > 0.8
         assert alone[247]["share"] < 0.05
         assert got["effects"]["zero"]["nats"]["low"] > 10
         for control in got["control_draws"]:
