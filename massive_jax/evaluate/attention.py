@@ -379,8 +379,7 @@ class _Total:
         config, T = self._model.config, member.shape[1]
         found = np.zeros((config.num_layers, len(member)))
         for window, layers in _visible_in(config, T).items():
-            visible = np.asarray(visible_tokens(T, config.causal, window))
-            found[np.array(layers) - 1] = uniform_share(member, visible)
+            found[np.array(layers) - 1] = uniform_share(member, visible_tokens(T, config.causal, window))
         return found
 
     def _name_massive(self, member: np.ndarray, batch: np.ndarray) -> None:

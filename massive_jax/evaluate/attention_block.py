@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from massive_jax.dtypes import product_precision, wide
@@ -32,10 +33,10 @@ def largest_of_tokens(tensors: Mapping[str, Any], data: Any) -> dict[str, Any]:
     return {"largest": jnp.max(jnp.abs(x), axis=-1).astype(wide(x.dtype)), "median": median_magnitude(x)}
 
 
-def visible_tokens(T: int, causal: bool, window: int | None) -> jax.Array:
+def visible_tokens(T: int, causal: bool, window: int | None) -> np.ndarray:
     """Tells whether query t sees token s, bool [T, T]."""
-    distance = jnp.arange(T)[:, None] - jnp.arange(T)[None, :]
-    seen = distance >= 0 if causal else jnp.ones((T, T), bool)
+    distance = np.arange(T)[:, None] - np.arange(T)[None, :]
+    seen = distance >= 0 if causal else np.ones((T, T), bool)
     return seen if window is None else seen & (distance < window)
 
 
@@ -63,7 +64,7 @@ def numbers_of_block(causal: bool, window: int | None) -> _Function:
     def of_block(tensors: Mapping[str, Any], data: Any) -> dict[str, Any]:
         with product_precision(jnp.float32):
             x = {name: x.astype(wide(x.dtype)) for name, x in tensors.items() if name != "positions"}
-            visible = visible_tokens(x["value"].shape[1], causal, window)
+            visible = jnp.asarray(visible_tokens(x["value"].shape[1], causal, window))
             found: dict[str, Any] = _shares(x, visible, data["sets"][:, 0]) | _updates(x, visible, data["sets"])
             for name in VECTORS:
                 flat = x[name].reshape(*x[name].shape[:2], -1)
