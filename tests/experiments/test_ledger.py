@@ -7,6 +7,7 @@ from absl import flags
 
 from experiments import ledger
 from massive_jax.files import write_json
+from massive_jax.report.ledger import MissingError, Results, claims, judge
 
 
 @pytest.fixture
@@ -31,13 +32,14 @@ def test_a_page_of_what_is_there(run, tmp_path):
     page, said = run("--norun")
     assert "3.0e-06 of the logits' norm" in page
     assert "smollm2/census was not run" in page
+    assert "python -m experiments.observe --models=smollm2_135m,gemma3_270m_q4_k_m --text=TEXT" in page
     assert "`python`, " in page
     assert "python -m experiments.explicit_bias --model=smollm2_135m" in page
     assert "undecided" in said
 
 
 def test_results_on_another_text_are_refused(run, tmp_path):
-    write_json(tmp_path / "results" / "gemma" / "census.json", {"text": "book.txt"})
+    write_json(tmp_path / "results" / "gemma" / "super_weights.json", {"text": "book.txt"})
     with pytest.raises(ValueError, match=r"is on the text 'book.txt', not 'python'; give --text=book.txt, or another"):
         run("--norun")
 
@@ -51,11 +53,25 @@ def test_only_what_is_missing_is_run(run, tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, returncode=int("--attention_bias=kv" in command))
 
     monkeypatch.setattr(subprocess, "run", fake)
-    write_json(tmp_path / "results" / "smollm2" / "census.json", {"text": "python"})
+    write_json(tmp_path / "results" / "smollm2" / "super_weights.json", {"text": "python"})
     _, said = run()
     assert len(commands) == len(ledger.runs()) - 1
-    assert not any(c[0] == "experiments.census" and c[-1].endswith("/smollm2") for c in commands)
+    assert not any(c[0] == "experiments.super_weights" and c[-1].endswith("/smollm2") for c in commands)
     assert "failed, and their claims undecided: backcopy/kv" in said
+
+
+def test_every_result_that_a_claim_asks_for_has_a_run(tmp_path):
+    asked = set()
+
+    class Asked(Results):
+        def __getitem__(self, name):
+            asked.add(name)
+            raise MissingError(name)
+
+    for section in claims().values():
+        for claim in section:
+            judge(claim, Asked({}))
+    assert asked <= set(ledger.files_of(tmp_path)), asked - set(ledger.files_of(tmp_path))
 
 
 @pytest.mark.parametrize("page", ["page.txt", "no/such/page.md"])

@@ -225,9 +225,9 @@ def interventions() -> Sequence[Claim]:
         ),
     )
     for operation in operations:
-        rows += each_of("intervene", functools.partial(_of_operation, operation))
+        rows += each_of("edited", functools.partial(_of_operation, operation))
     rows += each_of(
-        "intervene",
+        "edited",
         lambda model, run: Claim(
             paper=MASSIVE,
             states="Setting as many activations of median size to zero changes nothing.",
@@ -239,7 +239,7 @@ def interventions() -> Sequence[Claim]:
         ),
     )
     rows += each_of(
-        "intervene",
+        "edited",
         lambda model, run: Claim(
             paper=REFINED,
             states="In some models setting them to zero does not hurt.",
