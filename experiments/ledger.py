@@ -3,7 +3,7 @@
   python -m experiments.ledger --workdir=results/ledger --page=docs/ledger.md          (make ledger)
   python -m experiments.ledger --workdir=results/ledger --page=docs/ledger.md --norun
 
-Runs what is not in --workdir yet (`observe` of two language models, super weights, BOS as an explicit bias; five small
+Runs what is not in --workdir yet (`observe` of two language models, BOS as an explicit bias; five small
 trainings), each by its own experiment, one after another, and writes the page. All of it takes about 40 minutes on 2
 cores, half of it the trainings, and fetches both models once (93 and 253 MB). A run that fails leaves its claims
 undecided. --register_means is the file of register means that the paper's authors released with DINOv2;
@@ -78,10 +78,8 @@ def runs() -> Mapping[str, Run]:
     found = {
         "observe": Run("observe", "observe", "observatory.json", (models,)),
         "smollm2/explicit_bias": Run("explicit_bias", "smollm2", "explicit_bias.json", (smol,)),
-        "smollm2/super_weights": Run("super_weights", "smollm2", "super_weights.json", (smol,)),
         "gemma/explicit_bias": Run("explicit_bias", "gemma", "explicit_bias.json", (gemma, "--context=256")),
         "gemma_bos/edited": Run("intervene", "gemma", "intervene.json", (gemma, *places)),
-        "gemma_bos/super_weights": Run("super_weights", "gemma", "super_weights.json", (gemma, "--bos")),
     }
     for kind in ("none", "kv", "sink_token", "gate_element", "softmax1"):
         options = ("--preset=backcopy", f"--attention_bias={kind}")
@@ -98,7 +96,7 @@ def files_of(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     """The file of every result that claims ask for."""
     files = {name: workdir / run.directory / run.file for name, run in runs().items()}
     for name, folder in _OBSERVED.items():
-        for of in ("census", "attention", "intervene"):
+        for of in ("census", "attention", "intervene", "super_weights"):
             files[f"{name}/{of}"] = workdir / "observe" / folder / f"{of}.json"
     return {**files, "smollm2/edited": files["smollm2/intervene"], RELEASED: workdir / "register_means.json"}
 

@@ -39,7 +39,7 @@ def test_a_page_of_what_is_there(run, tmp_path):
 
 
 def test_results_on_another_text_are_refused(run, tmp_path):
-    write_json(tmp_path / "results" / "gemma" / "super_weights.json", {"text": "book.txt"})
+    write_json(tmp_path / "results" / "gemma" / "intervene.json", {"text": "book.txt"})
     with pytest.raises(ValueError, match=r"is on the text 'book.txt', not 'python'; give --text=book.txt, or another"):
         run("--norun")
 
@@ -53,10 +53,10 @@ def test_only_what_is_missing_is_run(run, tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, returncode=int("--attention_bias=kv" in command))
 
     monkeypatch.setattr(subprocess, "run", fake)
-    write_json(tmp_path / "results" / "smollm2" / "super_weights.json", {"text": "python"})
+    write_json(tmp_path / "results" / "smollm2" / "explicit_bias.json", {"text": "python"})
     _, said = run()
     assert len(commands) == len(ledger.runs()) - 1
-    assert not any(c[0] == "experiments.super_weights" and c[-1].endswith("/smollm2") for c in commands)
+    assert not any(c[0] == "experiments.explicit_bias" and c[-1].endswith("/smollm2") for c in commands)
     assert "failed, and their claims undecided: backcopy/kv" in said
 
 
