@@ -70,7 +70,6 @@ CENSUS: dict[str, Any] = {
     "sink_rate": 0.6,
     "windows": 5,
     "massive": True,
-    "finding": "massive activations at position 0.",
     "layers": [
         {
             "layer": layer,
@@ -120,7 +119,11 @@ CENSUS: dict[str, Any] = {
         (read.made_by_mlp, 0.9, "dim 7 at block 2: −1,000, of which the MLP −900.0"),
         (read.stepped_down, 1.0, "dim 7 at block 4 of 4, by 900"),
         (read.residual_sink, 80.0, "dim 3 after block 2 on 95.0 % of the tokens, 80.0 × the median"),
-        (read.spike_without_sink, 0.6, "massive activations at position 0; sink rate 60.0 %"),
+        (
+            read.spike_without_sink,
+            0.6,
+            "massive: 1,000 [990.2, 1,010] at dim 7 after block 3, 2,000 × the median; sink rate 60.0 %",
+        ),
     ],
 )
 def test_readings_of_a_census(reading, value, words):

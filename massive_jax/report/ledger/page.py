@@ -10,10 +10,10 @@ from massive_jax.report.words import number
 _INTRODUCTION = """# Replication ledger
 
 What papers on massive activations, attention sinks and outliers claim, and what this project finds of it on the models
-that it can run. Every row has a rule in the code for when the claim counts as reproduced, written before its number was
-looked at unless it says so. Brackets are 95 % over windows of the text; a claim whose rule holds at one end of them
-only is undecided. Models, texts and sizes are others than the papers': a row that is not reproduced says that the
-claim is no law, not that the paper is wrong about its models.
+that it can run. Every row has a rule in the code for when the claim counts as reproduced, written before these results
+were there unless it says so; some numbers of the default model were known from before. Brackets are 95 % over windows
+of the text; a claim whose rule holds at one end of them only is undecided. Models, texts and sizes are others than the
+papers': a row that is not reproduced says that the claim is no law, not that the paper is wrong about its models.
 """
 
 

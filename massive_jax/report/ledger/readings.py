@@ -269,9 +269,8 @@ def spike_without_sink(census: _Json) -> Ours:
     """The sink rate of a model with massive activations; one without has none of which it could be said."""
     if not census["massive"]:
         raise MissingError("it has no massive activations so")
-    return Ours(
-        sink_rate(census).value, words=f"{census['finding'].rstrip('.')}; sink rate {percent(sink_rate(census).value)}"
-    )
+    rate = sink_rate(census).value
+    return Ours(rate, words=f"massive: {largest_over_median(census).words}; sink rate {percent(rate)}")
 
 
 def sink_rate(census: _Json) -> Ours:
