@@ -1,12 +1,12 @@
-"""All of it, of one model or several: census, attention, interventions, without BOS and with it; one comparison.
+"""All of it, of one model or several, without BOS and with it, and one comparison.
 
   python -m experiments.observe --models=smollm2_135m,gemma3_270m_q4_k_m --workdir=results
 
 What a researcher asks of a model, over windows of a text (32 of 64 tokens unless said otherwise): which tokens carry
-massive activations, how constant, where born, what attention does with them, and what becomes of the model without
-them. Writes observatory.json (`massive_jax.report.results.Observatory`) and observatory.png; for each model, without
-BOS and with it, a directory with census.json, attention.json, intervene.json and their figures. The default model takes
-2 to 3 minutes on two cores. `reproduce` is the quick look, at one prompt.
+massive activations, how constant, where born and by which weights, what attention does with them, and what becomes of
+the model without them. Writes observatory.json (`massive_jax.report.results.Observatory`) and observatory.png; for each
+model, without BOS and with it, a directory with census.json, attention.json, intervene.json, super_weights.json and
+their figures. The default model takes 3 to 4 minutes on two cores. `reproduce` is the quick look, at one prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax
 from absl import flags
 
 import massive_jax as mj
-from experiments import attention, census, common, intervene
+from experiments import attention, census, common, intervene, super_weights
 from experiments.flags import definition, models, seed, text
 from massive_jax.analysis import Thresholds
 from massive_jax.data import Windows, cut_windows, load_text
@@ -32,11 +32,12 @@ from massive_jax.report import (
     intervention_metrics,
     metric_rows,
     plot_observatory,
+    weight_metrics,
 )
 from massive_jax.report.results import Intervention, ModelCensus, Observatory, Observed
 
 _WINDOWS, _CONTEXT = 32, 64
-_EDITED = 16  # windows that interventions are made on
+_EDITED = 16  # windows on which the model is changed
 _DRAWS = 2  # of controls of each kind
 _PLACES = 5  # of each layer, in observatory.json
 
@@ -54,19 +55,27 @@ def observe(
     started = time.monotonic()
     counted = census.run(model, data, workdir, thresholds, source=source, seed=seed)
     attended = attention.run(model, data, workdir, thresholds, source=source, seed=seed)
-    changed = _intervene(model, data, counted, workdir, source=source, seed=seed)
+    some = dataclasses.replace(data, tokens=data.tokens[:_EDITED])
+    weights = None
+    if model.config.mlp != "experts":  # of which a weight is one expert's
+        weights = super_weights.run(model, some, workdir, thresholds, source=source)
+    changed = _intervene(model, some, counted, workdir, source=source, seed=seed)
     layers = tuple(dataclasses.replace(layer, places=layer.places[:_PLACES]) for layer in counted.layers)
     return Observed(
         model=model.name,
         bos=data.bos,
         finding=counted.finding,
-        metrics=census_metrics(counted) | attention_metrics(attended) | intervention_metrics(changed),
+        metrics=census_metrics(counted)
+        | attention_metrics(attended)
+        | intervention_metrics(changed)
+        | weight_metrics(weights),
         seconds=time.monotonic() - started,
         census=dataclasses.replace(counted, layers=layers),
         attention=dataclasses.replace(
             attended, layers=tuple(dataclasses.replace(layer, heads=()) for layer in attended.layers)
         ),
         intervention=changed,
+        super_weights=weights,
     )
 
 
@@ -80,13 +89,12 @@ def _intervene(
     seed: int,
 ) -> Intervention:
     """What becomes of the model without its massive activations, where they are born; or as it is, without any."""
-    some = dataclasses.replace(data, tokens=data.tokens[:_EDITED])
     # Those of the first token and the first delimiter that the census found: of others there may be thousands.
     places = [Place(0 if life.place == "start" else life.place, life.dim) for life in counted.lives]
     number = counted.birth or max(counted.layers, key=lambda layer: abs(layer.first[0].mean)).layer
     operations = [Operation("zero"), Operation("mean")] if places else []
     closer = Closer(draws=_DRAWS)
-    return intervene.run(model, some, number, places, operations, workdir, source=source, closer=closer, seed=seed)
+    return intervene.run(model, data, number, places, operations, workdir, source=source, closer=closer, seed=seed)
 
 
 def show(result: Observatory) -> None:

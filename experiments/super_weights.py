@@ -25,21 +25,26 @@ super_weights.json: `massive_jax.report.results.SuperWeightsOf`.
 
 from __future__ import annotations
 
+import pathlib
+
 from absl import flags
 
+import massive_jax as mj
 from experiments import common
 from experiments.flags import definition, model, text
-from massive_jax.data import load_text
+from massive_jax.analysis import Thresholds
+from massive_jax.data import Windows, load_text
 from massive_jax.evaluate import measure_super_weights, super_weight_passes
+from massive_jax.evaluate.super_weights import OTHERS, TESTED
 from massive_jax.files import write_json
 from massive_jax.report import as_json, plot_super_weights, super_weight_rows, super_weight_title, told_in_words
 from massive_jax.report.results import SuperWeightsOf
 
 _OTHERS = flags.DEFINE_integer(
-    "others", 1000, "How many of the largest other weights of the matrix are 0 for comparison.", lower_bound=1
+    "others", OTHERS, "How many of the largest other weights of the matrix are 0 for comparison.", lower_bound=1
 )
 _TESTED = flags.DEFINE_integer(
-    "tested", 3, "In how many blocks a weight is tested at most: those of the largest outputs.", lower_bound=1
+    "tested", TESTED, "In how many blocks a weight is tested at most: those of the largest outputs.", lower_bound=1
 )
 
 if __name__ == "__main__":
@@ -60,25 +65,45 @@ def show(result: SuperWeightsOf) -> None:
     print(told_in_words(result.found.from_weights))
 
 
+def run(
+    model: mj.Model,
+    windows: Windows,
+    workdir: pathlib.Path,
+    thresholds: Thresholds,
+    *,
+    source: str,
+    others: int = OTHERS,
+    tested: int = TESTED,
+) -> SuperWeightsOf:
+    """Measures, writes super_weights.json and super_weights.png, and returns what was written."""
+    with common.progress(windows.tokens.size * super_weight_passes(tested), "super weights") as progress:
+        found = measure_super_weights(
+            model, windows, others=others, tested=tested, thresholds=thresholds, progress=progress
+        )
+    result = SuperWeightsOf(
+        **common.header(model, windows.tokens, source, windows.bos),
+        predicted_tokens=windows.num_predicted,
+        found=found,
+    )
+    write_json(workdir / "super_weights.json", as_json(result))
+    plot_super_weights(result, workdir / "super_weights.png")
+    return result
+
+
 def main() -> None:
     """Runs the binary."""
     out, content = common.workdir(), load_text(text.name())
-    lm = common.load_model()
-    windows = common.windows(lm, content, least=2)
-    with common.progress(windows.tokens.size * super_weight_passes(_TESTED.value), "super weights") as progress:
-        found = measure_super_weights(
-            lm,
-            windows,
-            others=_OTHERS.value,
-            tested=_TESTED.value,
-            thresholds=definition.thresholds(),
-            progress=progress,
-        )
-    result = SuperWeightsOf(
-        **common.header(lm, windows.tokens, text.name()), predicted_tokens=windows.num_predicted, found=found
+    found = common.load_model()
+    windows = common.windows(found, content, least=2)
+    result = run(
+        found,
+        windows,
+        out,
+        definition.thresholds(),
+        source=text.name(),
+        others=_OTHERS.value,
+        tested=_TESTED.value,
     )
-    write_json(out / "super_weights.json", as_json(result))
-    plot_super_weights(result, out / "super_weights.png")
     show(result)
     print(f"wrote {out / 'super_weights.json'} and {out / 'super_weights.png'}")
 

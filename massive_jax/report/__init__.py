@@ -21,6 +21,7 @@ from massive_jax.report.observatory import (
     intervention_metrics,
     metric_rows,
     plot_observatory,
+    weight_metrics,
 )
 from massive_jax.report.overlay import Panel, plot_overlay
 from massive_jax.report.profiles import plot_profiles
@@ -71,6 +72,7 @@ __all__ = [
     "super_weight_rows",
     "super_weight_title",
     "told_in_words",
+    "weight_metrics",
     "write_arrays",
     "write_json",
     "write_report",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from massive_jax.analysis.bootstrap import Interval
 from massive_jax.report import style, words
 from massive_jax.report.curves import logarithmic_ticks
 from massive_jax.report.records import as_record
@@ -19,6 +20,7 @@ from massive_jax.report.results import (
     ModelCensus,
     ModelCensusLayer,
     Observatory,
+    SuperWeightsOf,
     TextSource,
 )
 
@@ -60,13 +62,17 @@ METRICS: Mapping[str, MetricKind] = {
     "perplexity_zero": MetricKind("perplexity, those zero", True),
     "perplexity_mean": MetricKind("perplexity, set to the mean", True, drawn=False),
     "perplexity_control": MetricKind("perplexity, controls zero", True, drawn=False),
+    "super_weights": MetricKind("super weights", drawn=False),
+    "perplexity_super_weight": MetricKind("perplexity, one super weight zero", True, drawn=False),
+    "perplexity_other_weights": MetricKind("perplexity, 1,000 others zero", True, drawn=False),
 }
 """What models are compared by. `largest` is the mean of largest magnitude of the first token in any layer;
 `times_median` that over the layer's median magnitude; `birth` the layer from which massive activations have full size.
 `sink_mass`, `bias_spread`, `rest_spread` and `value_norm_ratio` are means over the layers after the birth, of a model
 without one over all; `concentration`, `implicit_bias_spread` and `logit_gap` the same of all massive tokens of a window
 together (see `MassiveAttention`), over the layers after their birth. `entropy` is the least of any layer;
-`residual_sink` the largest share of tokens with the same largest dim in any layer.
+`residual_sink` the largest share of tokens with the same largest dim in any layer. `perplexity_super_weight` is without
+the one weight that does most, `perplexity_other_weights` without the largest others of its matrix.
 """
 
 
@@ -133,6 +139,24 @@ def intervention_metrics(changed: Intervention | None) -> dict[str, Metric]:
     return found
 
 
+def weight_metrics(found: SuperWeightsOf | None) -> dict[str, Metric]:
+    """Gives what its super weights are to a model in a few numbers; none where there are none to be looked for."""
+    if found is None:
+        return {}
+    count = {"super_weights": Metric(value=len(found.found.confirmed))}
+    if not found.found.tested:
+        return count
+    worst = max(found.found.tested, key=lambda weight: weight.without.nats.value)
+    return count | {
+        "perplexity_super_weight": _of(worst.without.perplexity),
+        "perplexity_other_weights": _of(worst.without_others.perplexity),
+    }
+
+
+def _of(interval: Interval) -> Metric:
+    return Metric(value=interval.value, low=interval.low, high=interval.high)
+
+
 def _finite(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
 
@@ -142,7 +166,7 @@ def metric_rows(result: Observatory) -> Iterator[tuple[str, list[str]]]:
     for name, kind in METRICS.items():
         found = [observed.metrics.get(name) for observed in result.models]
         if any(metric is not None and metric.value is not None for metric in found):
-            yield kind.words, [_cell(metric, whole=name == "birth") for metric in found]
+            yield kind.words, [_cell(metric, whole=name in ("birth", "super_weights")) for metric in found]
 
 
 def _cell(metric: Metric | None, whole: bool) -> str:

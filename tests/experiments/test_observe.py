@@ -34,6 +34,10 @@ def test_it_is_what_its_parts_say(observed):
         changed = read_json(workdir / name / "intervene.json")
         assert one["metrics"]["perplexity"]["value"] == changed["perplexity"]["original"]
         assert (workdir / name / "census.png").exists()
+        weights = read_json(workdir / name / "super_weights.json")
+        confirmed = sum(weight["confirmed"] for weight in weights["tested"])
+        assert one["metrics"]["super_weights"]["value"] == confirmed
+        assert one["attention"]["finding"] == read_json(workdir / name / "attention.json")["finding"]
     assert with_bos["metrics"]["largest"]["value"] == pytest.approx(3000, rel=0.05)
     assert with_bos["metrics"].keys() <= METRICS.keys()
     assert "perplexity_zero" in with_bos["metrics"]

@@ -10,6 +10,7 @@ from massive_jax.report.records import optional
 from massive_jax.report.results.census import ModelCensus
 from massive_jax.report.results.interventions import Intervention
 from massive_jax.report.results.massive_attention import MassiveAttention
+from massive_jax.report.results.super_weights import SuperWeightsOf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class Observed:
       attention: see `MassiveAttention`; without its heads.
       intervention: what becomes of the model without its massive activations; None where it has none, or there are too
         few tokens to predict.
+      super_weights: see `SuperWeightsOf`; None of a mixture of experts.
     """
 
     model: str
@@ -52,6 +54,7 @@ class Observed:
     census: ModelCensus
     attention: MassiveAttention | None = optional()  # noqa: RUF009  (a dataclass field)
     intervention: Intervention | None = optional()  # noqa: RUF009  (a dataclass field)
+    super_weights: SuperWeightsOf | None = optional()  # noqa: RUF009  (a dataclass field)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
