@@ -117,7 +117,8 @@ def find_secondary_sinks(
         made: tuple[int | None, float, float] = (None, np.nan, np.nan)
         if begins > 1:
             before = mlp_norm[: begins - 1, window]
-            ratios = before[:, position] / np.median(np.delete(before, (0, position), axis=1), axis=1)
+            others = np.median(np.delete(before, (0, position), axis=1), axis=1)
+            ratios = before[:, position] / np.maximum(others, np.finfo(np.float32).tiny)
             layer = int(np.argmax(ratios)) + 1
             made = (layer, float(ratios[layer - 1]), float(mlp_cosine[layer - 1, window, position]))
         found.append(SecondarySink(window, position, begins, ends, largest, *made))

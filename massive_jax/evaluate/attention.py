@@ -87,7 +87,7 @@ class AttentionNumbers:
       slots: share on the slots of an attention bias; [L, H].
       logit_massive, logit_others: mean logit of the massive keys and of the others that a query sees; [L, H].
       bias: the massive tokens' value updates, mean over queries and windows: the implicit bias; float32 [L, H, N].
-      across: its spread over windows: root mean square of ‖ū of a window − bias‖, over ‖bias‖; [L].
+      across: its spread over windows: root mean square of ‖ū of a window − bias‖, over ‖bias‖; [L], NaN of one window.
       spreads: how constant the updates are within a window.
       update_norm, rest_norm: mean norm of the massive tokens' updates and of the others', heads concatenated; [L].
       slot_norm: the same of what slots add; None where that is nothing, or not told apart from a gate.
@@ -345,6 +345,7 @@ class _Total:
         gated = self._model.config.gate_axes is not None
         valued = bias is not None and bias.num_slots > 0 and (bias.traits.value or bias.traits.tokens)
         size = np.sqrt(np.square(means["bias"]).sum(axis=(1, 2)))
+        apart = means["squares"] - np.square(size)
         same = ("concentration", "baseline", "slots", "logit_massive", "logit_others", "update_norm", "rest_norm")
         spreads = Spreads(
             massive=means["massive_spread"],
@@ -361,7 +362,7 @@ class _Total:
             intervals=intervals
             | {"spread": self._sums["massive_spread"].interval, "rest_spread": self._sums["rest_spread"].interval},
             bias=means["bias"].astype(np.float32),
-            across=np.sqrt(np.maximum(means["squares"] - np.square(size), 0)) / size,
+            across=np.where(self._sums["squares"].count > 1, np.sqrt(np.maximum(apart, 0)) / size, np.nan),
             spreads=spreads,
             slot_norm=means["apart_norm"] if valued and not gated else None,
             error=None if valued or gated else self._error,

@@ -104,6 +104,15 @@ def test_intervals_are_around_their_means(found):
         assert (means[name] < high).all()
 
 
+def test_one_window_has_no_spread_over_windows(pair, windows):
+    two = Windows(windows.tokens[2:4], 22, False)  # the second has no massive token
+    found = measure_attention(pair[1], two, thresholds=THRESHOLDS, draws=DRAWS)
+    assert (found.windows, found.with_massive) == (2, 1)
+    assert np.isnan(found.numbers.across).all()
+    assert np.isnan(found.numbers.intervals["spread"]).all()
+    assert np.isfinite(found.numbers.spreads.massive).all()
+
+
 def test_secondary_sinks_are_those_of_torchs_shares(found, theirs, windows):
     x = theirs
     first = x["block_out"][:, :, 0]

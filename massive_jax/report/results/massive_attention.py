@@ -78,7 +78,7 @@ class AttentionOfLayer:
       rest_spread: the same of the other tokens' updates Σ_{i∉C} P_qi v_i.
       random_spread: the same of random sets of tokens as large, over the queries that see them.
       across_windows: root mean square over windows of ‖ū of the window − b‖ / ‖b‖; b, the implicit bias, is the mean
-        of all ū, which attention.npz holds.
+        of all ū, which attention.npz holds; null of one window.
       update_norm: mean of ‖u_q‖.
       rest_norm: of the other tokens'.
       slot_norm: of what slots with values add.
