@@ -17,7 +17,7 @@ VERBS = """
 Accepts Bounds Declares Initialises Prepares
 Adds Applies Asks Attends Averages Builds Changes Checks Chooses Closes Compares Compiles Completes
 Computes Configures Continues Converts Copies Counts Cuts Decides Describes Does Downloads Draws Drops Edits
-Embeds Escapes Fetches Fills Finds Gates Gathers Gives Groups Has Holds Joins Keeps Lays Lets Lists Loads
+Embeds Escapes Fetches Fills Finds Fits Gates Gathers Gives Groups Has Holds Joins Keeps Lays Lets Lists Loads
 Locates Makes Maps Marks Measures Mixes Moves Multiplies Names Normalises Notes Opens Orders Pads Passes Places
 Preprocesses Prints Puts Raises Reads Records Reduces Refuses Removes Renders Replaces Resizes Restores Returns
 Rounds Runs Samples Saves Says Sends Sets Shortens Shows Sows Spells Splits Spreads Stacks Starts States Steps

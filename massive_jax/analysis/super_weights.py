@@ -41,7 +41,7 @@ class Signature:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """What a model scores without some weights; intervals are of a bootstrap over windows.
+    """Holds what a model scores without some weights; intervals are of a bootstrap over windows.
 
     Attributes:
       weights: how many are 0.
@@ -56,7 +56,7 @@ class Pruned:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SuperWeight(Signature):
-    """A weight that was put to the test: the model without it, and without the largest others of its matrix.
+    """Describes a weight that was put to the test: the model without it, and without the largest others of its matrix.
 
     Attributes:
       value: of the weight.
@@ -80,7 +80,7 @@ class SuperWeight(Signature):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gain:
-    """The most that one unit of a layer's MLP can write to one dim, by its weights alone: see `mlp_gains`."""
+    """Gives the most that one unit of a layer's MLP can write to one dim, by its weights alone: see `mlp_gains`."""
 
     layer: int
     gain: float
@@ -90,7 +90,7 @@ class Gain:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FromWeights:
-    """What the weights alone say, and whether it is so.
+    """Says what the weights alone tell, and whether it is so.
 
     Attributes:
       gains: of every layer, the largest.

@@ -206,7 +206,7 @@ def take_census(
     state: str | os.PathLike[str] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Counted:
-    r"""Counts, over all windows or images, what `massive_jax.report.results.ModelCensus` is made of.
+    r"""Counts over all windows or images what `massive_jax.report.results.ModelCensus` is made of.
 
     Args:
       model: the model.

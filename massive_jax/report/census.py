@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def plot_census(result: ModelCensus | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draws, against the layers: the largest dim of position 0, its attention, constancy and values, and entropy.
+    """Draws against the layers the largest dim of position 0, its attention, constancy and values, and entropy.
 
     Shaded are 95 % intervals, and what random tokens give in position 0's place.
 
