@@ -68,14 +68,6 @@ def measure_super_weights(
 
     Raises:
       ValueError: a mixture of experts; see also `perplexity`; numbers that are not whole, or below 1.
-
-    Examples:
-      >>> from massive_jax.data import cut_windows, load_text
-      >>> from massive_jax.evaluate import measure_super_weights
-      >>> windows = cut_windows(model, load_text("python"), windows=4, context=32)
-      >>> (found,) = measure_super_weights(model, windows, tested=1).confirmed
-      >>> found.layer, found.unit, found.dim, round(found.value, 2), found.rank
-      (12, 1229, 507, 5.88, 2)
     """
     language = TextModel.of(model)
     try:
