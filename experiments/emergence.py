@@ -162,6 +162,7 @@ def main() -> None:
         if _REVISIONS.value:
             found = of_models([model.MODEL.value] * len(names), names, steps)
         else:
+            models.check_all(names)
             found = of_models(names, [None] * len(names), steps)
     fits = through(found["census"])
     explained = [fit.r_squared for fit in fits if fit.r_squared is not None]

@@ -119,9 +119,12 @@ def main() -> None:
     for name in names:
         loaded = mj.TextModel.of(common.load_model(name))
         has_bos = loaded.tokenizer is not None and loaded.tokenizer.bos_id is not None
-        for bos in (False, True) if has_bos else (False,):
-            data = cut_windows(loaded, content, context=context, windows=windows, bos=bos, tokens=census.LEAST)
-            where = out / (census.folder(name) + ("-bos" if bos else ""))
+        both = [  # cut before the first is measured, which takes minutes
+            cut_windows(loaded, content, context=context, windows=windows, bos=bos, tokens=census.LEAST)
+            for bos in ((False, True) if has_bos else (False,))
+        ]
+        for data in both:
+            where = out / (census.folder(name) + ("-bos" if data.bos else ""))
             found.append(observe(loaded, data, where, thresholds, source=text.name(), seed=seed.SEED.value))
     result = Observatory(
         text=text.name(),

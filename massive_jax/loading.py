@@ -94,6 +94,32 @@ def load(
         return Model(module, params, config, **inputs, name=zoo.full_name(model), origin=origin)
 
 
+def check(model: str | os.PathLike[str], *, dtype: str = "float32", revision: str | None = None) -> None:
+    """Checks what `load` would refuse of `model`, so far as it shows without the network and without its weights.
+
+    Of several models that are loaded one after another, a wrong one shows before the first has run. Of a directory or
+    a file here that is its config and its tokenizer, of what may have to be fetched the name.
+
+    Args:
+      model: as for `load`.
+      dtype: as for `load`.
+      revision: as for `load`.
+
+    Raises:
+      ValueError: as for `load`.
+    """
+    model = _address(model)
+    check_dtype(dtype)
+    _check_revision(model, revision)
+    if model in zoo.PRESETS or "://" in model or (_is_hub_id(model) and not os.path.exists(model)):
+        return
+    if _is_checkpoint(model):
+        checkpoint.read_metadata(model)
+        return
+    with _described(model, revision, dtype):
+        pass
+
+
 def convert(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -199,7 +225,7 @@ def open_source(model: str | os.PathLike[str], *, revision: str | None = None) -
             raise ValueError(f"{model!r} is a pipe or a device; give a file, or a directory.")
     except OSError as error:  # no permission, a name too long for the system
         raise ValueError(f"model {shown(model)} cannot be opened: {error.strerror}. Check the path.") from None
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith(".") and path.suffix != ".gguf":
+    if _is_hub_id(model):
         return HuggingFaceSource(hub.snapshot(model, revision=revision))
     raise ValueError(
         f"no model {shown(model)}: it is no file or directory here, no hub id (org/name) and no zoo name. "
@@ -275,6 +301,11 @@ def _check_revision(model: str, revision: str | None) -> None:
     here = "://" in model or os.path.exists(os.path.expanduser(model))
     if here if preset is None else isinstance(preset.source, zoo.WheelFile):
         raise ValueError(f"revision {revision!r} has no effect: {model} is no model of the hub; leave it out.")
+
+
+def _is_hub_id(model: str) -> bool:
+    """Whether it can be one, unless there is something of that name here."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", model)) and not model.startswith(".") and not model.endswith(".gguf")
 
 
 def _is_checkpoint(model: str) -> bool:

@@ -15,6 +15,8 @@ import json
 import os
 import pathlib
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -158,6 +160,7 @@ class Counted:
 
 
 _FIELDS = dataclasses.fields(Sums)
+_DAMAGE = (zipfile.BadZipFile, zlib.error)  # of an archive
 
 
 class Kinds:
@@ -316,7 +319,8 @@ def _add(
     sums["entropy"] = Sums.of(_entropies(found.get("gram"), L, B, counted.windows if counted else 0))
     for name in ("row_block_out", "row_attn_out", "row_mlp_out"):
         sums[name] = Sums.of(found[name], where=(rows >= 0)[..., None])
-    ratios = np.abs(values) / np.maximum(median, np.finfo(np.float32).tiny)[..., None, None]
+    # Where most of x is 0 so is its median, and a ratio to the least float32 is no float32.
+    ratios = np.abs(values, dtype=np.float64) / np.maximum(median, np.finfo(np.float32).tiny)[..., None, None]
     large = (np.abs(values) > thresholds.magnitude) & (ratios > min(thresholds.ratio, _LARGE))
     layer, window, position, rank = np.nonzero(large)
     at = (layer, kinds[window, position], tokens[window, position], dims[layer, window, position, rank])
@@ -366,7 +370,7 @@ def _restore(path: pathlib.Path, about: Mapping[str, Any], sizes: tuple[int, int
             arrays = {name.replace(":", "/"): file[name] for name in file.files}
         before = json.loads(bytes(arrays.pop("about")))
         counted = Counted.of(arrays, sizes)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, *_DAMAGE) as error:
         raise ValueError(f"{path} is no state of a census ({type(error).__name__}); remove it to begin anew.") from None
     now = json.loads(json.dumps(about))
     for name in (*now, *(name for name in before if name not in now)):

@@ -160,9 +160,12 @@ def test_a_state_of_other_flags_is_refused(tiny, tmp_path, monkeypatch):
         take_census(tiny, data, state=state, about={"bos": False}, seed=1)
     with pytest.raises(ValueError, match="with bos False, this one with True"):
         take_census(tiny, data, state=state, about={"bos": True})
-    state.write_bytes(b"PK no archive")
-    with pytest.raises(ValueError, match="is no state of a census"):
-        take_census(tiny, data, state=state)
+    whole = state.read_bytes()
+    flipped = bytes([*whole[: len(whole) // 2], whole[len(whole) // 2] ^ 255, *whole[len(whole) // 2 + 1 :]])
+    for damaged in (b"PK no archive", b"", whole[:100], whole[:-30], flipped):
+        state.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is no state of a census"):
+            take_census(tiny, data, state=state)
 
 
 def test_bad_input(run, tiny, tiny_directory, text_file):
@@ -178,6 +181,17 @@ def test_bad_input(run, tiny, tiny_directory, text_file):
         take_census(tiny, cut_windows(tiny, TEXT, windows=2, context=8), thresholds=3)
     with pytest.raises(ValueError, match="give Windows"):
         take_census(tiny, TEXT)
+
+
+def test_a_wrong_model_shows_before_the_first_has_run(run, tiny_directory, broken_directory, monkeypatch, clean_flags):
+    (broken_directory / "config.json").write_text("{")
+    module = importlib.import_module("experiments.census")
+    monkeypatch.setattr(module, "run", None)
+    for wrong, words in {"/nowhere": "no model '/nowhere'", broken_directory: "config.json"}.items():
+        clean_flags()
+        flags.FLAGS(["census", f"--models={tiny_directory},{wrong}", f"--workdir={run.workdir}"])
+        with pytest.raises(ValueError, match=words):
+            module.main()
 
 
 def test_images(tiny_vision, tiny_images):

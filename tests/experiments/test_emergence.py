@@ -118,3 +118,9 @@ def test_flags_that_a_training_does_not_read(run, training):
         run(f"--checkpoints={training}", "--model=x")
     with pytest.raises(ValueError, match="--windows has no effect with a training, whose own census is read"):
         run(f"--checkpoints={training}", "--windows=2")
+
+
+def test_a_wrong_model_shows_before_the_first_has_run(run, tiny_directory, monkeypatch):
+    monkeypatch.setattr(emergence, "of_models", None)
+    with pytest.raises(ValueError, match="no model '/nowhere'"):
+        run(f"--models={tiny_directory},/nowhere", "--at_steps=0,1")

@@ -49,6 +49,14 @@ def test_it_is_what_its_parts_say(observed):
     assert as_record(Observatory, found).models[1].census.massive
 
 
+def test_windows_that_do_not_fit_with_bos_show_before_anything_is_measured(run, text_file, monkeypatch):
+    from experiments import observe
+
+    monkeypatch.setattr(observe, "observe", None)
+    with pytest.raises(ValueError, match="96 tokens and BOS is longer than the model's 96"):
+        run("observe", f"--text={text_file}", "--windows=1", "--context=96")
+
+
 def test_bos_is_not_a_flag_of_it():
     import subprocess
     import sys
