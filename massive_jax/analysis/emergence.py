@@ -71,7 +71,7 @@ def emergence_curve(
 
 
 def fit_emergence(steps: ArrayLike, ratios: ArrayLike) -> EmergenceFit:
-    """Fits the curve to the ratio of a layer's largest to its median magnitude, by least squares.
+    """Finds the curve through the ratio of a layer's largest to its median magnitude, by least squares.
 
     From the best of a grid over the two parameters that the curve is not linear in.
 
