@@ -239,7 +239,8 @@ def _find_massive(
         finite = np.isfinite(size).all(axis=(1, 2)) & np.isfinite(median).all(axis=1)
         if not finite.all():
             raise not_finite(model, f"block {int(np.argmin(finite)) + 1}")
-        ratio = size / np.maximum(median, np.finfo(np.float32).tiny)[..., None]
+        # In float64: where most of x is 0 so is its median, and the ratio above the largest float32.
+        ratio = size.astype(np.float64) / np.maximum(median, np.finfo(np.float32).tiny)[..., None]
         met = (size > thresholds.magnitude) & (ratio > thresholds.ratio)
         middle = np.sort(size, axis=2)[..., (size.shape[2] - 1) // 2, None]
         member.append((met & (size > apart * middle)).any(axis=0))

@@ -319,7 +319,7 @@ def _add(
     sums["entropy"] = Sums.of(_entropies(found.get("gram"), L, B, counted.windows if counted else 0))
     for name in ("row_block_out", "row_attn_out", "row_mlp_out"):
         sums[name] = Sums.of(found[name], where=(rows >= 0)[..., None])
-    # Where most of x is 0 so is its median, and a ratio to the least float32 is no float32.
+    # In float64: where most of x is 0 so is its median, and the ratio above the largest float32.
     ratios = np.abs(values, dtype=np.float64) / np.maximum(median, np.finfo(np.float32).tiny)[..., None, None]
     large = (np.abs(values) > thresholds.magnitude) & (ratios > min(thresholds.ratio, _LARGE))
     layer, window, position, rank = np.nonzero(large)

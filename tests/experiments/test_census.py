@@ -1,5 +1,6 @@
 """The census: its numbers against torch's, what it says, and what becomes of one that is killed."""
 
+import dataclasses
 import importlib
 import os
 import signal
@@ -7,12 +8,14 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
 
 from massive_jax.data import Windows, cut_windows, load_text
-from massive_jax.evaluate import Images, batches, census, take_census
+from massive_jax.evaluate import Images, batches, census, measure_attention, take_census
 from massive_jax.files import read_json
 from massive_jax.report import as_record
 from massive_jax.report.results import ModelCensus
@@ -192,6 +195,20 @@ def test_a_wrong_model_shows_before_the_first_has_run(run, tiny_directory, broke
         flags.FLAGS(["census", f"--models={tiny_directory},{wrong}", f"--workdir={run.workdir}"])
         with pytest.raises(ValueError, match=words):
             module.main()
+
+
+def test_a_stream_that_is_mostly_zero(tiny):
+    """Its median is 0: ratios are large and finite, what has no direction has no spread, and nothing warns."""
+    params = jax.tree.map(jnp.zeros_like, tiny.params)
+    params["embedding"] = params["embedding"].at[:, PLANTED].set(200.0)
+    model = dataclasses.replace(tiny, params=params)
+    data = cut_windows(model, TEXT, windows=2, context=16)
+    counted = take_census(model, data)
+    assert (counted.sums["median"].mean == 0).all()
+    assert np.isfinite(counted.places.ratios).all()
+    assert np.isnan(counted.sums["bias_spread"].mean).all()
+    np.testing.assert_allclose(counted.places.means, 200.0)
+    assert measure_attention(model, data, apart=0.5).with_massive == 2
 
 
 def test_images(tiny_vision, tiny_images):
