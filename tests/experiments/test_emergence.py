@@ -124,3 +124,24 @@ def test_a_wrong_model_shows_before_the_first_has_run(run, tiny_directory, monke
     monkeypatch.setattr(emergence, "of_models", None)
     with pytest.raises(ValueError, match="no model '/nowhere'"):
         run(f"--models={tiny_directory},/nowhere", "--at_steps=0,1")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("no JSON", "census.jsonl is no census of a training: Expecting value"),
+        ('{"step": 1}', "census.jsonl is no census of a training: a line of census.jsonl has no 'layers'"),
+        ('{"step": 900, "layers": []}', "its censuses have different layers, or none"),
+    ],
+)
+def test_a_census_that_is_broken(run, training, line, message):
+    with (training / "census.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=message):
+        run(f"--checkpoints={training}")
+
+
+def test_a_training_without_a_census_yet(run, training):
+    (training / "census.jsonl").write_text("")
+    with pytest.raises(ValueError, match="census.jsonl is empty: the training has not come to its first census"):
+        run(f"--checkpoints={training}")
