@@ -110,7 +110,10 @@ def run(
         secondary_sinks=tuple(SecondarySinks(**vars(group)) for group in found.sinks[:_MOST]),
     )
     write_json(workdir / "attention.json", as_json(result))
-    if found.numbers is not None:
+    if found.numbers is None:
+        for name in ("attention.npz", "attention.png"):  # of an earlier run, of something else
+            (workdir / name).unlink(missing_ok=True)
+    else:
         write_arrays(workdir / "attention.npz", bias=found.numbers.bias)
         plot_massive_attention(result, workdir / "attention.png")
     return result
@@ -196,9 +199,10 @@ def _finding(found: AttentionFindings, stages: dict[str, AttentionOfSome], thres
         return f"no massive activations: no token of {found.windows} {what} is {definition}"
     stage = stages.get("after", stages["before"])
     before = f", {100 * stages['before'].concentration:.0f} % before" if "after" in stages else ""
+    where = f"layer {stage.first}" if stage.first == stage.last else f"layers {stage.first} to {stage.last}"
     finding = (
-        f"{100 * stage.concentration:.0f} % of attention lands on massive tokens in layers {stage.first} to "
-        f"{stage.last}{before} ({100 * stage.baseline:.0f} % were it uniform)"
+        f"{100 * stage.concentration:.0f} % of attention lands on massive tokens in {where}{before} "
+        f"({100 * stage.baseline:.0f} % were it uniform)"
     )
     if not np.isfinite(stage.random_spread):  # there are not as many others
         return finding

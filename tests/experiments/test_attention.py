@@ -1,8 +1,11 @@
 """Attention over a corpus from the command line: what is written, and what is said where there is nothing."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from experiments import attention
 from massive_jax.analysis import Thresholds
 from massive_jax.data import cut_windows
 from massive_jax.evaluate import measure_attention
@@ -60,6 +63,9 @@ def test_a_planted_massive_token(run, tiny, text_file):
 
 
 def test_nothing_massive_is_said_in_one_sentence(run, text_file):
+    run.workdir.mkdir()
+    for name in ("attention.npz", "attention.png"):  # of an earlier run
+        (run.workdir / name).touch()
     got = run("attention", f"--text={text_file}", "--windows=5", "--context=16")
     assert (got["with_massive"], got["birth"], got["layers"], got["error"]) == (0, None, [], None)
     sentence = "no massive activations: no token of 5 windows is above 100.0 and 1,000 times the median"
@@ -71,3 +77,10 @@ def test_nothing_massive_is_said_in_one_sentence(run, text_file):
     assert everywhere["finding"].startswith("no massive tokens: 80 are above 0 and 0 times the median, and none")
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_massive_attention(got, run.workdir / "a.png")
+
+
+def test_the_finding_names_one_layer_as_one():
+    stage = SimpleNamespace(concentration=0.5, baseline=0.25, first=2, last=2, random_spread=np.nan)
+    found = SimpleNamespace(everywhere=0, windows=1)
+    words = attention._finding(found, {"before": stage, "after": stage}, Thresholds(), "windows")
+    assert words == "50 % of attention lands on massive tokens in layer 2, 50 % before (25 % were it uniform)"

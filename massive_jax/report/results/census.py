@@ -73,7 +73,7 @@ class ModelCensusLayer:
 
     Attributes:
       layer: 1-based.
-      median: median magnitude of x, mean over windows.
+      median: median magnitude of x, the lower of the two in the middle as torch has it; mean over windows.
       first: of position 0, the three dims of largest mean, by magnitude (Table 2 of the paper).
       places: large activations by place, most important first: position 0, then tokens by their text.
       classes: the same by class of token.
