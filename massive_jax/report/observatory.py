@@ -299,7 +299,6 @@ def _title(found: Observatory) -> str:
     """The finding of all."""
     massive = sum(observed.census.massive for observed in found.models)
     rates = [observed.census.sink_rate for observed in found.models]
-    return (
-        f"{massive} of {words.count(len(found.models), 'observation')} with massive activations; sink rates from "
-        f"{100 * min(rates):.0f} to {100 * max(rates):.0f} %"
-    )
+    low, high = (f"{100 * rate:.0f}" for rate in (min(rates), max(rates)))
+    between = f"a sink rate of {high} %" if low == high else f"sink rates from {low} to {high} %"
+    return f"{massive} of {words.count(len(found.models), 'observation')} with massive activations; {between}"
