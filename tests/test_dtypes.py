@@ -71,7 +71,7 @@ def test_it_is_hugging_faces_float64(tmp_path, x64):
         assert relative_error(ours, block.numpy()) < 1e-13
 
 
-@pytest.mark.parametrize("position", ["rope", "learned"])
+@pytest.mark.parametrize("position", ["rope", pytest.param("learned", marks=pytest.mark.slow)])
 def test_an_absorbed_prefix_is_exact(make_model, tiny_tokens, x64, position):
     model = in_float64(make_model(position=position))
     prefix = [7, 3, 99]

@@ -47,12 +47,23 @@ def test_explicit_bias(explicit, run, tiny, text_file, clean_flags):
     assert found["key_tokens"] == [*"Summer.", "slot 1"]
     with np.load(run.workdir / "attention_map.npz") as arrays:
         np.testing.assert_allclose(np.nansum(arrays["probs"], axis=1), 1, rtol=1e-5)
-    models = f"--models={tiny.name},{directory}"
+    check_compared(run, text_file, explicit, directory, "kv")
+
+
+def check_compared(run, text_file, explicit, other, kind):
+    """Compares another model with the explicit one, which is what it was."""
+    got, directory = explicit
+    models = f"--models={other},{directory}"
     compared = run("compare_bias", models, f"--text={text_file}", "--context=40", "--windows=2")["models"]
-    assert [m["attention_bias"] and m["attention_bias"]["kind"] for m in compared] == [None, "kv"]
+    assert [m["attention_bias"] and m["attention_bias"]["kind"] for m in compared] == [kind, "kv"]
     assert compared[1]["perplexity"] == pytest.approx(got["perplexity"]["explicit"], rel=1e-5)
     assert compared[1]["largest"] == pytest.approx(got["largest"]["explicit"], rel=1e-5)
     assert len(compared[0]["layers"]) == LAYERS
+
+
+@pytest.mark.slow
+def test_the_original_beside_it(explicit, run, tiny, text_file, clean_flags):
+    check_compared(run, text_file, explicit, tiny.name, None)
 
 
 @pytest.mark.parametrize(

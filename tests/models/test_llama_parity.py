@@ -100,7 +100,7 @@ def test_llama(tmp_path, case):
     parity.assert_parity(tmp_path, LLAMA, model, TOKENS)
 
 
-@pytest.mark.parametrize("window", [1, 5, 20])
+@pytest.mark.parametrize("window", [1, pytest.param(5, marks=pytest.mark.slow), 20])
 def test_mistral_window(tmp_path, window):
     """20 is one short of the 21 tokens: only the last query loses a key."""
     model = hf.random_model(MISTRAL, transformers.MistralConfig(**SHAPE, sliding_window=window))
