@@ -94,6 +94,7 @@ def test_equals_the_full_forward_pass_at_every_site(make_model, tiny_tokens, set
     assert run.prompt.logits.shape == (len(prompt), PROMPT, model.config.vocab_size)  # captured, so whole
 
 
+@pytest.mark.slow
 def test_edits_of_keys_and_slots_are_those_of_the_full_forward_pass(make_model, tiny_tokens):
     """A key is a token's of the whole sequence, before the token is there too; the slots come after all of them."""
     model, prompt = make_model(num_layers=1, attention_bias=AttentionBias("kv", slots=2)), tiny_tokens[:, :PROMPT]

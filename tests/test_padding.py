@@ -48,7 +48,6 @@ FAMILIES = {
 # of every kind together; sequences of one length are compared. All of it runs with `make test-all`.
 QUICK = {
     "windows, softcap, slots": (("attn_probs", "block_out"), ("attn_logits", "mid")),
-    "alibi": (("attn_logits", "mlp_hidden"), ("value", "logits")),
     "experts": (("value", "expert_weights"), ("block_out",)),
 }
 STATISTICS = ("median", "max", "mean", "variance", "kurtosis")

@@ -157,6 +157,7 @@ def test_bad_input(tiny_model, tiny_tokens):
         remove_bias(gated, trained)
 
 
+@pytest.mark.slow
 def test_bos_of_the_default_model(default_model):
     """The massive activations leave with BOS; nothing else changes."""
     text = "The tower is 324 metres tall, about the same height as an 81-storey building. Its base is square.\n"

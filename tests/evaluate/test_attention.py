@@ -141,6 +141,7 @@ def planted(config, queries=1.0):
     return model.with_params(config, params)
 
 
+@pytest.mark.slow
 def test_uniform_attention_is_the_baseline_in_every_kind_of_layer(windows):
     """Queries are zeros, in a model with a window in one layer, and a slot of value 0 beside the tokens."""
     bias = AttentionBias("softmax1")

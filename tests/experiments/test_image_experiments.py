@@ -55,6 +55,7 @@ def look(run, vision_directory, folder):
     return look
 
 
+@pytest.mark.slow
 def test_attention(look, run):
     result = look("attention", "--random_sets=2")
     assert (result["count"], result["with_massive"], result["birth"]) == (3, 3, 1)
@@ -100,6 +101,7 @@ def test_layerwise(look, run, vision_directory, folder):
     np.testing.assert_allclose([layer["top"][0]["value"] for layer in result["layers"]], values, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_feature_map_and_attention_map(look, run, folder):
     mapped = look("feature_map", "--layer=2", images=folder / "photo1.png")
     assert mapped["images"] == ["photo1.png"]

@@ -19,6 +19,7 @@ def observed(run, text_file, monkeypatch):
     return read_json(run.workdir / "observatory.json"), run.workdir
 
 
+@pytest.mark.slow
 def test_it_is_what_its_parts_say(observed):
     found, workdir = observed
     without, with_bos = found["models"]

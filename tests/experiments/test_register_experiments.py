@@ -51,6 +51,7 @@ def run_vit(tmp_path, image_folder, make_vision, monkeypatch, clean_flags, capsy
     return run
 
 
+@pytest.mark.slow
 def test_vit_registers_with_a_head(run_vit, tmp_path):
     rng = np.random.default_rng(1)
     head = torch.nn.Linear(2 * WIDTH, 2)

@@ -134,6 +134,7 @@ def test_bad_input_of_prepare_data(binary, capsys, arguments, message):
     assert message in binary(capsys, "prepare_data", *arguments)
 
 
+@pytest.mark.slow
 def test_trains_a_variant(run, text_file):
     """In-process: the result, the picture, a model that another experiment takes."""
     result = run("train_gpt2", f"--data={text_file}", *TINY, "--attention_bias=kv")

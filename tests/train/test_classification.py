@@ -166,6 +166,7 @@ def test_learns_and_is_saved(whole, images, config):
     np.testing.assert_allclose([layer["sink_rate"] for layer in records[-1]["layers"]], most, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_identical(whole, images, config, tmp_path, monkeypatch):
     original, taken = Trainer.step, itertools.count(1)
 

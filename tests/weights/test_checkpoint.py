@@ -277,6 +277,7 @@ def test_killed_process(tmp_path):
             mj.load(str(left))
 
 
+@pytest.mark.slow
 def test_default_model_is_bit_identical(default_model, tmp_path):
     loading.convert("smollm2_135m", str(tmp_path / "it"), progress=False)
     back = mj.load(str(tmp_path / "it"))

@@ -59,6 +59,7 @@ def test_parity(tmp_path, case):
     parity.assert_parity(tmp_path, GPT_OSS, build(tmp_path, **CASES[case]))
 
 
+@pytest.mark.slow
 def test_cases_of_the_clamp_clamp(tmp_path):
     """With the limit of the default no gate of these small models reaches it: the case above is the test."""
     model = build(tmp_path)
