@@ -150,8 +150,9 @@ def test_edits_reach_prompt_and_new_tokens(tiny_model, tiny_tokens):
         tiny_model.generate(prompt, max_new_tokens=NEW, edits=mj.Edit("embed", position=PROMPT + NEW))
 
 
-@pytest.mark.slow  # the quick test is the next, which has padding in the middle, too
-@pytest.mark.parametrize("setting", ["default", "alibi", "learned"])
+@pytest.mark.parametrize(
+    "setting", ["default", *(pytest.param(name, marks=pytest.mark.slow) for name in ("alibi", "learned"))]
+)
 def test_padding_changes_nothing(make_model, tiny_tokens, setting):
     model = make_model(num_layers=2, **SETTINGS[setting])
     long, short = tiny_tokens[0, :PROMPT], tiny_tokens[1, :3]
@@ -170,7 +171,8 @@ def test_padding_changes_nothing(make_model, tiny_tokens, setting):
         np.testing.assert_array_equal(both.tokens[row, -NEW:], single.tokens[0, -NEW:])
 
 
-@pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.slow)])  # a program for each length
+@pytest.mark.slow  # a program for each length; the quick test is the one before
+@pytest.mark.parametrize("which", [0, 1])
 def test_padding_anywhere_gives_the_statistics_of_each_prompt_alone(make_model, which):
     model = make_model(num_layers=2, attention_bias=AttentionBias("kv", slots=2))
     rows = [[1, 2, 3], [4, 5, 6, 7, 8]]

@@ -162,6 +162,7 @@ def test_windows_that_are_none(tiny_model, windows):
         perplexity(tiny_model, windows)
 
 
+@pytest.mark.slow
 def test_texts_of_any_lengths(tiny_model):
     """Padded, they give what they give alone: every token's likelihood, the perplexity, the tables of the layers."""
     texts = ["Rain. It", "a man wh", "ab"]  # each length is a few programs

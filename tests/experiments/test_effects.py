@@ -33,6 +33,7 @@ def test_everything_at_once(run, tiny, text_file):
     assert f"0:{PLANTED} alone has 100% of the effect of all 2." in run.out
 
 
+@pytest.mark.slow
 def test_every_layer_and_one_window(run, tiny, text_file):
     got = run(
         *("intervene", f"--text={text_file}", "--windows=1", "--context=24", "--bos", "--layer=all"),

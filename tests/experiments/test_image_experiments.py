@@ -116,6 +116,7 @@ def test_feature_map_and_attention_map(look, run, folder):
         np.testing.assert_allclose(arrays["probs"].sum(axis=-1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_intervene(look, run):
     result = look("intervene", "--layer=1", "--ops=zero,mean", "--num_images=2")
     assert [(s["position"], s["dim"]) for s in result["sites"]] == [(1, DIM)]

@@ -34,6 +34,7 @@ def test_the_tokens_have_names(tiny_vision, tiny_images):
     assert tiny_vision.token_texts(np.zeros((14, 21, 3)))[3:] == [f"({i},{j})" for i in range(2) for j in range(3)]
 
 
+@pytest.mark.slow
 def test_every_site_is_read_and_edited(tiny_vision, tiny_images):
     """One program with an edit at every site, of which one at a time does something; earlier tokens see it too."""
     sites = [site for site in ALL_SITES if site not in tiny_vision.config.absent_sites]

@@ -130,6 +130,7 @@ def test_loss_is_smoothed_cross_entropy(images):
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_average_of_the_parameters(images):
     trainer = Trainer(VisionTransformer(VIT), RECIPE, objective=Classification(), ema=0.3)
     state = trainer.init(0)

@@ -293,6 +293,7 @@ def test_default_model_is_bit_identical(default_model, tmp_path):
         loading.convert(str(tmp_path / "it"), str(tmp_path / "other"))
 
 
+@pytest.mark.slow
 def test_onto_a_mesh(tmp_path):
     """Parameters split over eight devices are those of one device, from either kind of source."""
     config = transformers.LlamaConfig(
