@@ -29,7 +29,7 @@ from massive_jax.analysis.super_weights import (
 )
 from massive_jax.arguments import shown, whole_number
 from massive_jax.data.windows import Windows
-from massive_jax.evaluate.batches import Progress, batches
+from massive_jax.evaluate.batches import Progress, batches, not_finite
 from massive_jax.evaluate.perplexity import check_windows, window_nll
 from massive_jax.evaluate.scores import Scores
 from massive_jax.model import Model, TextModel
@@ -127,10 +127,7 @@ def _signatures(model: TextModel, windows: Windows, progress: Progress | None) -
     whole = {name: np.concatenate([part[name] for part in found], axis=1) for name in found[0]}
     largest = whole.pop("largest").mean(axis=1, dtype=np.float64)
     if not np.isfinite(largest).all():
-        raise ValueError(
-            f"{model.name}: the output of block {int(np.argmin(np.isfinite(largest))) + 1} has values that are not "
-            f"finite in {model.config.dtype}."
-        )
+        raise not_finite(model, f"block {int(np.argmin(np.isfinite(largest))) + 1}")
     L = model.config.num_layers
     return [find_signature(i + 1, {name: values[i] for name, values in whole.items()}) for i in range(L)], largest
 

@@ -117,7 +117,7 @@ def torch_model():
 
 
 def test_every_block_equals_torchs_on_real_text(default_model):
-    windows = cut_windows(default_model, load_text(), context=32, windows=2)
+    windows = cut_windows(default_model, load_text(), context=64, windows=2)
     sites = ("embed", "block_out", "final_norm", "logits")
     places = {site: hf.LLAMA.places[site] for site in sites}
     theirs = hf.run(hf.Reference(transformers.LlamaForCausalLM, places), torch_model(), windows.tokens)
@@ -154,7 +154,7 @@ def test_with_bos_absorbed_it_is_as_near_to_float64_as_it_was(default_model):
 
 
 def test_zeroing_three_numbers_ruins_the_model_and_their_mean_does_not(default_model):
-    windows = cut_windows(default_model, load_text(), context=128, windows=1)
+    windows = cut_windows(default_model, load_text(), context=256, windows=1)
     hidden = hidden_state(default_model, windows.tokens, 12)
     means = {dim: float(hidden[:, 0, dim].mean()) for dim in DIMS}
     assert abs(means[507]) > 20_000
