@@ -96,8 +96,9 @@ def configure(preset: TrainPreset) -> TrainConfig:
     if _BOS.value is not None:
         options["bos"] = _BOS.value
     kernel = training.kernel(dtype, options["context"])
+    bias, changes = training.attention_bias(), training.model_options()
     return TrainConfig(
-        model=preset.model(attention_bias=training.attention_bias(), dtype=dtype, kernel=kernel),
+        model=preset.model(attention_bias=bias, dtype=dtype, kernel=kernel, **changes),
         optimizer=training.optimizer(preset.optimizer),
         data="",
         **options,

@@ -40,7 +40,7 @@ from massive_jax.parallel import once
 from massive_jax.report import as_json, plot_emergence
 from massive_jax.report.results import TrainViT
 from massive_jax.train import ImageTrainConfig, Trained, train_images
-from massive_jax.train.presets import IMAGE_PRESETS, ImageTrainPreset
+from massive_jax.train.presets import IMAGE_PRESETS, ImageTrainPreset, with_options
 from massive_jax.weights.loader import count_params
 
 _DATASET = flags.DEFINE_string("dataset", FASHION_MNIST, "The images and their classes.")
@@ -77,6 +77,7 @@ def configure(preset: ImageTrainPreset, images: LabelledImages) -> ImageTrainCon
         dtype=dtype,
         **changes,
     )
+    model = with_options(model, training.model_options())
     kernel = training.kernel(dtype, model.num_tokens(*images.size))
     return ImageTrainConfig(
         model=dataclasses.replace(model, attention_kernel=kernel),

@@ -88,9 +88,11 @@ def _blocks(config: TransformerConfig | VisionConfig) -> str:
         heads += f" ({config.num_kv_heads} of keys and values)"
     experts = config.experts
     mixture = "" if experts is None else f", {experts.num_experts} experts of which a token takes {experts.num_chosen}"
+    clipped = "" if config.clip_residual is None else f"; stream clipped to ± {config.clip_residual:g}"
     return (
         f"{config.num_layers} of width {config.hidden_size:,}: {heads}; {config.mlp} MLP of width "
         f"{config.intermediate_size:,} ({config.activation}){mixture}; {config.norm.kind} norm"
+        f"{' of one scale' if config.norm.single_scale else ''}{'; V-scale' if config.value_scale else ''}{clipped}"
     )
 
 

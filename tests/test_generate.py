@@ -10,7 +10,7 @@ import pytest
 
 import massive_jax as mj
 from massive_jax.generate import Sampling, Streaming, _decode, _prefill, left_pad
-from massive_jax.models import AlibiConfig, AttentionBias, ExpertsConfig, RopeConfig
+from massive_jax.models import AlibiConfig, AttentionBias, ExpertsConfig, NormConfig, RopeConfig
 from massive_jax.probe import ALL_SITES, compile_captures
 from tests.fixtures.tiny import programs
 
@@ -40,8 +40,15 @@ SETTINGS = {
         "mlp": "experts",
         "experts": ExpertsConfig(4, 2),
     },
+    "alibi, dynamic tanh, V-scale, clipped": {
+        "position": "alibi",
+        "alibi": AlibiConfig(),
+        "norm": NormConfig("dynamic_tanh"),
+        "value_scale": "learned",
+        "clip_residual": 1.5,
+    },
 }
-QUICK = ("default", "alibi", "some layers windowed, sinks", "learned, experts")
+QUICK = ("default", "alibi, dynamic tanh, V-scale, clipped", "some layers windowed, sinks", "learned, experts")
 
 
 def assert_same(got, expected, name):

@@ -9,7 +9,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import jax
 from absl import flags
@@ -18,22 +18,48 @@ from experiments import common
 from experiments.flags import model, processes, seed
 from massive_jax.models import AttentionBias
 from massive_jax.models.attention_bias import ATTENTION_BIASES, SLOT_KINDS
+from massive_jax.models.config import NormPlacement, ValueScale
 from massive_jax.models.kernels import KERNELS, AttentionKernel, gpu_problem
+from massive_jax.models.norms import NormKind
 from massive_jax.models.stack import REMAT
 from massive_jax.parallel import once
 from massive_jax.report import as_record
 from massive_jax.report.results import Census
 from massive_jax.train import OptimizerConfig, Preempted, RunConfig, mesh_of, read_lines
 from massive_jax.train.config import MOST
+from massive_jax.train.optimizer import OptimizerKind
 
 PRESET = flags.DEFINE_string("preset", "small", "The training; see above.")
 BIAS = flags.DEFINE_enum("attention_bias", "none", ["none", *ATTENTION_BIASES], "Explicit attention bias.")
 SLOTS = flags.DEFINE_integer("slots", 1, "Slots of the bias, for the kinds that have them.", lower_bound=1)
 _REMAT = flags.DEFINE_enum("remat", "none", list(REMAT), "What of a block the backward pass computes again.")
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "At the end of the warm-up; the final one is a tenth.")
-flags.register_validator(
-    _LEARNING_RATE, lambda rate: rate is None or 0 < rate < math.inf, "give a positive one, and a finite one."
+_OPTIMIZER = flags.DEFINE_enum(
+    "optimizer", None, get_args(OptimizerKind), "Which; see massive_jax.train.OptimizerConfig. None for the preset's."
 )
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "At the end of the warm-up; the final one is a tenth.")
+_FINAL_LEARNING_RATE = flags.DEFINE_float(
+    "final_learning_rate", None, "At the end of the cosine; that of --learning_rate for one that stays.", lower_bound=0
+)
+_WEIGHT_DECAY = flags.DEFINE_float(
+    "weight_decay", None, "Of matrices, times the learning rate; None for the preset's.", lower_bound=0
+)
+_NORM_PLACEMENT = flags.DEFINE_enum(
+    "norm_placement", None, get_args(NormPlacement), "Where the blocks' norms are; None for the preset's."
+)
+_NORM = flags.DEFINE_enum("norm", None, get_args(NormKind), "What the norms are; None for the preset's.")
+_SINGLE_SCALE = flags.DEFINE_bool("single_scale", None, "Gives a norm one scale for all dims; None for the preset's.")
+_VALUE_SCALE = flags.DEFINE_enum(
+    "value_scale", None, [kind for kind in get_args(ValueScale) if kind], "V-scale; None for the preset's."
+)
+_CLIP_RESIDUAL = flags.DEFINE_float(
+    "clip_residual", None, "Clips the residual stream to ± this after each addition; None for the preset's."
+)
+for _positive in (_LEARNING_RATE, _CLIP_RESIDUAL):
+    flags.register_validator(
+        _positive, lambda value: value is None or 0 < value < math.inf, "give a positive one, and a finite one."
+    )
+for _finite in (_FINAL_LEARNING_RATE, _WEIGHT_DECAY):
+    flags.register_validator(_finite, lambda value: value is None or value < math.inf, "give a finite one.")
 _MESH = flags.DEFINE_list("mesh", ["1", "1"], "Devices: DATA,MODEL (see massive_jax.parallel).")
 _SCHEDULE = {
     name: flags.DEFINE_integer(name, None, f"{meaning}; None for the preset's.", lower_bound=least, upper_bound=MOST)
@@ -115,17 +141,34 @@ def kernel(dtype: str, tokens: int) -> AttentionKernel:
 
 
 def optimizer(of_preset: OptimizerConfig) -> OptimizerConfig:
-    """The recipe, with the learning rates that the flags ask for."""
-    changes: dict[str, Any] = {name: flag.value for name, flag in _SCHEDULE.items() if flag.value is not None}
+    """The recipe, with the optimiser, the learning rates and the decay that the flags ask for."""
+    changes: dict[str, Any] = {}
     if (rate := _LEARNING_RATE.value) is not None:
         changes |= {"learning_rate": rate, "final_learning_rate": rate / 10}
-    return dataclasses.replace(of_preset, **changes)
+    given: dict[str, flags.FlagHolder[Any]] = {
+        **_SCHEDULE,
+        "kind": _OPTIMIZER,
+        "final_learning_rate": _FINAL_LEARNING_RATE,
+        "weight_decay": _WEIGHT_DECAY,
+    }
+    return dataclasses.replace(of_preset, **changes | _given(given))
+
+
+def model_options() -> dict[str, Any]:
+    """The fields of a model's config that the flags ask for, as `massive_jax.train.presets.with_options` takes them."""
+    found = _given({"norm_placement": _NORM_PLACEMENT, "value_scale": _VALUE_SCALE, "clip_residual": _CLIP_RESIDUAL})
+    norm = _given({"kind": _NORM, "single_scale": _SINGLE_SCALE})
+    return {**found, "norm": norm} if norm else found
+
+
+def _given(flag_of: Mapping[str, flags.FlagHolder[Any]]) -> dict[str, Any]:
+    """The values of those flags that have one."""
+    return {name: flag.value for name, flag in flag_of.items() if flag.value is not None}
 
 
 def options(of_preset: Mapping[str, Any]) -> dict[str, Any]:
     """The other fields of a `massive_jax.train.RunConfig`."""
-    given = {name: flag.value for name, flag in _INTEGERS.items() if flag.value is not None}
-    return {**of_preset, **given, "remat": _REMAT.value, "mesh": mesh(), "seed": seed.SEED.value}
+    return {**of_preset, **_given(_INTEGERS), "remat": _REMAT.value, "mesh": mesh(), "seed": seed.SEED.value}
 
 
 def workdir() -> pathlib.Path:

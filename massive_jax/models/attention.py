@@ -31,6 +31,7 @@ from massive_jax.probe import ATTENTION_SITES, Tap
 LOWEST = float(jnp.finfo(jnp.float32).min)
 _PIECES = 4  # that the queries of causal attention are cut into, of at least so many rows each
 _ROWS = 32
+_KERNEL_STD = 0.02  # of the projections at the start, in V-scale's paper
 
 
 @jax.tree_util.register_dataclass
@@ -78,6 +79,8 @@ class Attention(Module):
             full = cfg.qk_norm == "full"
             query = Norm(cfg.norm, "HN" if full else "N", name="query_norm")(query)
             key = Norm(cfg.norm, "KN" if full else "N", name="key_norm")(key)
+        if cfg.value_scale is not None:
+            value = self._radially_scaled(value)
         query, key, value = tap("query", query), tap("key", key), tap("value", value)
         if around.cache_slots is not None:
             key, value = self._cached("key", key, around.cache_slots), self._cached("value", value, around.cache_slots)
@@ -96,6 +99,17 @@ class Attention(Module):
             mixed = OutputGate(cfg, name="gate")(x, mixed)
         mixed = tap("head_out", mixed)
         return Projection((H, N, D), "BTHN,HND->BTD", cfg.out_bias, "residual", name="out")(mixed)
+
+    def _radially_scaled(self, value: jax.Array) -> jax.Array:
+        """V-scale of values [B, T, K, N]: see `BlockConfig.value_scale`."""
+        cfg = self.config
+        v = value.astype(wide(value.dtype))
+        softening = jnp.asarray(cfg.hidden_size * cfg.head_dim * _KERNEL_STD**2, v.dtype)
+        if cfg.value_scale == "learned":
+            theta = self.declare("value_scale", "K", "scale", nn.initializers.zeros_init(), (cfg.num_kv_heads,))
+            softening = softening * jnp.exp(theta.astype(v.dtype))[:, None]
+        square = jnp.sum(jnp.square(v), axis=-1, keepdims=True)
+        return (v * (square / (square + softening))).astype(value.dtype)
 
     def _cached(self, name: str, new: jax.Array, slots: jax.Array) -> jax.Array:
         """All cached keys (or values) [B, S, K, N], those of the new tokens [B, T, K, N] written to their slots.

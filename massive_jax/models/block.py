@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from massive_jax.models.attention import Attention, Surroundings
 from massive_jax.models.config import BlockConfig
@@ -33,7 +34,7 @@ class Block(Module):
         normed = norm("attn_norm", x, norm_before)
         mixed = Attention(cfg, name="attn")(tap("attn_norm", normed), around, tap)
         mixed = tap("attn_out", self._scaled("attn_scale", norm("attn_out_norm", mixed, norm_output)))
-        mid = tap("mid", norm("attn_norm", x + mixed, True) if norm_after else x + mixed)
+        mid = tap("mid", norm("attn_norm", self._added(x, mixed), norm_after))
 
         if cfg.residual != "parallel_shared_norm":
             normed = norm("mlp_norm", mid if cfg.residual == "serial" else x, norm_before)
@@ -41,7 +42,12 @@ class Block(Module):
         mlp = Experts(cfg, name="experts") if cfg.mlp == "experts" else MLP(cfg, name="mlp")
         added = norm("mlp_out_norm", mlp(normed, tap), norm_output)
         added = tap("mlp_out", self._scaled("mlp_scale", added))
-        return tap("block_out", norm("mlp_norm", mid + added, True) if norm_after else mid + added)
+        return tap("block_out", norm("mlp_norm", self._added(mid, added), norm_after))
+
+    def _added(self, x: jax.Array, update: jax.Array) -> jax.Array:
+        """The stream with an update, clipped where the config says so."""
+        limit = self.config.clip_residual
+        return x + update if limit is None else jnp.clip(x + update, -limit, limit)
 
     def _scaled(self, name: str, x: jax.Array) -> jax.Array:
         """`x` times its layer scale [D], where the config has one."""

@@ -24,6 +24,7 @@ Residual: TypeAlias = Literal["serial", "parallel", "parallel_shared_norm"]
 Position: TypeAlias = Literal["rope", "learned", "alibi"]
 QKNorm: TypeAlias = Literal[None, "head", "full"]
 MLPKind: TypeAlias = Literal["gated", "plain", "experts"]
+ValueScale: TypeAlias = Literal[None, "fixed", "learned"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +98,12 @@ class BlockConfig:
     """Norm of queries and keys: None, "head" (each head) or "full" (all heads together)."""
     clip_qkv: Positive | None = None
     """Queries, keys and values are clipped to ± this."""
+    value_scale: ValueScale = None
+    """V-scale (arXiv 2603.17771): a token's value of a key/value head, v, becomes v · ‖v‖² / (‖v‖² + C), so that small
+    values, as those of attention sinks are, pass little gradient on. C = D · N · 0.02² · λ, with λ 1 ("fixed") or
+    exp θ of a learned θ a head that starts at 0 ("learned", what the paper trains); None for none. The site `value` is
+    what comes of it. Values of an attention bias's own are as they are learned.
+    """
     attention_scale: float | None = None
     """Multiplies q·k; None for 1/√N."""
     attention_scale_by_layer: bool = False
@@ -117,6 +124,10 @@ class BlockConfig:
     """Biases in the MLP's projections."""
     experts: ExpertsConfig | None = None
     """Mixture of experts, for mlp "experts"."""
+    clip_residual: Positive | None = None
+    """The residual stream is clipped to ± this after each addition in a block, where no gradient passes then; None for
+    no clipping. (Clipping outliers while the norms stay costs loss: arXiv 2601.22966.)
+    """
     layer_scale: bool = False
     """Whether what attention and MLP add to the stream is multiplied by a learned vector (arXiv 2103.17239)."""
     final_norm: bool = True

@@ -41,9 +41,14 @@ def mlp_weights(config: BlockConfig, params: Mapping[str, Any]) -> MLPWeights:
     """Finds the weights of the MLPs of a model of `config`.
 
     Raises:
-      ValueError: its blocks have a mixture of experts, which has many of each.
+      ValueError: its blocks have a mixture of experts, which has many of each, or a dynamic tanh on what the MLP gives.
     """
     _check_no_experts(config)
+    if config.norm.kind == "dynamic_tanh" and config.norm_placement in ("output", "pre_and_output"):
+        raise ValueError(
+            f"a dynamic tanh is on what the MLPs give (norm_placement {config.norm_placement!r}), which bounds that "
+            "whatever the weights are; give a model with a norm there, or without one."
+        )
     layers = params["layers"]
     mlp, placement = layers["mlp"], config.norm_placement
     # Whose output the MLP reads: see `Block`.
@@ -71,7 +76,10 @@ def with_down(config: BlockConfig, params: Mapping[str, Any], down: Any) -> dict
 
 
 def _scale(config: BlockConfig, norm: Mapping[str, Any]) -> Any | None:
-    return norm["scale"] + config.norm.unit_offset if "scale" in norm else None
+    if "scale" not in norm:
+        return None
+    scale = norm["scale"] + config.norm.unit_offset
+    return scale.repeat(config.hidden_size, axis=-1) if config.norm.single_scale else scale
 
 
 def _check_no_experts(config: BlockConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
 import flax.linen as nn
@@ -10,33 +11,51 @@ import jax
 import jax.numpy as jnp
 
 from massive_jax.dtypes import wide
-from massive_jax.models.options import NonNegative, check_options
+from massive_jax.models.options import NonNegative, Positive, check_options
 from massive_jax.models.parameters import Module
 
-NormKind: TypeAlias = Literal["rms", "layer"]
+NormKind: TypeAlias = Literal["rms", "layer", "dynamic_tanh"]
 
 
 @dataclasses.dataclass(frozen=True)
 class NormConfig:
-    """Configures a norm over the last axis."""
+    """Configures a norm over the last axis, or what is in its place."""
 
     kind: NormKind = "rms"
-    """"rms" (arXiv 1910.07467) or "layer" (arXiv 1607.06450)."""
+    """"rms" (arXiv 1910.07467), "layer" (arXiv 1607.06450) or "dynamic_tanh": tanh(α·x), without statistics of x, α one
+    learned number (arXiv 2503.10622). Its paper also multiplies a language model's embedding by a number that starts at
+    √D and is learned; `embedding_scale` is one that stays.
+    """
     eps: NonNegative = 1e-6
-    """Added to the mean square, or to the variance."""
+    """Added to the mean square, or to the variance; a dynamic tanh has none."""
     bias: bool = True
-    """Of a layer norm."""
+    """Of a layer norm or a dynamic tanh; an RMS norm has none."""
     scale: bool = True
     """Whether there is one; else it is 1."""
     unit_offset: bool = False
     """The stored scale is the scale minus one (Gemma)."""
+    single_scale: bool = False
+    """Whether the scale is one learned number for all dims, instead of one for each (arXiv 2506.19697)."""
+    alpha: Positive = 0.5
+    """Where the α of a dynamic tanh starts, in every norm of the model."""
 
     def __post_init__(self) -> None:
-        check_options(self, "norm")
+        check_options(self, "norm", self._inconsistencies())
+
+    def _inconsistencies(self) -> Iterator[str]:
+        if self.single_scale and not self.scale:
+            yield "single_scale is of a scale, and scale is False"
+
+    @property
+    def has_bias(self) -> bool:
+        """Tells whether something is added after the scale."""
+        return self.bias and self.kind != "rms"
 
 
 class Norm(Module):
     """Normalises over the last axis (or axes), as its config says. [..., D] -> [..., D], dtype kept.
+
+    Parameters: scale [D], or [1] where it is a single one, bias [D], alpha [1] of a dynamic tanh.
 
     Attributes:
       config: which norm.
@@ -56,12 +75,17 @@ class Norm(Module):
         dtype = wide(x.dtype)
         scale: jax.Array | float = 1.0
         if cfg.scale:
-            scale = self.declare("scale", self.axes, "scale", init, shape).astype(dtype) + cfg.unit_offset
+            its_axes, its_shape = ("1", (1,)) if cfg.single_scale else (self.axes, shape)
+            scale = self.declare("scale", its_axes, "scale", init, its_shape).astype(dtype) + cfg.unit_offset
         y = x.astype(dtype)
         if cfg.kind == "layer":
             # Two passes: E[x²] - E[x]² loses all precision where the mean is large, as it is beside massive dims.
             y = y - jnp.mean(y, axis=axes, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=axes, keepdims=True) + cfg.eps) * scale
-        if cfg.kind == "layer" and cfg.bias:
+        if cfg.kind == "dynamic_tanh":
+            start = nn.initializers.constant(cfg.alpha)
+            y = jnp.tanh(self.declare("alpha", "1", "scale", start, (1,)).astype(dtype) * y) * scale
+        else:
+            y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=axes, keepdims=True) + cfg.eps) * scale
+        if cfg.has_bias:
             y = y + self.declare("bias", self.axes, "bias", nn.initializers.zeros_init(), shape).astype(dtype)
         return y.astype(x.dtype)

@@ -50,6 +50,20 @@ class Parameter:
         return own_axes(self.axes)
 
     @property
+    def matrix(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Gives the axes that a linear map reads and those that it writes, by number; None for what is no such map.
+
+        A head's axes belong together, and a patch's: of "LHND" it is ((1, 2), (3,)). What is stacked is many maps.
+        """
+        if self.role not in ("kernel", "residual"):
+            return None
+        own, first = self.own_axes, len(self.axes) - len(self.own_axes)
+        inputs = re.match("HN|IJC|.", own)  # they come first
+        assert inputs is not None
+        numbers = range(first, len(self.axes))
+        return tuple(numbers[: inputs.end()]), tuple(numbers[inputs.end() :])
+
+    @property
     def per_expert(self) -> bool:
         """Tells whether it is stacked over experts; a router, whose outputs the experts are, is not."""
         return "E" in self.axes.removesuffix(self.own_axes)

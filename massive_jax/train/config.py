@@ -156,8 +156,11 @@ class ImageTrainConfig(RunConfig):
             yield f"shift is {self.shift}, more than the images' {self.model.image_size} pixels"
 
 
-def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], workdir: pathlib.Path) -> None:
-    """Raises a ValueError that names every field that differs where a training may not go on as `asked`."""
+def check_same(stored: Mapping[str, Any], asked: RunConfig, workdir: pathlib.Path) -> None:
+    """Raises a ValueError that names every field that differs where a training may not go on as `asked`.
+
+    What `stored` lacks, an option from after it was written, was as its default is.
+    """
 
     def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -166,7 +169,7 @@ def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], workdir: pat
             found.update(nested)
         return found
 
-    before, now = flat(stored), flat(asked)
+    before, now = flat(_with_defaults(stored, asked)), flat(asked.described())
     differing = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in dict.fromkeys([*before, *now])
@@ -177,3 +180,16 @@ def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], workdir: pat
             f"the training in {workdir} cannot go on with another config: {'; '.join(differing)}. Give what it began "
             "with, or another --workdir."
         )
+
+
+def _with_defaults(stored: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """The fields of a config like `config`, as plain JSON, with those that are not there at their defaults."""
+    found = dict(stored)
+    for field in dataclasses.fields(config):
+        value, made = getattr(config, field.name), field.default_factory
+        if dataclasses.is_dataclass(value) and isinstance(found.get(field.name), Mapping):
+            found[field.name] = _with_defaults(found[field.name], value)
+        elif field.name not in found and (field.default, made) != (dataclasses.MISSING, dataclasses.MISSING):
+            default = field.default if made is dataclasses.MISSING else made()
+            found[field.name] = json.loads(json.dumps(default, default=dataclasses.asdict))
+    return found

@@ -132,7 +132,7 @@ def run(task: Task, workdir: pathlib.Path, *, say: Callable[[str], Any] = lambda
             state = trainer.init(config.seed)
         else:
             data, stored = checkpoints.describe(done)
-            check_same(stored, described, workdir)
+            check_same(stored, config, workdir)
             batches.set_state(data)
             state = checkpoints.load(done, trainer.abstract())
         metrics = Metrics(workdir, done, say) if is_first() else NoMetrics()

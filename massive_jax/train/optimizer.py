@@ -1,32 +1,44 @@
-"""AdamW with the recipe the paper trained GPT-2 by, which is nanoGPT's."""
+"""Optimisers: AdamW with the recipe the paper trained GPT-2 by, which is nanoGPT's, and what is compared with it."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, Literal, TypeAlias, get_args
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
 
-from massive_jax.arguments import number
+from massive_jax.arguments import number, shown
 from massive_jax.models import LanguageModel, VisionTransformer, declared
+
+OptimizerKind: TypeAlias = Literal["adamw", "muon", "sgd"]
+_ADAMS_RMS = 0.2  # of AdamW's updates, about (arXiv 2502.16982, section 2.2)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Configures AdamW (arXiv 1711.05101) under a linear warm-up and a cosine decay.
+    """Configures an optimiser under a linear warm-up and a cosine decay.
+
+    Kinds: "adamw" (arXiv 1711.05101). "muon" (arXiv 2502.16982): of linear maps the momentum, made orthogonal by five
+    Newton–Schulz steps, times 0.2 · √(the larger of inputs and outputs), so that an update is as large as AdamW's and a
+    learning rate does for both; AdamW for all else, embedding and head among it. "sgd": the gradient with momentum,
+    with which residual-state peaks do not form (arXiv 2410.13835); it needs a larger learning rate. Schedule, clipping
+    and weight decay are the same for all.
 
     Attributes:
       learning_rate: at the end of the warm-up.
-      final_learning_rate: from `decay_steps` on.
+      final_learning_rate: from `decay_steps` on; the same as `learning_rate` for one that stays.
       warmup_steps: steps of the linear warm-up; its first step already moves.
       decay_steps: step at which the cosine has come down.
-      b1, b2: decay of the first and second moment.
+      b1, b2: decay of the first and second moment; "sgd" has b1 as its momentum.
       eps: added to the root of the second moment.
       weight_decay: of the parameters that `decayed` names, times the learning rate.
       clip: largest norm of the gradient of all parameters together.
+      kind: which optimiser.
+      momentum: decay of the momentum of Muon's matrices (Nesterov's).
     """
 
     learning_rate: float = 6e-4
@@ -38,10 +50,15 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+    kind: OptimizerKind = "adamw"
+    momentum: float = 0.95
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(OptimizerKind):
+            raise ValueError(f"optimizer is {shown(self.kind)}; give one of {', '.join(get_args(OptimizerKind))}.")
         for field in dataclasses.fields(self):
-            number(field.name, getattr(self, field.name), 0)
+            if field.name != "kind":
+                number(field.name, getattr(self, field.name), 0)
         if not 0 <= self.final_learning_rate <= self.learning_rate or self.learning_rate <= 0:
             raise ValueError(
                 f"learning rates {self.learning_rate} and {self.final_learning_rate} (final): give a positive one and "
@@ -52,8 +69,10 @@ class OptimizerConfig:
                 f"a warm-up of {self.warmup_steps} steps, a decay until step {self.decay_steps}: "
                 "the warm-up must end first."
             )
-        if not max(self.b1, self.b2) < 1:
-            raise ValueError(f"b1 and b2 are {self.b1} and {self.b2}; give decays from 0 to below 1.")
+        if not max(self.b1, self.b2, self.momentum) < 1:
+            raise ValueError(
+                f"b1, b2 and momentum are {self.b1}, {self.b2} and {self.momentum}; give decays from 0 to below 1."
+            )
         if self.clip <= 0:
             raise ValueError(f"clip is {self.clip}; give a positive norm.")
 
@@ -67,14 +86,68 @@ class OptimizerConfig:
         return jnp.where(step < self.warmup_steps, warm, low + cosine * (self.learning_rate - low))
 
 
-def make_optimizer(config: OptimizerConfig, decays: Any) -> optax.GradientTransformation:
-    """Makes the optimiser that `config` describes."""
+def make_optimizer(config: OptimizerConfig, decays: Any, matrices: Any = None) -> optax.GradientTransformation:
+    """Makes the optimiser that `config` describes.
+
+    Args:
+      config: the recipe.
+      decays: what `decayed` gives.
+      matrices: what `matrices` gives; of Muon only.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.adamw(
-            config.schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decays
+        # In its own chain, as `optax.adamw` has it: that is how states of checkpoints are named.
+        optax.chain(
+            _direction(config, matrices),
+            optax.add_decayed_weights(config.weight_decay, decays),
+            optax.scale_by_learning_rate(config.schedule),
         ),
     )
+
+
+def _direction(config: OptimizerConfig, matrices: Any) -> optax.GradientTransformation:
+    """What an update is before decay and learning rate."""
+    if config.kind == "sgd":
+        return optax.trace(config.b1)
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if config.kind == "adamw":
+        return adam
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=matrices),
+        optax.stateless(lambda updates, _: jax.tree.map(_as_large_as_adams, updates, matrices)),
+    )
+    kinds = jax.tree.map(lambda x: "muon" if _is_matrix(x) else "adamw", matrices, is_leaf=_is_leaf)
+    return optax.partition({"muon": muon, "adamw": adam}, kinds)
+
+
+def _as_large_as_adams(update: jax.Array, matrix: optax.contrib.MuonDimensionNumbers) -> jax.Array:
+    """An orthogonal update with the root mean square of AdamW's."""
+    sizes = (math.prod(update.shape[axis] for axis in axes) for axes in (matrix.reduction_axis, matrix.output_axis))
+    return _ADAMS_RMS * math.sqrt(max(sizes)) * update
+
+
+def _is_matrix(x: Any) -> bool:
+    return isinstance(x, optax.contrib.MuonDimensionNumbers)
+
+
+def _is_leaf(x: Any) -> bool:
+    return _is_matrix(x) or isinstance(x, optax.MaskedNode)
+
+
+def matrices(module: LanguageModel | VisionTransformer) -> Any:
+    """Tells which parameters are linear maps, for Muon: those of the blocks and around them, no embedding, no head.
+
+    Layers and experts are separate matrices; a head's axes are one axis.
+
+    Returns:
+      `optax.contrib.MuonDimensionNumbers`, or `optax.MaskedNode` for what is no matrix, in a tree like the model's
+      parameters.
+    """
+    found = {
+        path: optax.MaskedNode() if it.matrix is None else optax.contrib.MuonDimensionNumbers(*it.matrix)
+        for path, it in declared(module).items()
+    }
+    return flax.traverse_util.unflatten_dict(found, sep="/")
 
 
 def decayed(module: LanguageModel | VisionTransformer) -> Any:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from massive_jax.models import AttentionBias, TransformerConfig, VisionConfig
+from massive_jax.models.config import BlockConfig
 from massive_jax.models.kernels import AttentionKernel
 from massive_jax.train.optimizer import OptimizerConfig
 from massive_jax.zoo import nanogpt, vit
 from massive_jax.zoo.fields import Fields
+
+_Config = TypeVar("_Config", bound=BlockConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,7 @@ class TrainPreset:
       dtype: of the activations.
       options: the other fields of `TrainConfig`.
       text: what it trains on unless told; None where that must be given.
+      changes: fields of `TransformerConfig` in which the model is not nanoGPT's.
     """
 
     shape: Mapping[str, Any]
@@ -30,11 +34,57 @@ class TrainPreset:
     dtype: str
     options: Mapping[str, Any]
     text: str | None = None
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def model(self, *, attention_bias: AttentionBias | None, dtype: str, kernel: AttentionKernel) -> TransformerConfig:
-        """Gives the model, with an attention bias, in a dtype, on an attention kernel."""
+    def model(
+        self, *, attention_bias: AttentionBias | None, dtype: str, kernel: AttentionKernel, **changes: Any
+    ) -> TransformerConfig:
+        """Gives the model, with an attention bias, in a dtype, on an attention kernel.
+
+        Args:
+          attention_bias: the bias; None for none.
+          dtype: of the activations.
+          kernel: of the attention.
+          **changes: other fields of `TransformerConfig`, over those of the preset; "norm" may be a mapping of some of
+            the fields of `NormConfig`.
+
+        Raises:
+          ValueError: a field that there is not, or that does not fit.
+        """
         config = nanogpt.config(Fields(dict(self.shape), "preset"))
-        return dataclasses.replace(config, attention_bias=attention_bias, dtype=dtype, attention_kernel=kernel)
+        for fields in (self.changes, {**changes, "attention_bias": attention_bias, "dtype": dtype}):
+            config = with_options(config, fields)
+        return dataclasses.replace(config, attention_kernel=kernel)
+
+
+def with_options(config: _Config, changes: Mapping[str, Any]) -> _Config:
+    """Gives a model's config with other options.
+
+    Args:
+      config: the config.
+      changes: field -> value; "norm" may be a mapping of some of its own fields.
+
+    Raises:
+      ValueError: a field that there is not, or that does not fit.
+
+    Examples:
+      >>> from massive_jax.train.presets import PRESETS, with_options
+      >>> config = PRESETS["small"].model(attention_bias=None, dtype="float32", kernel="xla")
+      >>> with_options(config, {"norm": {"kind": "rms"}, "clip_residual": 30.0}).norm.kind
+      'rms'
+    """
+    _check_fields(config, f"a {type(config).__name__}", changes)
+    norm = changes.get("norm")
+    if isinstance(norm, Mapping):
+        _check_fields(config.norm, "a norm", norm)
+        changes = {**changes, "norm": dataclasses.replace(config.norm, **norm)}
+    return dataclasses.replace(config, **changes)
+
+
+def _check_fields(config: Any, what: str, changes: Mapping[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(config)]
+    if unknown := [name for name in changes if name not in known]:
+        raise ValueError(f"{what} has no field {', '.join(unknown)}; it has {', '.join(known)}.")
 
 
 # nanoGPT's GPT-2 124M: no biases, a vocabulary padded to a multiple of 64.

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from massive_jax.models import LanguageModel, Parameter, VisionTransformer, declared
 from massive_jax.parallel import mesh_set, on_mesh, param_sharding
 from massive_jax.train.objective import NEXT_TOKEN, Objective
-from massive_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer
+from massive_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer, matrices
 
 _NANOGPT_STD = 0.02
 
@@ -68,7 +68,7 @@ class Trainer:
     @property
     def transformation(self) -> optax.GradientTransformation:
         """Gives the optimiser of this model's parameters."""
-        return make_optimizer(self.optimizer, decayed(self.module))
+        return make_optimizer(self.optimizer, decayed(self.module), matrices(self.module))
 
     def init(self, seed: int) -> TrainState:
         """Makes the state to start from: kernels normal, those that add to the stream over √(2L), as nanoGPT's."""
@@ -129,9 +129,13 @@ class Trainer:
         parameters, alone = declared(self.module), jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
         def placed(path: Any, x: Any) -> jax.ShapeDtypeStruct:
-            # The optimiser's moments are kept like the parameters whose names their paths end with.
-            parameter = parameters.get(_name(path))
-            sharding = param_sharding("" if parameter is None else parameter.axes, x.shape, self.mesh) or alone
+            # The optimiser's moments are kept like the parameters whose names their paths end with; what belongs to no
+            # parameter is whole everywhere.
+            names = _name(path).split("/")
+            ends = ("/".join(names[start:]) for start in range(len(names)))
+            parameter = next((parameters[end] for end in ends if end in parameters), None)
+            axes = "1" * x.ndim if parameter is None else parameter.axes
+            sharding = param_sharding(axes, x.shape, self.mesh) or alone
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         return jax.tree_util.tree_map_with_path(placed, shapes)

@@ -10,7 +10,7 @@ import massive_jax as mj
 from massive_jax.bias import absorb_mean, absorb_prefix, absorb_sink_token, add_bias, rebuild, remove_bias
 from massive_jax.generate import Streaming
 from massive_jax.loading import save
-from massive_jax.models import AlibiConfig, AttentionBias, RopeConfig
+from massive_jax.models import AlibiConfig, AttentionBias, NormConfig, RopeConfig
 from tests.fixtures.hf_reference import relative_error
 
 PREFIX = [7, 3, 99]
@@ -18,7 +18,12 @@ MODELS = {
     "rope, a window that hides the prefix": {"window": 5, "qk_norm": "head"},
     "rope, some windowed layers, softcap": {"window": 4, "window_layers": (True, False) * 2, "attention_softcap": 3.0},
     "yarn": {"rope": RopeConfig(kind="yarn", factor=4.0, original_max_position=8)},
-    "learned positions": {"position": "learned"},
+    "learned positions, dynamic tanh, V-scale, clipped": {
+        "position": "learned",
+        "norm": NormConfig("dynamic_tanh"),
+        "value_scale": "learned",
+        "clip_residual": 1.5,
+    },
     "alibi": {"position": "alibi", "alibi": AlibiConfig(before_scale=True)},
 }
 # A window for some layers has one that hides the prefix; positions that are learned are slots without a rotation.

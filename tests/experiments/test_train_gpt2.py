@@ -96,6 +96,10 @@ def binary(clean_flags, tmp_path):
         (["--context=128"], "a longer text or a shorter context"),
         (["--data=missing.bin"], "no token file 'missing.bin'"),
         (["--learning_rate=0"], "give a positive one"),
+        (["--clip_residual=nan"], "give a positive one"),
+        (["--weight_decay=inf"], "give a finite one"),
+        (["--learning_rate=0.1", "--final_learning_rate=0.2"], "a final one that is no larger"),
+        (["--norm=batch"], "should be one of"),
         (["--coordinator=localhost:1"], "--num_processes and --process_id missing"),
         (["--num_processes=2", "--process_id=0"], "--coordinator missing"),
         (["--coordinator=localhost", "--num_processes=2", "--process_id=0"], "give HOST:PORT of process 0"),
@@ -137,12 +141,13 @@ def test_bad_input_of_prepare_data(binary, capsys, arguments, message):
 @pytest.mark.slow
 def test_trains_a_variant(run, text_file):
     """In-process: the result, the picture, a model that another experiment takes."""
-    result = run("train_gpt2", f"--data={text_file}", *TINY, "--attention_bias=kv")
+    options = ("--norm=dynamic_tanh", "--norm_placement=output", "--value_scale=learned", "--clip_residual=30")
+    result = run("train_gpt2", f"--data={text_file}", *TINY, "--attention_bias=kv", "--optimizer=muon", *options)
     assert result["attention_bias"] == "kv"
     assert result["unigram_entropy"] > 1
     assert result["tokens"] == 12 * 4 * 16
     assert [layer["layer"] for layer in result["census"]["layers"]] == [1, 2, 3, 4]
     assert all(0 < layer["slot_rate"] < 1 for layer in result["census"]["layers"])
     assert (run.workdir / "emergence.png").read_bytes().startswith(b"\x89PNG")
-    layers = run("layerwise", f"--model={run.workdir / 'model'}")["layers"]
-    assert len(layers) == 4
+    for experiment in ("layerwise", "census"):
+        assert len(run(experiment, f"--model={run.workdir / 'model'}")["layers"]) == 4

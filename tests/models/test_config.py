@@ -19,6 +19,7 @@ WORDS = {
     "position": None,
     "qk_norm": "heads",
     "mlp": 3,
+    "value_scale": "yes",
     "interpolation": "nearest",
     "pooling": ["class"],
 }
@@ -73,7 +74,9 @@ def test_a_value_of_another_kind(changes, message):
 
 def test_configs_inside_a_config_are_checked_by_their_annotations_too():
     for make, message in (
-        (lambda: NormConfig("batch"), "norm: kind 'batch' is not one of rms, layer"),
+        (lambda: NormConfig("batch"), "norm: kind 'batch' is not one of rms, layer, dynamic_tanh"),
+        (lambda: NormConfig(alpha=0.0), "norm: alpha is 0.0, expected a finite number above 0"),
+        (lambda: NormConfig(single_scale=True, scale=False), "norm: single_scale is of a scale, and scale is False"),
         (lambda: NormConfig(eps=-1e-6), "norm: eps is -1e-06, expected a finite number of at least 0"),
         (lambda: NormConfig(eps="1e-6"), "norm: eps is '1e-6', expected"),
         (lambda: RopeConfig(kind="ntk"), "rope: kind 'ntk' is not one of default, linear"),

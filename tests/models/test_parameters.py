@@ -49,6 +49,10 @@ CONFIGS = {
     "norms_of_all_heads": dataclasses.replace(TINY, qk_norm="full", norm_placement="output"),
     "norms_of_heads": dataclasses.replace(TINY, qk_norm="head", norm_placement="pre_and_output", tie_embeddings=True),
     "narrow_embedding": dataclasses.replace(TINY, embedding_size=24, position="alibi", alibi=AlibiConfig()),
+    "dynamic_tanh": dataclasses.replace(
+        TINY, norm=NormConfig("dynamic_tanh"), qk_norm="full", norm_placement="pre_and_output", value_scale="learned"
+    ),
+    "single_scale": dataclasses.replace(TINY, norm=NormConfig(single_scale=True), qk_norm="head", value_scale="fixed"),
     "experts": EXPERTS,
     "clamped_experts": CLAMPED,
     **{kind: with_bias(kind) for kind in ATTENTION_BIASES},
@@ -120,6 +124,9 @@ def test_axes_are_those_of_the_shape_and_users_see_plain_arrays(name):
         ("biases", "norm/scale", P(None)),
         ("norms_of_all_heads", "layers/attn/key_norm/scale", P(None, "model", None)),
         ("norms_of_heads", "layers/attn/key_norm/scale", P(None, None)),
+        ("dynamic_tanh", "layers/attn/key_norm/alpha", P(None, None)),
+        ("dynamic_tanh", "layers/attn/value_scale", P(None, "model")),
+        ("single_scale", "layers/attn_norm/scale", P(None, None)),
         ("experts", "layers/experts/gate", P(None, None, "data", "model")),
         ("experts", "layers/experts/down", P(None, None, "model", "data")),
         ("clamped_experts", "layers/experts/up_bias", P(None, None, "model")),
@@ -174,7 +181,7 @@ def test_matrices_decay_and_vectors_do_not(name):
         last = path.rsplit("/", 1)[-1]
         if last in ("kernel", "gate", "up", "down", "embedding", "position_embedding", "key", "value", "sink_token"):
             assert decays[path], path
-        if last.endswith(("bias", "scale")) or last in ("logit", "class_token", "probe"):
+        if last.endswith(("bias", "scale", "alpha")) or last in ("logit", "class_token", "probe"):
             assert not decays[path], path
 
 
@@ -188,6 +195,19 @@ def test_a_token_multiplies_the_experts_that_it_goes_to():
     assert one == flops_per_token(TINY, 8) + router
     many = dataclasses.replace(EXPERTS, experts=ExpertsConfig(60, 2))
     assert flops_per_token(many, 8) - both == 6 * TINY.num_layers * TINY.hidden_size * 54
+
+
+MAPS = ("D HN", "D KN", "HN D", "D F", "F D", "D E", "D H", "W D", "D W", "IJC D")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_linear_map_reads_its_first_axes_and_writes_the_others(name):
+    found = {path: it for path, it in parameters_of(name).items() if it.matrix is not None}
+    assert found.keys() == {path for path, it in parameters_of(name).items() if it.role in ("kernel", "residual")}
+    for path, it in found.items():
+        words = ["".join(it.axes[axis] for axis in axes) for axes in it.matrix]
+        assert " ".join(words) in MAPS, path
+        assert "".join(words) == it.own_axes, path
 
 
 def test_axes_of_one_layer_and_expert():
