@@ -38,12 +38,13 @@ from experiments.inputs import (
     windows,
     without_effect,
 )
-from experiments.tables import place, print_table, profile_curves, profile_layers, progress
+from experiments.tables import fitted, place, print_table, profile_curves, profile_layers, progress
 from massive_jax.files import locked, printable
 
 __all__ = [
     "check_device",
     "check_inputs",
+    "fitted",
     "guarded",
     "header",
     "image_files",

@@ -1,5 +1,6 @@
 """How massive activations emerge in training: every layer's largest over its median, by step, and a curve through it.
 
+  python -m experiments.emergence --variants=none,kv,softmax1 --seeds=3 --preset=small --workdir=results/variants
   python -m experiments.emergence --checkpoints=results/gpt2_none --workdir=results
   python -m experiments.emergence --checkpoints=FOLDER --text=FILE
   python -m experiments.emergence --model=EleutherAI/pythia-70m --revisions=step0,step512,step1000,…,step143000
@@ -16,12 +17,21 @@ does not change, has none, and says so. On --preset=backcopy, 21 checkpoints, ex
 6 to 14 in layer 1 and to 8 or 9 in the others, and an R² of 0.94 to 0.97.
 
 Writes emergence.json (`massive_jax.report.results.Emergence`) and emergence.png.
+
+--variants trains GPT-2 anew, as experiments.train_gpt2 does and with its flags, once for each variant of
+`massive_jax.train.VARIANTS` (--variants=all for all) and seed, in WORKDIR/VARIANT/seed_N. Killed, the same command goes
+on; a training that has ended is read, one whose loss is no number is a row that says so. Several processes may train
+different variants in one WORKDIR; the command with all of them then makes the table. Every model is measured on 32
+held-out windows, in float32: attention on the first token and the share of heads that rest on it (the sink), that
+token's largest over the median in the middle blocks (the spike), beside it what is usual of other tokens, loss, and
+loss with inputs and weights of every linear map in int8. Writes emergence_variants.json
+(`massive_jax.report.results.Variants`), emergence_variants.png, sinks against spikes, and
+emergence_variants_curves.png, the ratio by step.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import pathlib
 import re
 from collections.abc import Sequence
@@ -29,22 +39,23 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common
-from experiments.flags import images, model, models, text, training
-from massive_jax.analysis import PARAMETERS, fit_emergence
+from experiments import common, train_gpt2, variants
+from experiments.flags import images, model, models, seed, text, training
 from massive_jax.data import load_text
 from massive_jax.files import read_json, write_json
 from massive_jax.report import as_json, as_record, plot_fits
-from massive_jax.report.results import Census, Emergence, EmergenceOfLayer, Estimate
+from massive_jax.report.results import Census, Emergence, EmergenceOfLayer
 from massive_jax.train import take_census
 
 _CHECKPOINTS = flags.DEFINE_string("checkpoints", None, "A training's --workdir, or a folder of models by step.")
 _REVISIONS = flags.DEFINE_list("revisions", [], "Revisions of --model, a hub id, in order of training.")
 _STEPS = flags.DEFINE_list("at_steps", [], "The step of each of those, where their names do not end in it.")
-_KINDS = {"checkpoints": _CHECKPOINTS, "models": models.MODELS, "revisions": _REVISIONS}
+_VARIANTS = flags.DEFINE_list("variants", [], "Variants to train, or all; see massive_jax.train.VARIANTS.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Trainings of each variant, from --seed on.", lower_bound=1)
+_KINDS = {"checkpoints": _CHECKPOINTS, "models": models.MODELS, "revisions": _REVISIONS, "variants": _VARIANTS}
 
 if __name__ == "__main__":
-    for module in (common, model, models, text, images):
+    for module in (common, model, models, text, images, seed, training, train_gpt2):
         flags.adopt_module_key_flags(module)
 
 
@@ -118,17 +129,7 @@ def through(census: Sequence[Census]) -> tuple[EmergenceOfLayer, ...]:
     steps = [record.step for record in census]
     found = []
     for layers in zip(*(record.layers for record in census), strict=True):
-        number = layers[0].layer
-        try:
-            fit = fit_emergence(steps, [layer.ratio for layer in layers])
-        except ValueError as error:
-            found.append(EmergenceOfLayer(layer=number, problem=str(error)))
-            continue
-        estimates = {
-            name: Estimate(value=getattr(fit, name), error=None if math.isnan(error) else error)
-            for name, error in zip(PARAMETERS, fit.errors, strict=True)
-        }
-        found.append(EmergenceOfLayer(layer=number, parameters=estimates, r_squared=fit.r_squared, peak=fit.peak))
+        found.append(EmergenceOfLayer(layer=layers[0].layer, **common.fitted(steps, [layer.ratio for layer in layers])))
     return tuple(found)
 
 
@@ -150,7 +151,16 @@ def main() -> None:
     given = [name for name, flag in _KINDS.items() if flag.value]
     if len(given) != 1:
         said = f"{' and '.join(f'--{name}' for name in given)} are given" if given else "nothing to look at"
-        raise ValueError(f"{said}; give one of --checkpoints=DIR, --models=A,B,…, --revisions=A,B,… (of --model).")
+        raise ValueError(
+            f"{said}; give one of --checkpoints=DIR, --models=A,B,…, --revisions=A,B,… (of --model), --variants=A,B,…."
+        )
+    if given == ["variants"]:
+        unread = ("model", "revision", "at_steps", "text", "windows", "bos", "images", "num_images", "image_size")
+        common.without_effect((*unread, "allow_nonfinite", "attention_bias", "slots"), "beside --variants")
+        variants.run([name.strip() for name in _VARIANTS.value], _SEEDS.value)
+        return
+    of_trainings = [flag.name for m in (training, train_gpt2, seed) for flag in flags.FLAGS.get_key_flags_for_module(m)]
+    common.without_effect((*of_trainings, "seeds"), "without --variants")
     if given != ["revisions"]:
         common.without_effect(("model", "revision"), f"beside --{given[0]}")
     common.without_effect(("revision",), "beside --revisions")

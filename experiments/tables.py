@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tqdm
 
+from massive_jax.analysis import PARAMETERS, fit_emergence
 from massive_jax.evaluate import Profile
 from massive_jax.files import printable
 from massive_jax.report import label, number
-from massive_jax.report.results import Activation, ProfileCurves, ProfileLayer
+from massive_jax.report.results import Activation, Estimate, ProfileCurves, ProfileLayer
 
 
 @contextlib.contextmanager
@@ -30,6 +32,19 @@ def profile_curves(name: str, profile: Profile) -> ProfileCurves:
     """A profile's curves, as figures have them."""
     curves = {of: tuple(getattr(profile, of).tolist()) for of in ("largest", "median", "sink_rate")}
     return ProfileCurves(name=name, **curves)
+
+
+def fitted(steps: Sequence[int], ratios: Sequence[float]) -> dict[str, Any]:
+    """The curve of arXiv 2508.03616 through ratios by step, or why there is none: fields of a result's `Fit`."""
+    try:
+        fit = fit_emergence(steps, ratios)
+    except ValueError as error:
+        return {"problem": str(error)}
+    estimates = {
+        name: Estimate(value=getattr(fit, name), error=None if math.isnan(error) else error)
+        for name, error in zip(PARAMETERS, fit.errors, strict=True)
+    }
+    return {"parameters": estimates, "r_squared": fit.r_squared, "peak": fit.peak}
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -56,6 +56,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+class HeldError(ValueError):
+    """Says that another process holds what was to be written."""
+
+
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     """Holds the right to write `path`, a file or a directory: one process at a time has it, the others are refused.
@@ -68,7 +72,8 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
         (a mount point, say), name something inside it.
 
     Raises:
-      ValueError: another process, or another block of this one, holds it; or no file can be made beside it.
+      HeldError: another process, or another block of this one, holds it.
+      ValueError: no file can be made beside it.
     """
     import filelock
 
@@ -82,7 +87,7 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
             lock.release()
             lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise ValueError(
+        raise HeldError(
             f"{str(path)!r} is being written by another process; wait for it to end, or give another name."
         ) from None
     except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks

@@ -1,7 +1,7 @@
 """Pure functions on captured arrays: what is massive, where, and what attends to it."""
 
 from massive_jax.analysis.attention import attention_shares, sink_shares
-from massive_jax.analysis.bootstrap import Interval, percentiles, resampled_means
+from massive_jax.analysis.bootstrap import Interval, mean_interval, percentiles, resampled_means
 from massive_jax.analysis.census import (
     CLASSES,
     SINK,
@@ -29,6 +29,16 @@ from massive_jax.analysis.massive import (
     rank_locations,
 )
 from massive_jax.analysis.registers import RegisterMeans
+from massive_jax.analysis.sink_spike import (
+    SINK_OF_HEADS,
+    SPIKE_APART,
+    SPIKE_RATIO,
+    SinkSpike,
+    has_sink,
+    has_spike,
+    middle_blocks,
+    sink_and_spike,
+)
 from massive_jax.analysis.sinks import SINK_SHARE, SecondarySink, SinkCount, SinkGroup, find_secondary_sinks
 from massive_jax.analysis.super_weights import (
     FromWeights,
@@ -52,7 +62,10 @@ __all__ = [
     "FIRST_DELIMITER",
     "PARAMETERS",
     "SINK",
+    "SINK_OF_HEADS",
     "SINK_SHARE",
+    "SPIKE_APART",
+    "SPIKE_RATIO",
     "WEAK_WORDS",
     "EmergenceFit",
     "FromWeights",
@@ -66,6 +79,7 @@ __all__ = [
     "Signature",
     "SinkCount",
     "SinkGroup",
+    "SinkSpike",
     "Step",
     "Sums",
     "SuperWeight",
@@ -80,12 +94,16 @@ __all__ = [
     "find_signature",
     "fit_emergence",
     "full_size_layer",
+    "has_sink",
+    "has_spike",
     "largest_gain",
     "largest_others",
     "matrix_entropy",
     "mean_cosine",
+    "mean_interval",
     "median_places",
     "median_sites",
+    "middle_blocks",
     "mlp_gains",
     "null_interval",
     "padded_sets",
@@ -95,6 +113,7 @@ __all__ = [
     "rank_of",
     "resampled_means",
     "shares_alone",
+    "sink_and_spike",
     "sink_shares",
     "steps",
     "told_from_weights",

@@ -1,8 +1,12 @@
-"""How sure an average over windows is: percentile bootstrap (Efron, 1979). Axis letters: W windows or images."""
+"""How sure an average is: over windows by a percentile bootstrap (Efron, 1979), over a few trainings by Student's t.
+
+Axis letters: W windows or images.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -59,3 +63,35 @@ def percentiles(samples: np.ndarray, level: float = LEVEL) -> tuple[float, float
     method: Literal["linear", "inverted_cdf"] = "linear" if np.isfinite(samples).all() else "inverted_cdf"
     low, high = np.percentile(samples, [tail, 100 - tail], method=method)
     return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float] | np.ndarray, *, level: float = LEVEL, ratios: bool = False) -> Interval:
+    """Gives the mean of a few independent numbers with Student's t interval; without one where there is one number.
+
+    Args:
+      values: at least one, as of trainings from several seeds.
+      level: of the interval, from 0 to 1.
+      ratios: averages logarithms, of positive numbers: the geometric mean.
+
+    Raises:
+      ValueError: no numbers; ratios that are not positive.
+
+    Examples:
+      >>> from massive_jax.analysis import mean_interval
+      >>> found = mean_interval([1.0, 2.0, 3.0])
+      >>> round(found.low, 3), found.value, round(found.high, 3)
+      (-0.484, 2.0, 4.484)
+    """
+    from scipy.special import stdtrit
+
+    level, x = number("level", level, 0, 1), np.asarray(values, np.float64)
+    if x.ndim != 1 or not x.size:
+        raise ValueError(f"values have shape {x.shape}; give a list of one number at least.")
+    if ratios and not (x > 0).all():
+        raise ValueError("ratios must be positive; leave `ratios` out for other numbers.")
+    x = np.log(x) if ratios else x
+    ends = [x.mean()]
+    if len(x) > 1:
+        error = float(stdtrit(len(x) - 1, 0.5 + level / 2)) * x.std(ddof=1) / np.sqrt(len(x))
+        ends += [ends[0] - error, ends[0] + error]
+    return Interval(*(float(end) for end in (np.exp(ends) if ratios else ends)))

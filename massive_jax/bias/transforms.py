@@ -20,7 +20,7 @@ import numpy as np
 from massive_jax.forward import check_tokens, forward
 from massive_jax.model import Model
 from massive_jax.models import AttentionBias, LanguageModel, TransformerConfig
-from massive_jax.probe import Capture, Edit, compile_captures
+from massive_jax.probe import Capture, Edit, EditCollection, compile_captures
 
 Params: TypeAlias = Mapping[str, Any]
 _SLOTS, _GATE, _SINK_TOKEN = "layers/attn/slots/", "layers/attn/gate/", "sink_token"
@@ -109,19 +109,32 @@ def absorb_sink_token(config: TransformerConfig, params: Params) -> tuple[Transf
     Raises:
       ValueError: the model has no sink token.
     """
-    if config.attention_bias is None or not config.attention_bias.traits.tokens:
-        raise ValueError(f"the model has no sink token; its attention bias is {config.attention_bias}.")
-    n = config.num_slots
-    plain, rest = dataclasses.replace(config, attention_bias=None), _without(params, _SLOTS, _SINK_TOKEN)
-    # An edit in front of the blocks puts the learned vectors where the token embeddings would be.
-    model = Model(LanguageModel(plain), rest, plain)
-    tokens = np.zeros((1, n), np.int32)
-    vectors = np.asarray(params[_SINK_TOKEN], np.float32)
-    edits = [Edit("embed", position=i, value=vector) for i, vector in enumerate(vectors)]
-    keys, values = _keys_and_values(plain, rest, tokens, model.compile_edits(edits, tokens))
-    bias = AttentionBias("kv", slots=n, prefix=config.prefix_length > 0, offset=config.attention_bias.offset)
+    alone, tokens, edits = sink_tokens_alone(config, params)
+    plain = dataclasses.replace(config, attention_bias=None)
+    keys, values = _keys_and_values(plain, alone.params, tokens, edits)
+    offset = config.attention_bias is not None and config.attention_bias.offset
+    bias = AttentionBias("kv", slots=config.num_slots, prefix=config.prefix_length > 0, offset=offset)
     new = dataclasses.replace(config, attention_bias=bias)
     return new, _with_slots(_without(params, _SINK_TOKEN), keys[:, 0], values[:, 0])
+
+
+def sink_tokens_alone(config: TransformerConfig, params: Params) -> tuple[Model, np.ndarray, EditCollection]:
+    """Makes the learned sink tokens of a model (kind "sink_token") a sequence, which can be captured like any other.
+
+    Returns:
+      The model without them, tokens int [1, n], and edits that put the learned vectors in place of their embeddings.
+
+    Raises:
+      ValueError: the model has no sink token.
+    """
+    if config.attention_bias is None or not config.attention_bias.traits.tokens:
+        raise ValueError(f"the model has no sink token; its attention bias is {config.attention_bias}.")
+    plain, rest = dataclasses.replace(config, attention_bias=None), _without(params, _SLOTS, _SINK_TOKEN)
+    model = Model(LanguageModel(plain), rest, plain)
+    tokens = np.zeros((1, config.num_slots), np.int32)
+    vectors = np.asarray(params[_SINK_TOKEN], np.float32)
+    edits = [Edit("embed", position=i, value=vector) for i, vector in enumerate(vectors)]
+    return model, tokens, model.compile_edits(edits, tokens)
 
 
 def add_bias(

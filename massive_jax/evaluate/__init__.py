@@ -45,7 +45,7 @@ from massive_jax.evaluate.intervention import (
 from massive_jax.evaluate.layers import LayerSummary, LayerTable, measure_each, measure_layers
 from massive_jax.evaluate.perplexity import perplexity, token_nll, window_nll
 from massive_jax.evaluate.profile import Profile, measure_image_profile, measure_profile, names_of, registers_of
-from massive_jax.evaluate.quantize import quantized_inputs
+from massive_jax.evaluate.quantize import quantized_inputs, quantized_weights
 from massive_jax.evaluate.register_neurons import (
     OUTLIER,
     PatchNorms,
@@ -122,6 +122,7 @@ __all__ = [
     "perplexity",
     "place_means",
     "quantized_inputs",
+    "quantized_weights",
     "register_shape",
     "registers_of",
     "run_images",

@@ -33,6 +33,7 @@ from massive_jax.report.super_weights import (
     super_weight_title,
     told_in_words,
 )
+from massive_jax.report.variants import plot_variant_curves, plot_variants, variant_rows
 from massive_jax.report.words import label, number, precision
 
 __all__ = [
@@ -67,11 +68,14 @@ __all__ = [
     "plot_profiles",
     "plot_registers",
     "plot_super_weights",
+    "plot_variant_curves",
+    "plot_variants",
     "precision",
     "read_json",
     "super_weight_rows",
     "super_weight_title",
     "told_in_words",
+    "variant_rows",
     "weight_metrics",
     "write_arrays",
     "write_json",

@@ -5,15 +5,18 @@ from massive_jax.train.classification import shuffled_batches, train_images
 from massive_jax.train.config import ImageTrainConfig, RunConfig, TrainConfig
 from massive_jax.train.data import TokenFile, adopt, batches_of
 from massive_jax.train.language import train
-from massive_jax.train.loop import Preempted, Task, Trained, mesh_of, run
+from massive_jax.train.loop import DivergedError, Preempted, Task, Trained, mesh_of, run
 from massive_jax.train.metrics import flops_per_token, read_lines
 from massive_jax.train.objective import Classification, NextToken, Objective
 from massive_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer
 from massive_jax.train.prepare import prepare_tokens
 from massive_jax.train.step import Trainer, TrainState
+from massive_jax.train.variants import VARIANTS, Variant, variants_named
 
 __all__ = [
+    "VARIANTS",
     "Classification",
+    "DivergedError",
     "ImageTrainConfig",
     "NextToken",
     "Objective",
@@ -26,6 +29,7 @@ __all__ = [
     "TrainState",
     "Trained",
     "Trainer",
+    "Variant",
     "adopt",
     "batches_of",
     "decayed",
@@ -39,4 +43,5 @@ __all__ = [
     "take_census",
     "train",
     "train_images",
+    "variants_named",
 ]

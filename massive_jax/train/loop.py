@@ -31,6 +31,10 @@ class Preempted(Exception):  # noqa: N818 (it is no error: everything is saved)
         self.step = step
 
 
+class DivergedError(ValueError):
+    """Says that the loss, or its gradient, is no longer a finite number."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """Holds what came of a training.
@@ -118,8 +122,9 @@ def run(task: Task, workdir: pathlib.Path, *, say: Callable[[str], Any] = lambda
       say: is given a line now and then; of several processes only that of process 0.
 
     Raises:
-      ValueError: checkpoints of another training, told by the field; a loss or gradient that is not finite; a
-        checkpoint that cannot be written; a `workdir` that is not shared. The last good checkpoint stays.
+      DivergedError: a loss or gradient that is not finite.
+      ValueError: checkpoints of another training, told by the field; a checkpoint that cannot be written; a `workdir`
+        that is not shared. The last good checkpoint stays.
       Preempted: SIGTERM.
     """
     config, trainer = task.config, task.trainer
@@ -243,7 +248,7 @@ class _Run:
         self.checkpoints.wait()
         last = self.checkpoints.latest
         kept = "there is no checkpoint yet" if last is None else f"the last good checkpoint is of step {last}"
-        raise ValueError(
+        raise DivergedError(
             f"the {name.replace('_', ' ')} of step {step} is {value}: stopped; {kept}. Lower the learning rate, or "
             "look at the data of that step."
         )

@@ -81,9 +81,18 @@ from massive_jax.report.results.training import (
     Emergence,
     EmergenceOfLayer,
     Estimate,
+    Fit,
     TrainGPT2,
     Training,
     TrainViT,
+)
+from massive_jax.report.results.variants import (
+    Bounds,
+    MeasuredTraining,
+    VariantCurve,
+    VariantResult,
+    Variants,
+    VariantTraining,
 )
 
 __all__ = [
@@ -94,6 +103,7 @@ __all__ = [
     "AttentionOfLayer",
     "AttentionOfSome",
     "BlockStep",
+    "Bounds",
     "Carrier",
     "Census",
     "CensusActivation",
@@ -112,6 +122,7 @@ __all__ = [
     "ExplicitBias",
     "FeatureMap",
     "Findings",
+    "Fit",
     "FoundActivation",
     "ImageMeasures",
     "ImageSource",
@@ -126,6 +137,7 @@ __all__ = [
     "MassiveCount",
     "MassivePlace",
     "MassiveRegister",
+    "MeasuredTraining",
     "Metric",
     "ModelCensus",
     "ModelCensusLayer",
@@ -156,6 +168,10 @@ __all__ = [
     "TrainGPT2",
     "TrainViT",
     "Training",
+    "VariantCurve",
+    "VariantResult",
+    "VariantTraining",
+    "Variants",
     "VectorsAt",
     "VectorsOf",
     "VitRegisters",

@@ -21,7 +21,7 @@ class CensusActivation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CensusLayer:
-    """A layer in a census, as `massive_jax.train.take_census` gives it."""
+    """A layer in a census, as `massive_jax.train.take_census` gives it; the last six are of causal models."""
 
     layer: int
     top: tuple[CensusActivation, ...] = ()
@@ -30,11 +30,21 @@ class CensusLayer:
     kurtosis: float
     sink_rate: float
     slot_rate: float
+    first_share: float | None = optional()
+    sink_heads: float | None = optional()
+    first: float | None = optional()
+    first_dim: int | None = optional()
+    others: float | None = optional()
+    typical: float | None = optional()
 
     @property
     def ratio(self) -> float:
         """Gives the largest magnitude over the median; nan where that is 0."""
-        return self.largest / self.median if self.median else math.nan
+        return self.over_median(self.largest)
+
+    def over_median(self, magnitude: float | None) -> float:
+        """Gives a magnitude over the median; nan of none, or where the median is 0."""
+        return math.nan if magnitude is None or not self.median else magnitude / self.median
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,22 +134,27 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EmergenceOfLayer:
-    """How a layer's ratio of largest to median magnitude went: `massive_jax.analysis.EmergenceFit`, or why none.
+class Fit:
+    """How a ratio of largest to median magnitude went: `massive_jax.analysis.EmergenceFit`, or why there is none.
 
     Attributes:
-      layer: which.
       parameters: amplitude, decay, rate, offset, baseline.
       r_squared: share of the variance over steps that the curve explains.
       peak: step of the curve's extremum, which may lie past the training; None where it has none.
       problem: why there is no curve.
     """
 
-    layer: int
     parameters: Mapping[str, Estimate] | None = None
     r_squared: float | None = None
     peak: float | None = None
     problem: str | None = optional()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmergenceOfLayer(Fit):
+    """The fit of a layer."""
+
+    layer: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,206 @@
+"""Variants of one training, side by side: what `python -m experiments.emergence --variants=…` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import massive_jax as mj
+from experiments import common, train_gpt2
+from experiments.flags import training
+from massive_jax.analysis import has_sink, has_spike, mean_interval, middle_blocks, sink_and_spike
+from massive_jax.data import Windows
+from massive_jax.evaluate import quantized_inputs, quantized_weights, window_nll
+from massive_jax.files import HeldError, locked, read_json, write_json
+from massive_jax.memory import keep_freed_memory
+from massive_jax.report import as_json, as_record, plot_variant_curves, plot_variants, variant_rows
+from massive_jax.report.results import (
+    Bounds,
+    Census,
+    MeasuredTraining,
+    VariantCurve,
+    VariantResult,
+    Variants,
+    VariantTraining,
+)
+from massive_jax.train import DivergedError, TokenFile, TrainConfig, Variant, take_census, train, variants_named
+from massive_jax.train.data import even_windows
+from massive_jax.train.presets import PRESETS
+
+HELD_OUT = 32  # windows
+_RATIOS = ("ratio", "others_ratio", "typical_ratio", "top_ratio", "kurtosis")  # averaged as logarithms
+_OTHERS = ("loss", "int8_loss", "first_share", "sink_heads", "slot_share")
+
+
+def run(names: Sequence[str], seeds: int) -> None:
+    """Trains and measures what is not there yet of the variants called `names`, and puts all side by side."""
+    keep_freed_memory()
+    preset = training.preset(PRESETS)
+    data = train_gpt2.data_name(preset)
+    variants = variants_named(names)
+    training.check(preset.optimizer, preset.options)
+    base = train_gpt2.configure(preset)
+    configs = {  # all of them, before anything is made
+        name: [dataclasses.replace(_changed(name, variant, base), seed=base.seed + i) for i in range(seeds)]
+        for name, variant in variants.items()
+    }
+    workdir = common.workdir(reserve=False)  # other processes may train other variants there
+    file = _tokens(data, workdir, base)
+    found: dict[str, list[tuple[MeasuredTraining, tuple[Census, ...]]]] = {}
+    with training.preemptible():
+        for name, of_seeds in configs.items():
+            found[name] = []
+            for config in of_seeds:
+                directory = workdir / name / f"seed_{config.seed}"
+                measured = _measured(name, dataclasses.replace(config, data=file.sha256), file, directory)
+                found[name].append((measured, training.census(directory)))
+    result = Variants(
+        model="GPT-2",
+        preset=str(training.PRESET.value),
+        text=file.text,
+        dtype=base.model.dtype,
+        bos=base.bos,
+        context=base.context,
+        steps=base.steps,
+        windows=HELD_OUT,
+        variants=tuple(_summary(name, variants[name], trainings) for name, trainings in found.items()),
+    )
+    path = workdir / "emergence_variants.json"
+    write_json(path, as_json(result))
+    plot_variants(result, path.with_suffix(".png"))
+    plot_variant_curves(result, workdir / "emergence_variants_curves.png")
+    common.print_table(*variant_rows(result))
+    print(f"wrote {path}, {path.with_suffix('.png')} and {workdir / 'emergence_variants_curves.png'}")
+
+
+def _changed(name: str, variant: Variant, base: TrainConfig) -> TrainConfig:
+    try:
+        return variant.of(base)
+    except ValueError as error:
+        raise ValueError(f"--variants: {name} does not go with this preset: {error}") from None
+
+
+def _tokens(data: str, workdir: pathlib.Path, config: TrainConfig) -> TokenFile:
+    """The token file that all trainings share, made by whichever process comes first."""
+    while True:
+        try:
+            with locked(workdir / "data"):
+                return train_gpt2.open_data(data, workdir, config)
+        except HeldError:
+            time.sleep(0.5)
+
+
+def _measured(name: str, config: TrainConfig, file: TokenFile, directory: pathlib.Path) -> MeasuredTraining:
+    """What came of a training: read where it has ended, else made."""
+    path = directory / "measured.json"
+    if path.is_file():
+        record = as_record(MeasuredTraining, read_json(path), str(path))
+        if (record.config, record.windows) == (config.described(), HELD_OUT):
+            return record
+
+    def say(line: str) -> None:
+        print(f"{name}, seed {config.seed}: {line}", flush=True)
+
+    with locked(directory):
+        record = MeasuredTraining(variant=name, config=config.described(), windows=HELD_OUT)
+        try:
+            trained = train(config, file, directory, say=say)
+        except DivergedError as error:
+            record = dataclasses.replace(record, problem=str(error).partition(": stopped")[0])
+            say(f"{record.problem}; left so")
+        else:
+            if (last := training.census(directory)[-1].step) != config.steps:
+                raise ValueError(
+                    f"the training in {directory} has {last} steps; --steps={config.steps} is fewer. Give as many, or "
+                    "another --workdir."
+                )
+            record = dataclasses.replace(record, **_measurements(config, file, trained.directory))
+        write_json(path, as_json(record))
+    return record
+
+
+def _measurements(config: TrainConfig, file: TokenFile, directory: pathlib.Path) -> dict[str, Any]:
+    """Losses and the census of the model in `directory` on held-out windows, in float32."""
+    model = mj.load(str(directory), progress=False)
+    part = file.split(config.validation, config.context)[1]
+    tokens = even_windows(file, part, context=config.context, count=HELD_OUT, bos=config.bos)[:, :-1]
+    windows = Windows(tokens, tokens.shape[1] - (config.bos is not None), config.bos is not None)
+    rounded = window_nll(quantized_weights(model), windows, quantized_inputs(model.config))
+    layers = {"step": config.steps, "layers": take_census(model.module, model.params, tokens)}
+    return {
+        "loss": window_nll(model, windows).mean,
+        "int8_loss": rounded.mean,
+        "layers": as_record(Census, layers).layers,
+    }
+
+
+def _summary(
+    name: str, variant: Variant, trainings: Sequence[tuple[MeasuredTraining, tuple[Census, ...]]]
+) -> VariantResult:
+    """Puts a variant's trainings together."""
+    each = tuple(_training(measured) for measured, _ in trainings)
+    whole = [one for one in each if one.problem is None]
+    means = {key: _bounds([getattr(one, key) for one in whole], key in _RATIOS) for key in (*_OTHERS, *_RATIOS)}
+    sink = spike = curve = None
+    if whole:
+        rises = [(one.int8_loss or 0.0) - (one.loss or 0.0) for one in whole]
+        means["int8_rise"] = _bounds(rises, ratios=False)
+        sink = has_sink(means["sink_heads"].mean)
+        fixed = 2 * sum(one.dim is not None for one in whole) > len(whole)
+        spike = has_spike(means["ratio"].mean, means["typical_ratio"].mean, fixed=fixed)
+        curve = _curve([census for measured, census in trainings if measured.problem is None])
+    found = means if whole else {}
+    return VariantResult(
+        name=name,
+        words=variant.words,
+        source=variant.source,
+        trainings=each,
+        means=found,
+        sink=sink,
+        spike=spike,
+        curve=curve,
+    )
+
+
+def _training(measured: MeasuredTraining) -> VariantTraining:
+    seed = int(measured.config["seed"])
+    if measured.problem is not None:
+        return VariantTraining(seed=seed, problem=measured.problem)
+    found = sink_and_spike([as_json(layer) for layer in measured.layers])
+    return VariantTraining(seed=seed, loss=measured.loss, int8_loss=measured.int8_loss, **dataclasses.asdict(found))
+
+
+def _bounds(values: Sequence[float | None], ratios: bool) -> Bounds:
+    """Mean and interval; nan where a number is not finite, or has no logarithm."""
+    numbers = np.array([np.nan if value is None else value for value in values])
+    if not numbers.size or not np.isfinite(numbers).all() or (ratios and (numbers <= 0).any()):
+        return Bounds(mean=float("nan"))
+    found = mean_interval(numbers, ratios=ratios)
+    return Bounds(mean=found.value, low=found.low, high=found.high)
+
+
+def _curve(censuses: Sequence[Sequence[Census]]) -> VariantCurve:
+    """How the ratio emerged, over the steps that all trainings have a census of."""
+    by_step: list[Mapping[int, float]] = [
+        {
+            record.step: max(
+                record.layers[i].over_median(record.layers[i].first) for i in middle_blocks(len(record.layers))
+            )
+            for record in census
+        }
+        for census in censuses
+    ]
+    steps = [step for step in by_step[0] if all(step in one for one in by_step)]
+    ratios = [[one[step] for step in steps] for one in by_step]
+    mean = np.exp(np.log(ratios).mean(axis=0)).tolist()
+    return VariantCurve(
+        steps=tuple(steps),
+        ratios=tuple(map(tuple, ratios)),
+        mean=tuple(mean),
+        **common.fitted(steps, mean),
+    )
