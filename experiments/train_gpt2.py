@@ -51,6 +51,7 @@ _DATA = flags.DEFINE_string("data", None, "A token file, or a text whose bytes a
 _BOS = flags.DEFINE_integer(
     "bos_token", None, "A token to begin every sequence with (50256 for GPT-2's); None for the preset's.", lower_bound=0
 )
+_EMBEDDING_SCALE = flags.DEFINE_float("embedding_scale", None, "Multiplies the embedding; None for the preset's.")
 _VERIFY = flags.DEFINE_bool("verify_data", True, "Reads the token file whole at the start, to compare its checksum.")
 
 if __name__ == "__main__":
@@ -97,6 +98,8 @@ def configure(preset: TrainPreset) -> TrainConfig:
         options["bos"] = _BOS.value
     kernel = training.kernel(dtype, options["context"])
     bias, changes = training.attention_bias(), training.model_options()
+    if _EMBEDDING_SCALE.value is not None:
+        changes["embedding_scale"] = _EMBEDDING_SCALE.value
     return TrainConfig(
         model=preset.model(attention_bias=bias, dtype=dtype, kernel=kernel, **changes),
         optimizer=training.optimizer(preset.optimizer),

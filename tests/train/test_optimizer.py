@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import chex
 import flax.traverse_util
 import jax
 import numpy as np
@@ -60,6 +61,19 @@ def test_one_step_by_hand():
     rate = 1e-2 / 4
     np.testing.assert_allclose(updates["embedding"], -rate * (1 + 0.1 * 2.0), rtol=1e-5)
     np.testing.assert_allclose(updates["norm"]["scale"], -rate, rtol=1e-5)
+
+
+def test_adamw_is_optaxs_and_its_state_has_the_same_names():
+    """In checkpoints of trainings from before there were other kinds, too."""
+    params = {"a": np.full((2, 2), 2.0, np.float32), "b": np.ones(2, np.float32)}
+    grads, mask = jax.tree.map(lambda p: 3 * p, params), {"a": True, "b": False}
+    ours = make_optimizer(RECIPE, mask)
+    theirs = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(RECIPE.schedule, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, mask=mask),
+    )
+    found, expected = (optimizer.update(grads, optimizer.init(params), params) for optimizer in (ours, theirs))
+    chex.assert_trees_all_equal(found, expected)
 
 
 def test_gradients_are_clipped_together():

@@ -142,26 +142,34 @@ from massive_jax.models.splash import splash_attention
 from massive_jax.parallel import make_mesh, mesh_set
 from massive_jax.train import Trainer
 tokens = np.random.default_rng(0).integers(0, 256, (8, 17)).astype(np.int32)
-config, found = dataclasses.replace(GPT, attention_bias=AttentionBias("kv")), []
-for mesh, accumulate, kernel in ((None, 1, "xla"), (make_mesh(4, 2), 2, "xla"), (make_mesh(4, 2), 1, "splash")):
-    module = LanguageModel(dataclasses.replace(config, attention_kernel=kernel))
-    trainer = Trainer(module, RECIPE, accumulate, mesh)
-    state = trainer.init(0)
-    found.append([trainer.loss(state.params, tokens)])
-    state, metrics = trainer.step(state, tokens)
-    if mesh is not None:
-        kernel = state.params["layers"]["mlp"]["up"]["kernel"]
-        moment = state.opt_state[1][0].mu["layers"]["mlp"]["up"]["kernel"]
-        for x in (kernel, moment):
-            assert x.sharding.shard_shape(x.shape) == (2, 8, 64), x.sharding
-    found[-1] = jax.device_get((*found[-1], metrics, state.params))
-for other in found[1:]:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found[0], other)
+config, eight = dataclasses.replace(GPT, attention_bias=AttentionBias("kv")), make_mesh(4, 2)
+for kind, runs in {
+    "adamw": ((None, 1, "xla"), (eight, 2, "xla"), (eight, 1, "splash")),
+    "muon": ((None, 1, "xla"), (eight, 1, "xla")),
+}.items():
+    found = []
+    for mesh, accumulate, kernel in runs:
+        module = LanguageModel(dataclasses.replace(config, attention_kernel=kernel))
+        # So that no step of Adam's is decided by the rounding of a gradient that is next to nothing.
+        recipe = dataclasses.replace(RECIPE, kind=kind, eps=1e-6)
+        trainer = Trainer(module, recipe, accumulate, mesh)
+        state = trainer.init(0)
+        found.append([trainer.loss(state.params, tokens)])
+        state, metrics = trainer.step(state, tokens)
+        if mesh is not None:
+            kernel = state.params["layers"]["mlp"]["up"]["kernel"]
+            first = state.opt_state[1][0]
+            moments = first.mu if kind == "adamw" else first.inner_states["muon"].inner_state[0].mu
+            for x in (kernel, moments["layers"]["mlp"]["up"]["kernel"]):
+                assert x.sharding.shard_shape(x.shape) == (2, 8, 64), x.sharding
+        found[-1] = jax.device_get((*found[-1], metrics, state.params))
+    for other in found[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found[0], other)
 # The compiler for TPUs would refuse to split the kernel itself: here it is split already.
 jax.default_backend = lambda: "tpu"
-x = jax.ShapeDtypeStruct((4, 8, 2, 16), np.float32, sharding=NamedSharding(mesh, PartitionSpec("data", None, "model")))
+x = jax.ShapeDtypeStruct((4, 8, 2, 16), np.float32, sharding=NamedSharding(eight, PartitionSpec("data", None, "model")))
 attend = jax.jit(functools.partial(splash_attention, scale=1.0, is_causal=True))
-with mesh_set(mesh):
+with mesh_set(eight):
     assert "tpu_custom_call" in attend.trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
 print("same")
 """
