@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from massive_jax.generate import generate
     from massive_jax.loading import convert, load, save
     from massive_jax.model import ImageModel, Model, TextModel
-    from massive_jax.probe import Capture, Edit, Measure, Stats
+    from massive_jax.probe import Capture, Edit, Measure, PerToken, Stats
     from massive_jax.random_models import init
 
 __version__ = "0.1.0"
@@ -32,6 +32,7 @@ __all__ = [
     "Measure",
     "Model",
     "Output",
+    "PerToken",
     "Stats",
     "TextModel",
     "bias",
@@ -52,6 +53,7 @@ _HOMES = {
     "Measure": "massive_jax.probe",
     "Model": "massive_jax.model",
     "Output": "massive_jax.forward",
+    "PerToken": "massive_jax.probe",
     "Stats": "massive_jax.probe",
     "TextModel": "massive_jax.model",
     "convert": "massive_jax.loading",

@@ -173,7 +173,7 @@ class Model:
         concrete = None if isinstance(inputs, jax.core.Tracer) else inputs
         sizes, absent = self.config.input_sizes(inputs.shape), self.config.absent_sites
         if isinstance(edits, Mapping):
-            return check_edits(edits, sizes, absent, mask)
+            return check_edits(edits, sizes, absent, mask, self.config.jnp_dtype)
         return compile_edits(edits, sizes, concrete, self.rules(), absent, self.config.jnp_dtype, mask)
 
     def compile_captures(self, capture: Captures | CapturePlan | None) -> CapturePlan:

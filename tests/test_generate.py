@@ -132,7 +132,7 @@ def test_edits_reach_prompt_and_new_tokens(tiny_model, tiny_tokens):
         mj.Edit("block_out", layer=2, position=1, dim=3, value=9.0),
         mj.Edit("mlp_out", layer=1, position=PROMPT + 2, op="scale", value=-3.0),
         mj.Edit("value", layer=3, position=None, dim=2, op="add", value=1.0),
-        mj.Edit("attn_out", layer=4, position=[0, -1], op="set", value=0.5),
+        mj.Edit("attn_out", layer=4, position=np.array([0, -1]), op="set", value=0.5),
         # Noise is that of the full pass: drawn by the place in the sequence.
         mj.Edit("mid", layer=2, op="noise", value=0.7, seed=5),
         mj.Edit("attn_logits", layer=3, op="noise", value=0.5, seed=6),

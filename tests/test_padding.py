@@ -145,7 +145,9 @@ def drawn_edits(draw, shortest):
     position = draw(
         st.one_of(
             st.integers(-shortest, shortest - 1),
-            st.sampled_from(["first", "last", lambda tokens: tokens.argmax(axis=1), (0, -1, 1), (-1, 1, 0)]),
+            st.sampled_from(
+                ["first", "last", lambda tokens: tokens.argmax(axis=1), np.array([0, -1, 1]), np.array([-1, 1, 0])]
+            ),
         )
     )
     op, any_op = st.sampled_from(["set", "scale", "add", "noise"]), draw(st.sampled_from(mj.probe.OPS))
@@ -191,7 +193,7 @@ def test_a_sequence_in_a_batch_gives_what_it_gives_alone(make_model, family, red
             if quick and len(row) != QUICK_LENGTHS[0]:
                 continue
             its = [
-                dataclasses.replace(e, position=e.position[b : b + 1]) if isinstance(e.position, tuple) else e
+                dataclasses.replace(e, position=e.position[b : b + 1]) if isinstance(e.position, np.ndarray) else e
                 for e in edits
             ]
             alone = model(np.asarray([row], np.int32), capture=capture, edits=its)
@@ -345,7 +347,7 @@ def test_an_edit_beyond_a_short_sequence_is_refused(tiny_model):
         tiny_model(tokens, mask=mask, edits=mj.Edit("block_out", layer=1, position=3))
     with pytest.raises(ValueError, match="attn_probs has key 0 to 2 in sequence 0"):
         tiny_model(tokens, mask=mask, edits=mj.Edit("attn_probs", layer=1, key=-4))
-    tiny_model(tokens, mask=mask, edits=mj.Edit("block_out", layer=1, position=[-1, 3]))
+    tiny_model(tokens, mask=mask, edits=mj.Edit("block_out", layer=1, position=np.array([-1, 3])))
 
 
 def test_a_longer_batch_than_the_context_may_be_padding(make_model):

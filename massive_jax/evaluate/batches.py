@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from massive_jax.arguments import shown
+from massive_jax.arguments import is_index, shown
 from massive_jax.model import Model
-from massive_jax.probe import Edit, as_edits
+from massive_jax.probe import Edit, ambiguous, as_edits
 
 TOKENS_A_BATCH = 2048  # windows are run together up to this many tokens
 
@@ -72,23 +73,33 @@ def check_edits_of(edits: Any, count: int) -> tuple[Edit, ...]:
     """
     found = as_edits(edits)
     for edit in found:
-        given: Any = edit.position
-        if _one_an_input(edit) and len(given) != count:
+        if problem := ambiguous(edit.position, count):
+            raise ValueError(f"an edit of {shown(edit.site)}: {problem}")
+        if _one_an_input(edit) and len(edit.position) != count:  # type: ignore[arg-type]
             raise ValueError(
-                f"an edit of {shown(edit.site)} has {len(given)} positions, one an input: there are {count}."
+                f"an edit of {shown(edit.site)} has {len(edit.position)} positions, one an input: "  # type: ignore[arg-type]
+                f"there are {count}."
             )
     return found
 
 
 def edits_for(edits: Edit | Sequence[Edit] | None, rows: slice) -> list[Edit]:
     """Gives `edits` for some of the windows: positions given one a window are cut to those."""
+
+    def cut(position: Any) -> Any:
+        # As a set, a list is that of the positions of every window, however many there are in a batch.
+        return set(position) if isinstance(position, list | tuple) else position[rows]
+
     return [
-        dataclasses.replace(edit, position=edit.position[rows])  # type: ignore[index]
-        if _one_an_input(edit)
-        else edit
+        dataclasses.replace(edit, position=cut(edit.position)) if _one_an_input(edit) or _listed(edit) else edit
         for edit in as_edits(edits)
     ]
 
 
 def _one_an_input(edit: Edit) -> bool:
-    return not isinstance(edit.position, str) and np.iterable(edit.position)
+    return isinstance(edit.position, np.ndarray | jax.Array) and edit.position.ndim > 0
+
+
+def _listed(edit: Edit) -> bool:
+    position = edit.position
+    return isinstance(position, list | tuple) and all(map(is_index, position)) and np.ndim(edit.value) <= 1

@@ -3,9 +3,13 @@
 from massive_jax.probe.capture import Capture, CapturePlan, Captures, Measure, compile_captures
 from massive_jax.probe.compiled import check_edits, check_plan
 from massive_jax.probe.coordinates import UNPADDED, Coordinates
-from massive_jax.probe.edit import RULES, Edit, EditCollection, EditRows, as_edits, compile_edits, stack_edits
+from massive_jax.probe.edit import Edit, as_edits
+from massive_jax.probe.functions import PerToken
 from massive_jax.probe.operations import OPERATIONS, OPS
+from massive_jax.probe.packing import compile_edits
+from massive_jax.probe.places import RULES, ambiguous
 from massive_jax.probe.reduce import Stats
+from massive_jax.probe.rows import EditCollection, EditRows, stack_edits
 from massive_jax.probe.sites import ALL_SITES, ATTENTION_SITES, EXPERT_SITES, SITES, VISION_SITES, Site
 from massive_jax.probe.tap import Tap, empty_results, present
 
@@ -27,9 +31,11 @@ __all__ = [
     "EditCollection",
     "EditRows",
     "Measure",
+    "PerToken",
     "Site",
     "Stats",
     "Tap",
+    "ambiguous",
     "as_edits",
     "check_edits",
     "check_plan",

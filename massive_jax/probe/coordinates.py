@@ -65,6 +65,28 @@ class Coordinates:
         here &= given >= 0
         return jnp.argmax(here, axis=1).astype(jnp.int32), jnp.any(here, axis=1)
 
+    def spread(self, axis: str, size: int, given: jax.Array, dim: int) -> jax.Array:
+        """Gives what is given by position along an axis, slots last, by column.
+
+        Args:
+          axis: its letter.
+          size: its number of columns.
+          given: [B or 1, …].
+          dim: which of the axes of `given` it is.
+
+        Returns:
+          [B or 1, …], with `size` along `dim`; anything at padding.
+        """
+        if axis not in self.positions:
+            return given
+        positions, last = self.lasting(axis, size), given.shape[dim] - 1
+        slots = positions - SLOTS + last + 1 - self.slots
+        positions = jnp.where(positions >= SLOTS, slots, jnp.clip(positions, 0, last))
+        given = jnp.broadcast_to(given, (len(positions), *given.shape[1:]))
+        shape = [size if i == dim else 1 for i in range(given.ndim)]
+        shape[0] = len(positions)
+        return jnp.take_along_axis(given, positions.reshape(shape), axis=dim)
+
     def valid(self, axes: str) -> jax.Array | None:
         """Says which elements of a tensor with these axes are no padding: a bool that broadcasts; None for all."""
         found = None

@@ -14,8 +14,9 @@ from jax import lax
 from massive_jax.dtypes import wide
 from massive_jax.probe.capture import CapturePlan, MeasureSpec, SiteSpec
 from massive_jax.probe.coordinates import UNPADDED, Coordinates
-from massive_jax.probe.edit import EditCollection, apply_edits
+from massive_jax.probe.functions import result_shapes
 from massive_jax.probe.reduce import Stats
+from massive_jax.probe.rows import EditCollection, apply_edits
 from massive_jax.probe.sites import ALL_SITES, WIDE_SITES, Site
 
 # Where padding is made zeros though nobody reads it: what is returned; keys and values, so that what a mask hides is a
@@ -141,7 +142,10 @@ def empty_results(
     for name, spec in plan.measures:
         tensors = {site: tensor(site) for site in spec.sites}
         measure = functools.partial(_measured, spec, coordinates=coordinates)
-        shapes = jax.eval_shape(measure, tensors, plan.data[name])
+        try:
+            shapes = result_shapes(measure, tensors, plan.data[name])
+        except ValueError as error:
+            raise ValueError(f"Measure {name}: its function {error}.") from None
         wrong = [a.shape for a in jax.tree.leaves(shapes) if a.shape[:1] != (sizes["B"],)]
         if wrong or not jax.tree.leaves(shapes):
             raise ValueError(

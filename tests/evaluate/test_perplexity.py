@@ -90,10 +90,13 @@ def test_batches_cover_every_window_once():
 
 def test_edits_for_some_windows():
     rows = slice(1, 3)
-    edits = [Edit("embed", position=[0, 1, 2, 3]), Edit("embed", position=5), Edit("embed", position="first")]
-    assert [edit.position for edit in edits_for(edits, rows)] == [[1, 2], 5, "first"]
+    edits = [Edit("embed", position=p) for p in (np.arange(4), np.eye(4, dtype=bool), 5, "first", [5, -1])]
+    one_each, mask, *others = [edit.position for edit in edits_for(edits, rows)]
+    assert one_each.tolist() == [1, 2]
+    assert mask.tolist() == np.eye(4, dtype=bool)[1:3].tolist()
+    assert others == [5, "first", {5, -1}]  # of every window, whatever their number
     assert edits_for(None, rows) == []
-    assert edits_for(edits[1], rows) == [edits[1]]
+    assert edits_for(edits[2], rows) == [edits[2]]
 
 
 def test_bos_windows_predict_every_token_of_the_text(tiny_model, windows):
@@ -147,8 +150,9 @@ def test_a_skip_that_leaves_nothing_is_refused(tiny_model, tiny_tokens, compilat
     [
         ("block_out", "edits is 'block_out'"),
         ({"block_out": ()}, "give an Edit"),
-        (Edit("block_out", layer=1, position=[0, 0, 0], dim=1), "has 3 positions, one an input: there are 2"),
+        (Edit("block_out", layer=1, position=np.zeros(3, int), dim=1), "has 3 positions, one an input: there are 2"),
         (Edit("block_out", layer=1, position=np.zeros(1, int), dim=1), "has 1 positions"),
+        (Edit("block_out", layer=1, position=[0, 3], dim=1), r"write np.array\(\[0, 3\]\) for one a sequence"),
     ],
 )
 def test_edits_that_are_none_or_not_one_a_window(tiny_model, tiny_tokens, edits, message):

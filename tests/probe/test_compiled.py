@@ -66,7 +66,7 @@ def test_edits_of_longer_inputs_and_of_a_wider_model_are_refused(tiny_model, tin
     [
         EDIT,
         Edit("block_out", layer="all", op="scale", value=2.0),
-        Edit("embed", position=[-1, 8], value=np.ones(32)),
+        Edit("embed", position=np.array([-1, 8]), value=np.ones(32)),
         Edit("attn_probs", layer=1, head=3, key=0),
         Edit("logits", dim=259),
     ],

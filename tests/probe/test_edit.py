@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import massive_jax as mj
 from massive_jax.probe import OPS, SITES, Edit, compile_edits, stack_edits
-from massive_jax.probe.edit import apply_edits
+from massive_jax.probe.rows import apply_edits
 
 B, T, H, N, L = 2, 6, 3, 4, 5
 SIZES = {"B": B, "T": T, "S": T, "D": 8, "H": H, "K": 1, "N": N, "F": 10, "V": 11, "E": 7, "L": L}
@@ -43,7 +43,7 @@ def apply_in_numpy(x, edits, layer=2, site="query"):
             index: list = [b]
             for axis in SITES[site].axes[1:]:
                 given = getattr(edit, NAMES.get(axis, "dim"))
-                given = given[b] if isinstance(given, list) else given
+                given = given[b] if isinstance(given, np.ndarray) else given
                 index.append(slice(None) if given is None else slice(given, given + 1) if given >= 0 else slice(0))
             part, value = x[tuple(index)], np.asarray(edit.value, np.float32)
             x[tuple(index)] = {"set": 0 * part + value, "scale": value * part, "add": part + value}[edit.op]
@@ -51,7 +51,9 @@ def apply_in_numpy(x, edits, layer=2, site="query"):
 
 
 index = {
-    "position": st.one_of(st.integers(0, T - 1), st.lists(st.integers(-1, T - 1), min_size=B, max_size=B)),
+    "position": st.one_of(
+        st.integers(0, T - 1), st.lists(st.integers(-1, T - 1), min_size=B, max_size=B).map(np.array)
+    ),
     "head": st.integers(0, H - 1),
     "dim": st.integers(0, N - 1),
 }
@@ -197,7 +199,9 @@ def test_shuffle_is_a_permutation_of_the_positions_without_fixed_points(seed):
     # The same edit of one position or one dim moves the same values there and nothing else.
     at = apply(x, [Edit("block_out", layer=2, op="shuffle", seed=seed, position=4)], 2, "block_out")
     np.testing.assert_array_equal(at, np.where(np.arange(T)[None, :, None] == 4, found, x))
-    of = apply(x, [Edit("block_out", layer=2, op="shuffle", seed=seed, position=[4, -1], dim=3)], 2, "block_out")
+    of = apply(
+        x, [Edit("block_out", layer=2, op="shuffle", seed=seed, position=np.array([4, -1]), dim=3)], 2, "block_out"
+    )
     here = (np.arange(B) == 0)[:, None, None] & (np.arange(T) == 4)[:, None] & (np.arange(8) == 3)
     np.testing.assert_array_equal(of, np.where(here, found, x))
 
@@ -246,7 +250,7 @@ def test_position_rules(tiny_model):
     assert positions_of("last", tokens, tiny_model) == [5, 5, 5]
     assert positions_of("first_delimiter", tokens, tiny_model) == [2, 5, -1]  # after position 0
     assert positions_of(4, tokens, tiny_model) == [4, 4, 4]
-    for array in ([0, -1, 5], np.array([0, -1, 5]), np.array([0, -1, 5], np.int64), jax.numpy.array([0, -1, 5])):
+    for array in (np.array([0, -1, 5]), np.array([0, -1, 5], np.int64), jax.numpy.array([0, -1, 5])):
         assert positions_of(array, tokens, tiny_model) == [0, -1, 5]
     assert positions_of(lambda t: (t == ord("c")).argmax(axis=1), tokens, tiny_model) == [4, 3, 3]
     assert tiny_model.first_delimiter(tokens).tolist() == [2, 5, -1]
@@ -291,9 +295,12 @@ REFUSED = {
     "op": (BLOCK | {"op": "zero"}, "unknown op 'zero'; the operations are set, scale, add, noise, shuffle"),
     "position T": (BLOCK | {"position": T}, "position 6 is out of range; .* 0 to 5"),
     "position before the first": (BLOCK | {"position": -T - 1}, f"position {-T - 1} is out of range"),
-    "position -2 in an array": (BLOCK | {"position": [0, -2]}, r"position -2 is out of range.*\(-1 for none\)"),
+    "position -2 in an array": (
+        BLOCK | {"position": np.array([0, -2])},
+        r"position -2 is out of range.*\(-1 for none\)",
+    ),
     "position T in an array": (BLOCK | {"position": np.array([T, 0])}, "position 6 is out of range"),
-    "positions too few": (BLOCK | {"position": [0]}, r"position is int64\[1\]; give an int, or int\[2\]"),
+    "positions too few": (BLOCK | {"position": np.array([0])}, r"position is int64\[1\]; give an int, or int\[2\]"),
     "positions of two axes": (BLOCK | {"position": [[0], [1]]}, r"int64\[2, 1\]"),
     "position 1.0": (BLOCK | {"position": 1.0}, "position is float64"),
     "positions float": (BLOCK | {"position": [0.0, 1.0]}, "position is float64"),
@@ -306,8 +313,9 @@ REFUSED = {
     "dim -1": (BLOCK | {"dim": -1}, "dim -1 is out of range"),
     "dim True": (BLOCK | {"dim": True}, "dim True is out of range"),
     "dim 1.0": (BLOCK | {"dim": 1.0}, "dim 1.0 is out of range"),
-    "dims": (BLOCK | {"dim": [1, 2]}, r"dim \[1, 2\] is out of range"),
-    "dim array": (BLOCK | {"dim": np.array([1])}, r"dim \[1\] is out of range"),
+    "dims": (BLOCK | {"dim": [1, 8]}, "dim 8 is out of range"),
+    "no dims": (BLOCK | {"dim": []}, "names none; block_out has dim 0 to 7"),
+    "dims float": (BLOCK | {"dim": np.array([1.0])}, "dim 1.0 is out of range"),
     "dim of the MLP": ({"site": "mlp_hidden", "layer": 1, "dim": 10}, "dim 10 is out of range"),
     "dim of probabilities": ({"site": "attn_probs", "layer": 1, "dim": 0}, "attn_probs has axes BHTS and no dim"),
     "head H": ({"site": "query", "layer": 1, "head": H}, "head 3 is out of range; query has head 0 to 2"),
@@ -318,7 +326,7 @@ REFUSED = {
     "key of the stream": (BLOCK | {"key": 0}, "no key"),
     "vector with a dim": (BLOCK | {"dim": 0, "value": [1.0]}, r"value has shape \(1,\); with a dim given"),
     "short vector": (BLOCK | {"value": np.ones(7)}, r"value has shape \(7,\).*each of the 8 dims: shape \(8,\)"),
-    "matrix": (BLOCK | {"value": np.ones((6, 8))}, r"value has shape \(6, 8\)"),
+    "matrix": (BLOCK | {"value": np.ones((8, 6))}, r"value has shape \(8, 6\)"),
     "vector of keys": ({"site": "attn_probs", "layer": 1, "value": np.ones(7)}, "each of the 6 keys"),
     "word": (BLOCK | {"value": "zero"}, "value"),
     "move of one position": (BLOCK | {"op": "move", "dim": 0, "position": 1}, "move takes one dim .* of all positions"),

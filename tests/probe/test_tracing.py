@@ -81,7 +81,7 @@ def test_a_sweep_is_a_vmap(tiny_model, tiny_tokens):
 
 
 def test_under_a_callers_jit(tiny_model, tiny_tokens):
-    edit = Edit("block_out", layer=1, position=[0, -1], dim=3, value=20.0)
+    edit = Edit("block_out", layer=1, position=np.array([0, -1]), dim=3, value=20.0)
     run = jax.jit(lambda tokens: tiny_model(tokens, edits=edit).logits)
     np.testing.assert_allclose(run(tiny_tokens), tiny_model(tiny_tokens, edits=edit).logits, rtol=1e-5, atol=1e-5)
 
