@@ -19,6 +19,7 @@ from massive_jax.files import short_name
 from massive_jax.forward import Output, check_images, check_tokens, forward, left_pad, own_positions
 from massive_jax.generate import Generation, generate
 from massive_jax.inputs.tokenizer import Tokenizer
+from massive_jax.lens import Lens, final_norm, logit_lens, unembed
 from massive_jax.model_card import html_card, model_card, site_table
 from massive_jax.models import BlockConfig, LanguageModel, TransformerConfig, VisionConfig, VisionTransformer, build
 from massive_jax.probe import (
@@ -85,6 +86,8 @@ class Model:
         tokenize: ClassVar[Callable[..., np.ndarray]]
         tokenize_batch: ClassVar[Callable[..., tuple[np.ndarray, np.ndarray]]]
         generate: ClassVar[Callable[..., Generation]]
+        unembed: ClassVar[Callable[..., jax.Array]]
+        logit_lens: ClassVar[Callable[..., Lens]]
         bos_id: ClassVar[Callable[..., int]]
         first_delimiter: ClassVar[Callable[..., np.ndarray]]
         check_tokens: ClassVar[Callable[..., Any]]
@@ -183,6 +186,10 @@ class Model:
             return check_plan(capture, num_layers, absent)
         return compile_captures(capture, num_layers, absent)
 
+    def final_norm(self, x: Any) -> jax.Array:
+        """Gives what the final norm makes of a residual stream, [..., D] (see `massive_jax.lens.final_norm`)."""
+        return final_norm(self.config, self.params, x)
+
     def check_inputs(self, inputs: Any, mask: Any = None) -> tuple[Any, Any]:
         """Gives `inputs` as an array that this model can take, and `own_positions`; see `__call__` for the errors."""
         raise NotImplementedError
@@ -225,6 +232,14 @@ class TextModel(Model):
     def generate(self, tokens: Any, **options: Any) -> Generation:
         """Continues prompts, int [B, T]: see `massive_jax.generate.generate` for the options."""
         return generate(self, tokens, **options)
+
+    def unembed(self, x: Any) -> jax.Array:
+        """Gives the logits of what the final norm gave: [..., D] -> float32 [..., V] (`massive_jax.lens.unembed`)."""
+        return unembed(self.config, self.params, x)
+
+    def logit_lens(self, tokens: Any, **options: Any) -> Lens:
+        """Reads every layer's stream by the head: see `massive_jax.lens.logit_lens` for the options."""
+        return logit_lens(self, tokens, **options)
 
     def tokenize(self, text: str | Sequence[str], bos: bool = False) -> np.ndarray:
         """Turns one text, or several of equal length, into token ids: int32 [B, T]. No special token unless `bos`.

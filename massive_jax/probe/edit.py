@@ -65,12 +65,12 @@ class Edit:
       >>> round(float(out.intermediates["block_out"].max[0, 0]))  # 23147 without the edit
       1693
 
-      Another run's residual stream is put into this one, from its second token on.
+      What another run had there is put back, out of its whole tensor.
 
       >>> clean = model(tokens, capture=mj.Capture("block_out", layers=12)).intermediates["block_out"][0]
-      >>> patch = mj.Edit("block_out", layer=12, position=slice(1, None), value=clean)
-      >>> bool(np.allclose(model(tokens, edits=[zero, patch]).logits[0, 1:], model(tokens).logits[0, 1:]))
-      False
+      >>> patch = mj.Edit("block_out", layer=12, position=[0, 3, 4], value=clean)
+      >>> bool(np.allclose(model(tokens, edits=[zero, patch]).logits, model(tokens).logits, atol=1e-3))
+      True
     """
 
     site: str

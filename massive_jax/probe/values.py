@@ -139,6 +139,8 @@ class Region:
                 else f"{axis}={listed.shape[-1]} or {size}"
             )
 
+        if self.site.per_layer and len(shape) == len(self.site.axes) + 1:
+            return f"value has shape {shape}; the first axis of a capture is its layers: take one of them."
         last, fitting = self.site.axes[-1], f"[{', '.join(map(words, self.axes))}]"
         if last not in self.axes:
             return f"value has shape {shape}; with a {AXIS_NAMES[last]} given it must be one number, or fit {fitting}."

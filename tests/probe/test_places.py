@@ -266,7 +266,8 @@ REFUSED = {
         BLOCK | {"value": np.ones((3, 6, 8))},
         r"value has shape \(3, 6, 8\); give one number, .* or what fits \[B=2, T=6, D=8\]",
     ),
-    "a value with an axis more": (BLOCK | {"value": np.ones((1, 2, 6, 8))}, "fits .B=2, T=6, D=8"),
+    "a capture with its layers": (BLOCK | {"value": np.ones((1, 2, 6, 8))}, "first axis of a capture is its layers"),
+    "a value with axes more": (BLOCK | {"value": np.ones((1, 1, 2, 6, 8))}, "fits .B=2, T=6, D=8"),
     "a value of more positions": (
         BLOCK | {"position": [0, 1, 2], "value": np.ones((2, 4, 8))},
         r"fits \[B=2, T=3 or 6, D=8\]",
