@@ -25,8 +25,8 @@ different variants in one WORKDIR; the command with all of them then makes the t
 held-out windows, in float32: attention on the first token and the share of heads that rest on it (the sink), that
 token's largest over the median in the middle blocks (the spike), beside it what is usual of other tokens, loss, and
 loss with inputs and weights of every linear map in int8. Writes emergence_variants.json
-(`massive_jax.report.results.Variants`), emergence_variants.png, sinks against spikes, and
-emergence_variants_curves.png, the ratio by step.
+(`massive_jax.report.results.Variants`), the table as emergence_variants.md, emergence_variants.png, sinks against
+spikes, and emergence_variants_curves.png, the ratio by step.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -16,9 +17,9 @@ from experiments.flags import training
 from massive_jax.analysis import has_sink, has_spike, mean_interval, middle_blocks, sink_and_spike
 from massive_jax.data import Windows
 from massive_jax.evaluate import quantized_inputs, quantized_weights, window_nll
-from massive_jax.files import HeldError, locked, read_json, write_json
+from massive_jax.files import HeldError, atomic_write, locked, read_json, write_json
 from massive_jax.memory import keep_freed_memory
-from massive_jax.report import as_json, as_record, plot_variant_curves, plot_variants, variant_rows
+from massive_jax.report import as_json, as_record, markdown_table, plot_variant_curves, plot_variants, variant_rows
 from massive_jax.report.results import (
     Bounds,
     Census,
@@ -72,10 +73,13 @@ def run(names: Sequence[str], seeds: int) -> None:
     )
     path = workdir / "emergence_variants.json"
     write_json(path, as_json(result))
+    columns, rows = variant_rows(result)
+    with atomic_write(path.with_suffix(".md")) as temporary:
+        temporary.write_text(markdown_table(columns, rows), encoding="utf-8")
     plot_variants(result, path.with_suffix(".png"))
     plot_variant_curves(result, workdir / "emergence_variants_curves.png")
-    common.print_table(*variant_rows(result))
-    print(f"wrote {path}, {path.with_suffix('.png')} and {workdir / 'emergence_variants_curves.png'}")
+    common.print_table(columns, rows)
+    print(f"wrote {path}, the table in {path.with_suffix('.md')}, and figures beside them")
 
 
 def _changed(name: str, variant: Variant, base: TrainConfig) -> TrainConfig:
@@ -98,8 +102,8 @@ def _tokens(data: str, workdir: pathlib.Path, config: TrainConfig) -> TokenFile:
 def _measured(name: str, config: TrainConfig, file: TokenFile, directory: pathlib.Path) -> MeasuredTraining:
     """What came of a training: read where it has ended, else made."""
     path = directory / "measured.json"
-    if path.is_file():
-        record = as_record(MeasuredTraining, read_json(path), str(path))
+    with contextlib.suppress(FileNotFoundError, ValueError):  # one that cannot be read is measured again
+        record = as_record(MeasuredTraining, read_json(path))
         if (record.config, record.windows) == (config.described(), HELD_OUT):
             return record
 
@@ -114,10 +118,13 @@ def _measured(name: str, config: TrainConfig, file: TokenFile, directory: pathli
             record = dataclasses.replace(record, problem=str(error).partition(": stopped")[0])
             say(f"{record.problem}; left so")
         else:
-            if (last := training.census(directory)[-1].step) != config.steps:
+            census = training.census(directory)
+            if not census:
+                raise ValueError(f"{directory / 'census.jsonl'} is gone; remove {directory}, to train anew.")
+            if census[-1].step != config.steps:
                 raise ValueError(
-                    f"the training in {directory} has {last} steps; --steps={config.steps} is fewer. Give as many, or "
-                    "another --workdir."
+                    f"the training in {directory} has {census[-1].step} steps; --steps={config.steps} is fewer. Give "
+                    "as many, or another --workdir."
                 )
             record = dataclasses.replace(record, **_measurements(config, file, trained.directory))
         write_json(path, as_json(record))
@@ -184,8 +191,8 @@ def _bounds(values: Sequence[float | None], ratios: bool) -> Bounds:
     return Bounds(mean=found.value, low=found.low, high=found.high)
 
 
-def _curve(censuses: Sequence[Sequence[Census]]) -> VariantCurve:
-    """How the ratio emerged, over the steps that all trainings have a census of."""
+def _curve(censuses: Sequence[Sequence[Census]]) -> VariantCurve | None:
+    """How the ratio emerged, over the steps that all trainings have a census of; None where there are none."""
     by_step: list[Mapping[int, float]] = [
         {
             record.step: max(
@@ -196,8 +203,11 @@ def _curve(censuses: Sequence[Sequence[Census]]) -> VariantCurve:
         for census in censuses
     ]
     steps = [step for step in by_step[0] if all(step in one for one in by_step)]
+    if not steps:
+        return None
     ratios = [[one[step] for step in steps] for one in by_step]
-    mean = np.exp(np.log(ratios).mean(axis=0)).tolist()
+    with np.errstate(divide="ignore"):
+        mean = np.exp(np.log(ratios).mean(axis=0)).tolist()
     return VariantCurve(
         steps=tuple(steps),
         ratios=tuple(map(tuple, ratios)),

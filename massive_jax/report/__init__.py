@@ -33,7 +33,7 @@ from massive_jax.report.super_weights import (
     super_weight_title,
     told_in_words,
 )
-from massive_jax.report.variants import plot_variant_curves, plot_variants, variant_rows
+from massive_jax.report.variants import markdown_table, plot_variant_curves, plot_variants, variant_rows
 from massive_jax.report.words import label, number, precision
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "intervention_of",
     "intervention_rows",
     "label",
+    "markdown_table",
     "metric_rows",
     "number",
     "plot_attention",

@@ -86,6 +86,13 @@ def variant_rows(result: _Given) -> tuple[tuple[str, ...], list[tuple[str | None
     return columns, rows
 
 
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> str:
+    """Writes a table as Markdown, numbers to the right; what there is not is a dash."""
+    right = [any(row[i] and row[i][0] in "−0123456789" for row in rows) for i in range(len(columns))]  # type: ignore[index]
+    lines = [columns, ["---:" if side else "---" for side in right], *rows]
+    return "".join(f"| {' | '.join('–' if cell is None else cell for cell in line)} |\n" for line in lines)
+
+
 def draw(result: _Given) -> "Figure":
     """Draws the figure of `plot_variants`; call it under `style.context()`."""
     found = _checked(result)

@@ -40,12 +40,13 @@ def take_census(module: LanguageModel | VisionTransformer, params: Any, inputs: 
       Of each layer: "layer" (1-based); "top": the largest of all windows, largest first, each with "value" (signed),
       "position" and "dim"; "largest": the largest magnitude and "median": the median magnitude, "kurtosis", each the
       mean over windows; "sink_rate" and "slot_rate": share of attention on the sink (see `sink_shares`) and on the
-      slots of an attention bias, means over heads, queries and windows. Of causal models also "first_share": attention
-      on the first token, and "sink_heads": the share of heads that give it more than 0.3 (arXiv 2410.10781); and
-      magnitudes by token, means over windows: "first": the first token's largest, with its dim "first_dim", None where
-      windows differ; "others": the largest of any other token; "typical": the median over the other tokens of each
-      one's largest, which is about "first" where a dim is large on every token. The first token is the learned one in
-      front of the sequence where there is one (attention bias "sink_token").
+      slots of an attention bias, means over heads, queries and windows; of weights that are no softmax's, the share of
+      their sum. Of causal models also "first_share": attention on the first token, and "sink_heads": the share of heads
+      that give it more than 0.3 (arXiv 2410.10781); and magnitudes by token, means over windows: "first": the first
+      token's largest, with its dim "first_dim", None where windows differ; "others": the largest of any other token;
+      "typical": the median over the other tokens of each one's largest, which is about "first" where a dim is large on
+      every token. The first token is the learned one in front of the sequence where there is one (attention bias
+      "sink_token").
     """
     config = module.config
     capture = (

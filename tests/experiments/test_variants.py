@@ -1,7 +1,8 @@
 """Variants of a training side by side: the table's numbers, what a kill and a rerun leave, and what is refused."""
 
-import dataclasses
 import json
+import pathlib
+import re
 import shutil
 
 import jax
@@ -21,7 +22,8 @@ from massive_jax.train.presets import PRESETS, TrainPreset
 from tests.fixtures.train_shapes import RECIPE, SHAPE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
-NAMES, SEEDS = ("none", "sink_token"), (0, 1)
+ROOT = pathlib.Path(mj.__file__).parent.parent
+NAMES = ("none", "sink_token")
 TINY = TrainPreset(
     {**SHAPE, "n_layer": 3},
     RECIPE,
@@ -178,6 +180,17 @@ def test_of_finished_trainings_only_files_are_read(copied, whole, laboratory, mo
     (copied / "none" / "seed_0" / "model").rename(copied / "gone")
     found = laboratory(copied, "--variants=sink_token,none")
     assert found["variants"] == whole[1]["variants"][::-1]
+    table = (copied / "emergence_variants.md").read_text("utf-8").splitlines()
+    assert [line.split(" | ")[0] for line in table] == ["| variant", "| ---", "| sink_token", "| none"]
+
+
+def test_a_measurement_that_is_damaged_is_taken_again(copied, whole, laboratory):
+    (copied / "none" / "seed_0" / "measured.json").write_text("{")
+    assert laboratory(copied) == whole[1]
+    (copied / "none" / "seed_0" / "measured.json").unlink()
+    (copied / "none" / "seed_0" / "census.jsonl").unlink()
+    with pytest.raises(ValueError, match="census.jsonl is gone; remove"):
+        laboratory(copied)
 
 
 def test_a_training_that_diverges_is_a_row(copied, whole, laboratory, monkeypatch, capsys):
@@ -247,5 +260,11 @@ def test_every_variant_goes_with_the_presets():
 
 
 def test_every_variant_says_what_it_is():
+    """In the table, and on the page."""
+    page = (ROOT / "docs" / "emergence.md").read_text("utf-8").split("## Variants")[1].split("\n## ")[0]
+    on_the_page = {name for row in page.splitlines() for name in re.findall(r"`(\w+)`", row.split(" | ")[0])}
+    assert on_the_page >= set(VARIANTS)
     for variant in VARIANTS.values():
-        assert all(dataclasses.astuple(variant)[:2])
+        assert variant.words
+        assert re.search(r"\d{4}\.\d{5}", variant.source)
+        assert re.search(r"\d{4}\.\d{5}", variant.source)[0] in page

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from massive_jax.report import plot_variants, style, variant_rows, variants
+from massive_jax.report import markdown_table, plot_variants, style, variant_rows, variants
 from massive_jax.report.results import Bounds, VariantCurve, VariantResult, Variants, VariantTraining
 
 STEPS = (0, 10, 20)
@@ -109,6 +109,13 @@ def test_the_table():
     assert (none["attention on it"], none["loss"]) == ("25.0 % [20.0, 30.0]", "0.2500 [0.2000, 0.3000]")
     assert none["seeds"] == "3 of 3"
     assert (lost["sink"], lost["loss"], lost["seeds"]) == (None, None, "0 of 1 (seed 0: the loss of step 2 is nan)")
+
+
+def test_the_table_in_markdown():
+    given = [("none", "yes", "4.0 [3, 5]"), ("lost", None, None)]
+    assert markdown_table(("variant", "sink", "loss"), given) == (
+        "| variant | sink | loss |\n| --- | --- | ---: |\n| none | yes | 4.0 [3, 5] |\n| lost | – | – |\n"
+    )
 
 
 def test_nothing_to_draw(tmp_path):
