@@ -149,5 +149,6 @@ def test_trains_a_variant(run, text_file):
     assert [layer["layer"] for layer in result["census"]["layers"]] == [1, 2, 3, 4]
     assert all(0 < layer["slot_rate"] < 1 for layer in result["census"]["layers"])
     assert (run.workdir / "emergence.png").read_bytes().startswith(b"\x89PNG")
-    for experiment in ("layerwise", "census"):
-        assert len(run(experiment, f"--model={run.workdir / 'model'}")["layers"]) == 4
+    model = f"--model={run.workdir / 'model'}"
+    assert len(run("layerwise", model)["layers"]) == 4
+    assert len(run("census", model, "--windows=2", "--context=16", f"--text={text_file}")["layers"]) == 4
