@@ -8,7 +8,7 @@ from massive_jax.train.language import train
 from massive_jax.train.loop import DivergedError, Preempted, Task, Trained, mesh_of, run
 from massive_jax.train.metrics import flops_per_token, read_lines
 from massive_jax.train.objective import Classification, NextToken, Objective
-from massive_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer
+from massive_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer, matrices
 from massive_jax.train.prepare import prepare_tokens
 from massive_jax.train.step import Trainer, TrainState
 from massive_jax.train.variants import VARIANTS, Variant, variants_named
@@ -35,6 +35,7 @@ __all__ = [
     "decayed",
     "flops_per_token",
     "make_optimizer",
+    "matrices",
     "mesh_of",
     "prepare_tokens",
     "read_lines",

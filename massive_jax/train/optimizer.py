@@ -92,8 +92,13 @@ def make_optimizer(config: OptimizerConfig, decays: Any, matrices: Any = None) -
     Args:
       config: the recipe.
       decays: what `decayed` gives.
-      matrices: what `matrices` gives; of Muon only.
+      matrices: what `matrices` gives; Muon asks for it.
+
+    Raises:
+      ValueError: Muon, and nobody says what is a matrix.
     """
+    if config.kind == "muon" and matrices is None:
+        raise ValueError("Muon has to know what is a matrix: give massive_jax.train.matrices(module).")
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         # In its own chain, as `optax.adamw` has it: that is how states of checkpoints are named.

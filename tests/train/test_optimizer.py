@@ -12,10 +12,9 @@ import pytest
 
 from massive_jax.models import AttentionBias, ExpertsConfig, LanguageModel, NormConfig, declared
 from massive_jax.parallel import make_mesh, spec_of
-from massive_jax.train import OptimizerConfig, Trainer, decayed, make_optimizer
+from massive_jax.train import OptimizerConfig, Trainer, decayed, make_optimizer, matrices
 from massive_jax.train.checkpoints import Checkpoints
 from massive_jax.train.config import check_same
-from massive_jax.train.optimizer import matrices
 from tests.fixtures.train_shapes import BIASED, GPT, RECIPE, gpt
 
 
@@ -144,6 +143,11 @@ def test_muon_by_hand():
             exact = np.stack([newton_schulz(matrix) for matrix in momentum.reshape(-1, *sizes[path])])
             exact = 0.2 * math.sqrt(max(sizes[path])) * exact.reshape(shape)
             np.testing.assert_allclose(updates[path], -0.5 * (exact + decay), rtol=2e-3, atol=2e-3, err_msg=path)
+
+
+def test_muon_is_told_what_is_a_matrix():
+    with pytest.raises(ValueError, match=r"^Muon has to know what is a matrix: give massive_jax\.train\.matrices"):
+        make_optimizer(OptimizerConfig(kind="muon"), {"embedding": True})
 
 
 def test_sgd_by_hand():
