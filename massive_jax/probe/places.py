@@ -165,7 +165,9 @@ def find_place(name: str, given: Any, site: Site, sequences: Sequences, rules: M
     size, there = sequences.sizes[axis], f"{site.name} has {name} 0 to {sequences.sizes[axis] - 1}"
     if isinstance(given, slice):
         listed = np.array(_cut(range(size), given, name), int)
-    elif isinstance(given, np.ndarray | jax.Array) and given.dtype == bool and given.shape == (size,):
+    elif isinstance(given, np.ndarray | jax.Array) and given.dtype == bool and given.ndim:
+        if given.shape != (size,):
+            raise ValueError(f"{name} is bool{list(given.shape)}; {there}: give numbers, or bool[{size}].")
         return Place(chosen=np.asarray(given))
     else:
         numbers = given.tolist() if isinstance(given, np.ndarray | jax.Array) and given.ndim else given

@@ -39,7 +39,10 @@ def number_or_array(given: Any, op: str, dtype: Any) -> Any:
         return given.astype(np.float32)
     try:
         array = np.asarray(given)
-    except ValueError:  # rows of different lengths
+    except (
+        TypeError,
+        ValueError,
+    ):  # rows of different lengths, or a tensor of another library that numpy has no type of
         array = np.asarray(None)
     if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biu"):  # None would become nan
         raise ValueError(f"value is {shown(given)}; give a number or an array of numbers.")

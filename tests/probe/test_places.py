@@ -260,6 +260,7 @@ REFUSED = {
     "no layers": ({"site": "mid", "layer": slice(4, 2)}, "names no layer; there are 1 to 5"),
     "layers around the blocks": ({"site": "embed", "layer": [1, 2]}, "outside the blocks"),
     "a head beyond": ({"site": "query", "layer": 1, "head": [0, 3]}, "head 3 is out of range"),
+    "dims of another model": (BLOCK | {"dim": np.ones(7, bool)}, r"dim is bool\[7\]; .* give numbers, or bool\[8\]"),
     "a key beyond": ({"site": "attn_probs", "layer": 1, "key": [0, 1, 6]}, "key 6 is out of range"),
     "keys by name": ({"site": "attn_probs", "layer": 1, "key": "last"}, "key 'last' is not an integer"),
     "a value of another batch": (
