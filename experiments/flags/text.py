@@ -12,7 +12,7 @@ TEXT = flags.DEFINE_string(
     "text",
     None,
     "A UTF-8 file; 'python' (the default: paragraphs of the reference that CPython ships, no download); 'backcopy' "
-    "(a made-up language); or a dataset: wikitext2, c4, pg19 from the hub, or NAME:DIRECTORY for a local copy in the "
+    "or 'multicopy' (made-up languages); or a dataset: wikitext2, c4, pg19 from the hub, or NAME:DIRECTORY for a local copy in the "
     "hub's layout.",
 )
 CONTEXT = flags.DEFINE_integer(

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from massive_jax.arguments import shown
-from massive_jax.data.backcopy import backcopy_text
+from massive_jax.data.backcopy import backcopy_text, multicopy_text
 from massive_jax.data.prose import PINNED, checksum, prose
 from massive_jax.files import one_line
 
 # Prose that needs no download, about 84,000 characters: see `massive_jax.data.prose`.
 BUILT_IN = "python"
 # Made here: see `massive_jax.data.backcopy`.
-MADE_UP = "backcopy"
+MADE_UP = {"backcopy": backcopy_text, "multicopy": multicopy_text}
 _MADE_UP_LENGTH = 1_000_000
 _MOST_BYTES = 1 << 33  # of a file: it is read whole, and its tokens take four bytes each
 
@@ -57,8 +57,8 @@ def load_text(name: str | os.PathLike[str] = BUILT_IN) -> str:
     """Loads the text called `name`.
 
     Args:
-      name: "python" (English paragraphs of the reference that CPython ships), "backcopy" (a million characters of a
-        made-up language), a dataset ("wikitext2", "c4", "pg19"), a dataset with the directory of a local copy in the
+      name: "python" (English paragraphs of the reference that CPython ships), "backcopy" or "multicopy" (a million
+        characters of a made-up language), a dataset ("wikitext2", "c4", "pg19"), a dataset with the directory of a local copy in the
         hub's layout ("wikitext2:/data/wikitext"), or the path of a UTF-8 file; a byte-order mark at its start is no
         part of the text.
 
@@ -72,8 +72,8 @@ def load_text(name: str | os.PathLike[str] = BUILT_IN) -> str:
     dataset, _, directory = name.partition(":")
     if name == BUILT_IN:
         text = prose()
-    elif name == MADE_UP:
-        text = backcopy_text(_MADE_UP_LENGTH)
+    elif name in MADE_UP:
+        text = MADE_UP[name](_MADE_UP_LENGTH)
     elif dataset in DATASETS:
         text = _from_dataset(DATASETS[dataset], dataset, directory or None)
     else:

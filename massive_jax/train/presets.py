@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from massive_jax.models import AttentionBias, TransformerConfig, VisionConfig
-from massive_jax.models.config import BlockConfig
+from massive_jax.models.config import BlockConfig, NormConfig
 from massive_jax.models.kernels import AttentionKernel
 from massive_jax.train.optimizer import OptimizerConfig
 from massive_jax.zoo import nanogpt, vit
@@ -161,6 +161,35 @@ PRESETS: Mapping[str, TrainPreset] = {
             "checkpoint_every": 1000,
         },
         text="backcopy",
+    ),
+    # Minutes on two cores, to a sink and massive activations on the start token: docs/emergence.md has how it was found.
+    # Strong decay keeps small what is not written again and again; training ends before the rate has come down.
+    "emergence": TrainPreset(
+        {"n_layer": 4, "n_head": 4, "n_embd": 64, "vocab_size": 256, "block_size": 64, "bias": False},
+        OptimizerConfig(
+            learning_rate=2e-3, final_learning_rate=1e-4, warmup_steps=100, decay_steps=9000, weight_decay=1.0
+        ),
+        "float32",
+        {
+            "steps": 6000,
+            "batch": 16,
+            "context": 64,
+            "bos": 0,
+            "unroll": 4,
+            "log_every": 1000,
+            "eval_every": 1000,
+            "census_every": 250,
+            "checkpoint_every": 2000,
+        },
+        text="multicopy",
+        changes={
+            "norm": NormConfig("rms"),
+            "position": "rope",
+            "mlp": "gated",
+            "activation": "silu",
+            "intermediate_size": 170,
+            "head_dim": 8,  # too few for all distances: several heads do a part each
+        },
     ),
 }
 

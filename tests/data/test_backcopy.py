@@ -1,4 +1,4 @@
-"""The made-up language: triggers copy, other letters follow their table, and the seed fixes the text."""
+"""The made-up languages: triggers copy, other letters follow their table, and the seed fixes the text."""
 
 import collections
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from massive_jax.data import load_text
-from massive_jax.data.backcopy import LETTERS, TRIGGERS, backcopy_text
+from massive_jax.data.backcopy import DISTANCES, LETTERS, TRIGGERS, backcopy_text, multicopy_text
 
 LENGTH = 50_000
 
@@ -56,7 +56,39 @@ def test_the_seed_fixes_the_text(text):
     assert backcopy_text(1000, seed=1) != backcopy_text(1000)
 
 
-def test_it_is_a_text_by_name(text):
-    named = load_text("backcopy")
+def test_a_trigger_says_from_how_far_back_the_next_letter_is():
+    words = multicopy_text(LENGTH)
+    assert set(words) <= set(LETTERS)
+    assert not any(a in DISTANCES and b in DISTANCES for a, b in zip(words, words[1:], strict=False))
+    places = [i for i in range(20, LENGTH - 1) if words[i] in DISTANCES]
+    assert 0.15 < len(places) / LENGTH < 0.18  # one in five letters drawn has one behind it
+    copied = 0
+    for i in places:
+        source = words[i - int(words[i], 17)]
+        if source not in DISTANCES:
+            assert words[i + 1] == source
+            copied += 1
+    assert copied > 0.75 * len(places)
+    assert len({words[i] for i in places}) == len(DISTANCES)
+
+
+def test_behind_a_copied_letter_the_table_goes_on():
+    words = multicopy_text(LENGTH)
+    after = collections.defaultdict(collections.Counter)
+    for trigger, now, then in zip(words, words[1:], words[2:], strict=False):
+        if now not in DISTANCES and then not in DISTANCES:
+            after[now, trigger in DISTANCES][then] += 1
+    apart = []
+    for letter in set(words) - set(DISTANCES):
+        copied, drawn = after[letter, True], after[letter, False]
+        if min(copied.total(), drawn.total()) > 80:
+            apart.append(sum(abs(copied[x] / copied.total() - drawn[x] / drawn.total()) for x in {*copied, *drawn}) / 2)
+    assert len(apart) > 5
+    assert max(apart) < 0.3
+
+
+@pytest.mark.parametrize(("name", "make"), [("backcopy", backcopy_text), ("multicopy", multicopy_text)])
+def test_it_is_a_text_by_name(name, make):
+    named = load_text(name)
     assert len(named) == 1_000_000
-    assert named[:LENGTH] == text
+    assert named == make(1_000_000)

@@ -86,7 +86,7 @@ def binary(clean_flags, tmp_path):
     ("arguments", "message"),
     [
         (["--preset=paper"], "--preset=paper needs --data"),
-        (["--preset=huge"], "--preset=huge: there are paper, gpu, small, backcopy"),
+        (["--preset=huge"], "--preset=huge: there are paper, gpu, small, backcopy, emergence"),
         (["--mesh=2"], "give two numbers of devices"),
         (["--mesh=4,4", "--context=16"], "a mesh of 4 × 4 needs 16 devices"),
         (["--attention_bias=nothing"], "should be one of"),
