@@ -1,6 +1,6 @@
 """How massive activations emerge in training: every layer's largest over its median, by step, and a curve through it.
 
-  python -m experiments.emergence --variants=none,kv,softmax1 --seeds=3 --preset=small --workdir=results/variants
+  python -m experiments.emergence --variants=none,kv,softmax1 --seeds=3 --preset=emergence --workdir=results/variants
   python -m experiments.emergence --checkpoints=results/gpt2_none --workdir=results
   python -m experiments.emergence --checkpoints=FOLDER --text=FILE
   python -m experiments.emergence --model=EleutherAI/pythia-70m --revisions=step0,step512,step1000,…,step143000

@@ -9,7 +9,8 @@ Presets: "paper" (124M, 50,000 steps of 491,520 tokens, as the paper trains it),
 loss, on the whole reference as the text was before, of 1.42 nats without a bias, 1.42 with sink_token, 1.48 with kv),
 "backcopy" (0.2M, a made-up language in which a head has something to copy at few tokens only: 2 to 4 minutes on 2
 cores, to a loss of 2.06 nats with kv and without; without it 66 % of block 1's attention falls on position 0, with it
-1 %, and 85 % on the slot).
+1 %, and 85 % on the slot), "emergence" (0.2M, a language that several heads must share: 3 to 5 minutes on 2 cores, to
+massive activations on the start token; docs/emergence.md).
 --data is a token file that experiments.prepare_data made, or a text as it takes, whose bytes are then the tokens. Other
 flags go over the preset.
 
