@@ -5,9 +5,9 @@
   python -m experiments.prepare_data --adopt=openwebtext/train.bin --vocab_size=50257
 
 --text is a UTF-8 file, 'python' (English prose that CPython ships), 'backcopy' or 'multicopy' (made-up languages, see
-train_gpt2), or a dataset: wikitext2, c4, pg19, or NAME:DIRECTORY for a local copy. The tokens are raw little-endian uint16 (uint32 for
-a vocabulary above 65,536); FILE.json beside them has their number, vocabulary, checksum and tokenizer. Tokenises on all
-processors; killed half-way, run it again.
+train_gpt2), or a dataset: wikitext2, c4, pg19, or NAME:DIRECTORY for a local copy. The tokens are raw little-endian
+uint16 (uint32 for a vocabulary above 65,536); FILE.json beside them has their number, vocabulary, checksum and
+tokenizer. Tokenises on all processors; killed half-way, run it again.
 """
 
 from __future__ import annotations

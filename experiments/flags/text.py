@@ -12,8 +12,8 @@ TEXT = flags.DEFINE_string(
     "text",
     None,
     "A UTF-8 file; 'python' (the default: paragraphs of the reference that CPython ships, no download); 'backcopy' "
-    "or 'multicopy' (made-up languages); or a dataset: wikitext2, c4, pg19 from the hub, or NAME:DIRECTORY for a local copy in the "
-    "hub's layout.",
+    "or 'multicopy' (made-up languages); or a dataset: wikitext2, c4, pg19 from the hub, or NAME:DIRECTORY for a local "
+    "copy in the hub's layout.",
 )
 CONTEXT = flags.DEFINE_integer(
     "context", None, f"Tokens of text in a window (default {_CONTEXT}, or what the model takes).", lower_bound=1

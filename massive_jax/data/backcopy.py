@@ -4,8 +4,8 @@ Bigram-Backcopy: a token follows from the one before it by a fixed table, but af
 before the trigger. A head that copies has something to do at triggers only; everywhere else it wants to do nothing, and
 attends to the first token (arXiv 2410.13835, section 2).
 
-Multicopy: the same with sixteen triggers, each of which says from how far back the next letter is. That is more than one
-head can do well: heads of several blocks each do a part of it, and rest at most tokens.
+Multicopy: the same with sixteen triggers, each of which says from how far back the next letter is. That is more than
+one head can do well: heads of several blocks each do a part of it, and rest at most tokens.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def multicopy_text(length: int, *, seed: int = 0, concentration: float = 0.1, sh
       share: how often a letter is followed by a trigger, each as often as the others.
 
     Returns:
-      `length` of the `LETTERS`, of which `DISTANCES` are the triggers. After the one of distance d comes the letter that
-      stood d places before it, or the last letter there was where that is a trigger or before the beginning.
+      `length` of the `LETTERS`, of which `DISTANCES` are the triggers. After the one of distance d comes the letter
+      that stood d places before it, or the last letter there was where that is a trigger or before the beginning.
     """
     random = np.random.default_rng(seed)
     letters = [letter for letter in LETTERS if letter not in DISTANCES]

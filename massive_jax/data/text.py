@@ -58,9 +58,9 @@ def load_text(name: str | os.PathLike[str] = BUILT_IN) -> str:
 
     Args:
       name: "python" (English paragraphs of the reference that CPython ships), "backcopy" or "multicopy" (a million
-        characters of a made-up language), a dataset ("wikitext2", "c4", "pg19"), a dataset with the directory of a local copy in the
-        hub's layout ("wikitext2:/data/wikitext"), or the path of a UTF-8 file; a byte-order mark at its start is no
-        part of the text.
+        characters of a made-up language), a dataset ("wikitext2", "c4", "pg19"), a dataset with the
+        directory of a local copy in the hub's layout ("wikitext2:/data/wikitext"), or the path of a UTF-8 file; a
+        byte-order mark at its start is no part of the text.
 
     Raises:
       ValueError: no such file or dataset, a file that is not UTF-8 or larger than 8 GiB, an empty text, no network and

@@ -162,8 +162,8 @@ PRESETS: Mapping[str, TrainPreset] = {
         },
         text="backcopy",
     ),
-    # Minutes on two cores, to a sink and massive activations on the start token: docs/emergence.md has how it was found.
-    # Strong decay keeps small what is not written again and again; training ends before the rate has come down.
+    # Minutes on two cores, to a sink and massive activations on the start token: how it was found, docs/emergence.md
+    # says. Strong decay keeps small what is not written again and again; training ends before the rate has come down.
     "emergence": TrainPreset(
         {"n_layer": 4, "n_head": 4, "n_embd": 64, "vocab_size": 256, "block_size": 64, "bias": False},
         OptimizerConfig(

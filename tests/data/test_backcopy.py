@@ -1,6 +1,7 @@
 """The made-up languages: triggers copy, other letters follow their table, and the seed fixes the text."""
 
 import collections
+import itertools
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_the_seed_fixes_the_text(text):
 def test_a_trigger_says_from_how_far_back_the_next_letter_is():
     words = multicopy_text(LENGTH)
     assert set(words) <= set(LETTERS)
-    assert not any(a in DISTANCES and b in DISTANCES for a, b in zip(words, words[1:], strict=False))
+    assert not any(a in DISTANCES and b in DISTANCES for a, b in itertools.pairwise(words))
     places = [i for i in range(20, LENGTH - 1) if words[i] in DISTANCES]
     assert 0.15 < len(places) / LENGTH < 0.18  # one in five letters drawn has one behind it
     copied = 0
