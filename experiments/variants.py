@@ -35,7 +35,7 @@ from massive_jax.train.presets import PRESETS
 
 HELD_OUT = 32  # windows
 _RATIOS = ("ratio", "others_ratio", "typical_ratio", "top_ratio", "kurtosis")  # averaged as logarithms
-_OTHERS = ("loss", "int8_loss", "first_share", "sink_heads", "slot_share")
+_OTHERS = ("loss", "int8_loss", "first_share", "sink_heads", "block_heads", "slot_share")
 
 
 def run(names: Sequence[str], seeds: int) -> None:
@@ -157,7 +157,7 @@ def _summary(
     if whole:
         rises = [(one.int8_loss or 0.0) - (one.loss or 0.0) for one in whole]
         means["int8_rise"] = _bounds(rises, ratios=False)
-        sink = has_sink(means["sink_heads"].mean)
+        sink = has_sink(means["block_heads"].mean)
         fixed = 2 * sum(one.dim is not None for one in whole) > len(whole)
         spike = has_spike(means["ratio"].mean, means["typical_ratio"].mean, fixed=fixed)
         curve = _curve([census for measured, census in trainings if measured.problem is None])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-SINK_OF_HEADS = 0.5  # at least this share of the heads …
+SINK_OF_HEADS = 0.5  # at least this share of the heads of a block …
 SPIKE_RATIO = 100.0  # at least this many times the median …
 SPIKE_APART = 2.0  # … and this many times what is typical of another token
 
@@ -24,6 +24,7 @@ class SinkSpike:
     Attributes:
       first_share: attention on the first token, mean over heads.
       sink_heads: share of heads that give it more than 0.3.
+      block_heads: the same of the heads of the block that has most of them.
       slot_share: attention on the slots of an attention bias, mean over heads.
       ratio: the first token's largest magnitude over the median, in the block where that is largest.
       layer: that block.
@@ -37,6 +38,7 @@ class SinkSpike:
 
     first_share: float
     sink_heads: float
+    block_heads: float
     slot_share: float
     ratio: float
     layer: int
@@ -76,6 +78,7 @@ def sink_and_spike(layers: Sequence[Mapping[str, Any]]) -> SinkSpike:
     return SinkSpike(
         first_share=mean("first_share"),
         sink_heads=mean("sink_heads"),
+        block_heads=max(float(layer["sink_heads"]) for layer in middle),
         slot_share=mean("slot_rate"),
         ratio=over_median(at, "first"),
         layer=at["layer"],
@@ -90,9 +93,12 @@ def sink_and_spike(layers: Sequence[Mapping[str, Any]]) -> SinkSpike:
     )
 
 
-def has_sink(sink_heads: float) -> bool:
-    """Tells whether that share of heads is a sink: at least half of them give the first token more than 0.3."""
-    return sink_heads >= SINK_OF_HEADS
+def has_sink(block_heads: float) -> bool:
+    """Tells whether that share of a block's heads is a sink: at least half of them give the first token more than 0.3.
+
+    Of one block, since what a small model's heads rest from may be the work of one block only.
+    """
+    return block_heads >= SINK_OF_HEADS
 
 
 def has_spike(ratio: float, typical_ratio: float, *, fixed: bool) -> bool:

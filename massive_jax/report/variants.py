@@ -34,7 +34,7 @@ _LEAST = 1.0  # of the ratios that are drawn: nothing is below the median
 def plot_variants(result: _Given, path: str | os.PathLike[str]) -> None:
     """Draws each variant as a point, heads with a sink against largest over median, and its seeds as small ones.
 
-    The lines are what is called a sink, and what a spike.
+    Heads of the middle block that has most of them. The lines are what is called a sink, and what a spike.
 
     Args:
       result: variants, or what emergence_variants.json holds.
@@ -65,7 +65,7 @@ def variant_rows(result: _Given) -> tuple[tuple[str, ...], list[tuple[str | None
     """Gives the table of variants: the names of its columns, and a row a variant, numbers with their intervals."""
     found = _checked(result)
     columns = (
-        *("variant", "sink", "spike", "heads with a sink", "attention on it", "on slots"),
+        *("variant", "sink", "spike", "heads with a sink", "in one block", "attention on it", "on slots"),
         *("largest / median", "of others", "of a typical one", "kurtosis", "loss", "int8 adds", "R²", "seeds"),
     )
     rows = []
@@ -76,7 +76,7 @@ def variant_rows(result: _Given) -> tuple[tuple[str, ...], list[tuple[str | None
             (
                 variant.name,
                 *(None if verdict is None else ("no", "yes")[verdict] for verdict in (variant.sink, variant.spike)),
-                *(_share(mean(name)) for name in ("sink_heads", "first_share", "slot_share")),
+                *(_share(mean(name)) for name in ("sink_heads", "block_heads", "first_share", "slot_share")),
                 *(_number(mean(name), 3) for name in ("ratio", "others_ratio", "typical_ratio", "kurtosis")),
                 *(_number(mean(name), 4) for name in ("loss", "int8_rise")),
                 None if curve is None or curve.r_squared is None else f"{curve.r_squared:.3f}",
@@ -103,8 +103,9 @@ def draw(result: _Given) -> "Figure":
     lost = [variant.name for variant in found.variants if variant.sink is None]
     notes = [
         _about(found),
-        "Large points: means over seeds, small ones: seeds. Lines: half of the heads give the first token more than "
-        f"{SINK:g} of their attention; its largest is {SPIKE_RATIO:g} times the median. All of the middle blocks.",
+        "Large points: means over seeds, small ones: seeds; each of the middle block with most. Lines: half of its "
+        f"heads give the first token more than {SINK:g} of their attention; that token's largest is {SPIKE_RATIO:g} "
+        "times the median.",
         f"Without a result, as every training diverged: {', '.join(lost)}." if lost else "",
     ]
     header = style.Header(title, notes, WIDTH)
@@ -122,7 +123,7 @@ def draw(result: _Given) -> "Figure":
     line = {"color": style.GREY, "linewidth": 0.8, "linestyle": (0, (4, 2)), "zorder": 0}
     ax.axvline(SINK_OF_HEADS, **line)
     ax.axhline(SPIKE_RATIO, **line)
-    ax.set_xlabel("Share of heads with a sink on the first token")
+    ax.set_xlabel("Share of a block's heads with a sink on the first token")
     style.text(
         made, style.MARGIN, _BOTTOM + HEIGHT / 2, "First token's largest / median", rotation=90, va="center",
         size=style.BODY,
@@ -136,10 +137,10 @@ def draw(result: _Given) -> "Figure":
     for variant in shown:
         colour = _colour(variant)
         for one in variant.trainings:
-            if one.ratio is not None and one.sink_heads is not None:
-                ax.plot(one.sink_heads, one.ratio, "o", markersize=2.5, color=colour, alpha=0.45, clip_on=False)
-                taken.append(_around_mark(*place(one.sink_heads, one.ratio), 0.025))
-        at = variant.means["sink_heads"].mean, variant.means["ratio"].mean
+            if one.ratio is not None and one.block_heads is not None:
+                ax.plot(one.block_heads, one.ratio, "o", markersize=2.5, color=colour, alpha=0.45, clip_on=False)
+                taken.append(_around_mark(*place(one.block_heads, one.ratio), 0.025))
+        at = variant.means["block_heads"].mean, variant.means["ratio"].mean
         if np.isfinite(at).all() and at[1] > 0:
             ax.plot(*at, "o", markersize=6, color=colour, markeredgecolor="white", markeredgewidth=0.6, clip_on=False)
             points.append((*place(*at), variant.name, colour))

@@ -33,7 +33,7 @@ def test_each_number_is_of_its_block():
     assert (found.ratio, found.layer, found.dim) == (120.0, 2, 7)
     assert (found.others_ratio, found.typical_ratio) == (10.0, 2.0)
     assert (found.top_ratio, found.top_layer, found.top_position, found.top_dim) == (160.0, 1, 9, 3)
-    assert (found.sink_heads, found.kurtosis) == (0.5, 90.0)
+    assert (found.sink_heads, found.block_heads, found.kurtosis) == (0.5, 1.0, 90.0)
     assert found.first_share == pytest.approx(0.2)
     assert found.slot_share == pytest.approx(0.1)
 

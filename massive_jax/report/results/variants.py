@@ -50,6 +50,7 @@ class VariantTraining:
     int8_loss: float | None = None
     first_share: float | None = None
     sink_heads: float | None = None
+    block_heads: float | None = None
     slot_share: float | None = None
     ratio: float | None = None
     layer: int | None = None
@@ -98,8 +99,8 @@ class VariantResult:
       trainings: a seed each.
       means: over those that did not diverge, by name; of ratios and kurtosis geometric. "int8_rise" is how far the int8
         loss is above the other.
-      sink: whether there is one, by the means: at least half of the middle blocks' heads give the first token more than
-        0.3 of their attention. Null where all diverged.
+      sink: whether there is one, by the means: in a middle block at least half of the heads give the first token more
+        than 0.3 of their attention. Null where all diverged.
       spike: whether there is one, by the means: the first token's largest is at least 100 times the median and twice a
         typical token's largest, and in most trainings in the same dim of every window.
       curve: how the ratio emerged; null where all diverged.
