@@ -115,7 +115,7 @@ def report(
     """Draws and writes what came of a training."""
     census = training.census(workdir)
     result = TrainGPT2(
-        model="GPT-2",
+        model=PRESETS[training.PRESET.value].name,
         preset=training.PRESET.value,
         attention_bias=training.BIAS.value,
         text=file.text,

@@ -61,7 +61,7 @@ def run(names: Sequence[str], seeds: int) -> None:
                 measured = _measured(name, dataclasses.replace(config, data=file.sha256), file, directory)
                 found[name].append((measured, training.census(directory)))
     result = Variants(
-        model="GPT-2",
+        model=preset.name,
         preset=str(training.PRESET.value),
         text=file.text,
         dtype=base.model.dtype,

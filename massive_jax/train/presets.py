@@ -27,6 +27,7 @@ class TrainPreset:
       options: the other fields of `TrainConfig`.
       text: what it trains on unless told; None where that must be given.
       changes: fields of `TransformerConfig` in which the model is not nanoGPT's.
+      name: what results call the model.
     """
 
     shape: Mapping[str, Any]
@@ -35,6 +36,7 @@ class TrainPreset:
     options: Mapping[str, Any]
     text: str | None = None
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    name: str = "GPT-2"
 
     def model(
         self, *, attention_bias: AttentionBias | None, dtype: str, kernel: AttentionKernel, **changes: Any
@@ -182,6 +184,7 @@ PRESETS: Mapping[str, TrainPreset] = {
             "checkpoint_every": 2000,
         },
         text="multicopy",
+        name="transformer",
         changes={
             "norm": NormConfig("rms"),
             "position": "rope",
