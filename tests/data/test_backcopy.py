@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from massive_jax.data import load_text
+from massive_jax.data import text as text_module
 from massive_jax.data.backcopy import DISTANCES, LETTERS, TRIGGERS, backcopy_text, multicopy_text
 
 LENGTH = 50_000
@@ -89,7 +90,7 @@ def test_behind_a_copied_letter_the_table_goes_on():
 
 
 @pytest.mark.parametrize(("name", "make"), [("backcopy", backcopy_text), ("multicopy", multicopy_text)])
-def test_it_is_a_text_by_name(name, make):
-    named = load_text(name)
-    assert len(named) == 1_000_000
-    assert named == make(1_000_000)
+def test_it_is_a_text_by_name(name, make, monkeypatch):
+    assert text_module._MADE_UP_LENGTH == 1_000_000
+    monkeypatch.setattr(text_module, "_MADE_UP_LENGTH", 2000)
+    assert load_text(name) == make(2000)

@@ -106,6 +106,7 @@ def test_the_numbers_are_those_of_the_saved_model(whole, name):
             "top_ratio": (largest.max(axis=-1).mean(axis=1) / median).max(),
             "first_share": shares.mean(),
             "sink_heads": (shares > 0.3).mean(),
+            "block_heads": (shares > 0.3).mean(axis=1).max(),
             "slot_share": probs[..., 16:].sum(axis=-1).mean(),
         }
         assert {key: one[key] for key in expected} == pytest.approx(expected, rel=1e-4)

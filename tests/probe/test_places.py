@@ -170,6 +170,7 @@ def test_a_sequence_in_a_padded_batch_gives_what_it_gives_alone(make_model, seed
     assert (np.abs(out.logits - plain).max(axis=-1)[mask] > 1e-2).all()
 
 
+@pytest.mark.slow  # of functions, and of edits of one place, there are quick ones
 def test_while_generating(tiny_model):
     """Prompts of two lengths, padded: the new tokens' logits are those of a pass over each, with the same edits."""
     rows = [[1, 2, 3], [4, 5, 6, 7, 8]]
