@@ -118,8 +118,9 @@ class TrainConfig(RunConfig):
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
         yield from self._below(1, "context", "eval_batches", "census_windows")
-        if is_index(self.context) and self.context > self.model.max_position:
-            yield f"context is {self.context}, more than the model's max_position {self.model.max_position}"
+        if is_index(self.context) and self.context > self.model.context_length:
+            prefix = f" with a prefix of {self.model.prefix_length} before it" if self.model.prefix_length else ""
+            yield f"context is {self.context}, more than the model's max_position {self.model.max_position}{prefix}"
         if self.bos is not None and not (is_index(self.bos) and 0 <= self.bos < self.model.vocab_size):
             yield f"bos is {shown(self.bos)}, no token of the model's (0 to {self.model.vocab_size - 1})"
         if not self._is_share("validation") or not self.validation:

@@ -60,7 +60,7 @@ class TrainPreset:
 
 
 def with_options(config: _Config, changes: Mapping[str, Any]) -> _Config:
-    """Gives a model's config with other options.
+    """Gives a model's config with other options. It takes sequences as long: places of a prefix come on top.
 
     Args:
       config: the config.
@@ -80,7 +80,12 @@ def with_options(config: _Config, changes: Mapping[str, Any]) -> _Config:
     if isinstance(norm, Mapping):
         _check_fields(config.norm, "a norm", norm)
         changes = {**changes, "norm": dataclasses.replace(config.norm, **norm)}
-    return dataclasses.replace(config, **changes)
+    changed = dataclasses.replace(config, **changes)
+    if isinstance(changed, TransformerConfig) and isinstance(config, TransformerConfig):
+        more = changed.prefix_length - config.prefix_length
+        if more > 0 and "max_position" not in changes:
+            changed = dataclasses.replace(changed, max_position=changed.max_position + more)
+    return changed
 
 
 def _check_fields(config: Any, what: str, changes: Mapping[str, Any]) -> None:

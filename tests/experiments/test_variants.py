@@ -246,7 +246,7 @@ def test_what_is_refused(laboratory, tmp_path, arguments, message):
 
 
 def test_every_variant_goes_with_the_presets():
-    for preset in ("small", "backcopy"):
+    for preset in ("small", "backcopy", "emergence"):
         found = PRESETS[preset]
         base = variants.TrainConfig(
             model=found.model(attention_bias=None, dtype="float32", kernel="xla"),
@@ -256,6 +256,7 @@ def test_every_variant_goes_with_the_presets():
         )
         each = {name: variant.of(base) for name, variant in VARIANTS.items()}
         assert each.pop("none") == base
+        assert all(config.model.context_length == base.model.context_length for config in each.values())
         described = {json.dumps(config.described(), sort_keys=True) for config in (base, *each.values())}
         assert len(described) == len(VARIANTS)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import massive_jax as mj
+from massive_jax.models import AttentionBias
 from massive_jax.train import Preempted, Trainer, read_lines, train
 from massive_jax.train.data import even_windows
 from tests.fixtures.train_shapes import RECIPE, gpt
@@ -208,6 +209,10 @@ def test_a_full_disk_keeps_the_checkpoint_before(make_config, token_file, tmp_pa
     [
         ({"steps": 0}, "steps is 0, expected at least 1"),
         ({"context": 17}, "context is 17, more than the model's max_position 16"),
+        (
+            {"model": gpt(position="rope", attention_bias=AttentionBias("sink_token")), "context": 16},
+            "context is 16, more than the model's max_position 16 with a prefix of 1 before it",
+        ),
         ({"batch": 3}, "batch is 3, no multiple of accumulate 2"),
         ({"validation": 0.0}, "validation is 0.0, expected a share"),
         ({"ema": 1.0}, "ema is 1.0, expected a decay"),
