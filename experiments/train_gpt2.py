@@ -113,7 +113,7 @@ def report(
     config: TrainConfig, file: TokenFile, trained: Trained, unigram_entropy: float, workdir: pathlib.Path
 ) -> None:
     """Draws and writes what came of a training."""
-    census = training.census(workdir)
+    census = training.whole_census(workdir, config.steps)
     result = TrainGPT2(
         model=PRESETS[training.PRESET.value].name,
         preset=training.PRESET.value,

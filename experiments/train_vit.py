@@ -104,7 +104,7 @@ def write_samples(images: LabelledImages, directory: pathlib.Path) -> None:
 
 def report(config: ImageTrainConfig, trained: Trained, seconds: float, workdir: pathlib.Path) -> None:
     """Draws and writes what came of a training of `seconds`."""
-    census, registers = training.census(workdir), config.model.registers
+    census, registers = training.whole_census(workdir, config.steps), config.model.registers
     result = TrainViT(
         model="ViT" + (f", {registers} registers," if registers else ""),
         preset=training.PRESET.value,

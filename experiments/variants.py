@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import math
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +32,7 @@ from massive_jax.report.results import (
     VariantTraining,
 )
 from massive_jax.train import DivergedError, TokenFile, TrainConfig, Variant, take_census, train, variants_named
+from massive_jax.train.config import check_same
 from massive_jax.train.data import even_windows
 from massive_jax.train.presets import PRESETS
 
@@ -52,14 +55,21 @@ def run(names: Sequence[str], seeds: int) -> None:
     }
     workdir = common.workdir(reserve=False)  # other processes may train other variants there
     file = _tokens(data, workdir, base)
+    planned = {
+        name: {
+            workdir / name / f"seed_{config.seed}": dataclasses.replace(config, data=file.sha256) for config in of_seeds
+        }
+        for name, of_seeds in configs.items()
+    }
+    for directory, config in itertools.chain.from_iterable(trainings.items() for trainings in planned.values()):
+        _check_there(directory, config)
     found: dict[str, list[tuple[MeasuredTraining, tuple[Census, ...]]]] = {}
     with training.preemptible():
-        for name, of_seeds in configs.items():
-            found[name] = []
-            for config in of_seeds:
-                directory = workdir / name / f"seed_{config.seed}"
-                measured = _measured(name, dataclasses.replace(config, data=file.sha256), file, directory)
-                found[name].append((measured, training.census(directory)))
+        for name, trainings in planned.items():
+            found[name] = [
+                (_measured(name, config, file, directory), training.census(directory))
+                for directory, config in trainings.items()
+            ]
     result = Variants(
         model=preset.name,
         preset=str(training.PRESET.value),
@@ -99,13 +109,33 @@ def _tokens(data: str, workdir: pathlib.Path, config: TrainConfig) -> TokenFile:
             time.sleep(0.5)
 
 
+def _check_there(directory: pathlib.Path, config: TrainConfig) -> None:
+    """Looks at what a training has left in `directory`, before hours go into others.
+
+    Raises:
+      ValueError: it was another training, or a longer one; its census is damaged.
+    """
+    if (record := _stored(directory)) is not None:
+        ended = record.config.get("steps", 0) if record.problem is None else 0
+        check_same(record.config, config, directory, ended)
+    training.census(directory)
+
+
+def _stored(directory: pathlib.Path) -> MeasuredTraining | None:
+    """The measurement of the training in `directory`; None where there is none, or none that can be read."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        record = as_record(MeasuredTraining, read_json(directory / "measured.json"))
+        if record.problem is not None or None not in (record.loss, record.int8_loss):
+            _training(record)
+            return record
+    return None
+
+
 def _measured(name: str, config: TrainConfig, file: TokenFile, directory: pathlib.Path) -> MeasuredTraining:
     """What came of a training: read where it has ended, else made."""
-    path = directory / "measured.json"
-    with contextlib.suppress(FileNotFoundError, ValueError):  # one that cannot be read is measured again
-        record = as_record(MeasuredTraining, read_json(path))
-        if (record.config, record.windows) == (config.described(), HELD_OUT):
-            return record
+    stored = _stored(directory)
+    if stored is not None and (stored.config, stored.windows) == (config.described(), HELD_OUT):
+        return stored
 
     def say(line: str) -> None:
         print(f"{name}, seed {config.seed}: {line}", flush=True)
@@ -118,16 +148,13 @@ def _measured(name: str, config: TrainConfig, file: TokenFile, directory: pathli
             record = dataclasses.replace(record, problem=str(error).partition(": stopped")[0])
             say(f"{record.problem}; left so")
         else:
-            census = training.census(directory)
-            if not census:
-                raise ValueError(f"{directory / 'census.jsonl'} is gone; remove {directory}, to train anew.")
-            if census[-1].step != config.steps:
-                raise ValueError(
-                    f"the training in {directory} has {census[-1].step} steps; --steps={config.steps} is fewer. Give "
-                    "as many, or another --workdir."
-                )
-            record = dataclasses.replace(record, **_measurements(config, file, trained.directory))
-        write_json(path, as_json(record))
+            training.whole_census(directory, config.steps)
+            found = _measurements(config, file, trained.directory)
+            if math.isfinite(found["loss"]):
+                record = dataclasses.replace(record, **found)
+            else:  # what the last step made is not seen by its own loss
+                record = dataclasses.replace(record, problem=f"the loss on held-out windows is {found['loss']}")
+        write_json(directory / "measured.json", as_json(record))
     return record
 
 

@@ -134,15 +134,24 @@ def write_arrays(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Reads what `write_json` wrote, with the infinities and NaNs back in their places."""
-    obj = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    notes = obj.pop(NON_FINITE, {}) if isinstance(obj, dict) else {}
-    for pointer, value in notes.items():
-        *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:])
-        holder = obj
-        for part in parents:
-            holder = holder[int(part) if isinstance(holder, list) else part]
-        holder[int(last) if isinstance(holder, list) else last] = float(value)
+    """Reads what `write_json` wrote, with the infinities and NaNs back in their places.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not JSON, or not as `write_json` writes it; the message names the file.
+    """
+    text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
+    try:
+        obj = json.loads(text)
+        notes = obj.pop(NON_FINITE, {}) if isinstance(obj, dict) else {}
+        for pointer, value in notes.items():
+            *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:])
+            holder = obj
+            for part in parents:
+                holder = holder[int(part) if isinstance(holder, list) else part]
+            holder[int(last) if isinstance(holder, list) else last] = float(value)
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{os.fspath(path)} is damaged, or no result: {one_line(error)}. Make it again.") from None
     return obj
 
 

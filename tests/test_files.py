@@ -135,6 +135,21 @@ def test_json_is_standard_and_keeps_what_is_not_finite_in_a_note(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "\xff", "[" * 9999, '{"non_finite": [1]}', '{"non_finite": {"": 1}}'),
+        *('{"non_finite": {"/a/b": "inf"}, "b": 1}', '{"a": [1], "non_finite": {"/a/7": "inf"}}'),
+        '{"a": 1, "non_finite": {"/a": "x"}}',
+    ],
+)
+def test_json_that_is_damaged_is_refused_by_the_files_name(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"a.json is damaged, or no result: .+\. Make it again\.$"):
+        read_json(path)
+
+
 def test_json_has_no_note_when_all_is_finite(tmp_path):
     write_json(tmp_path / "a.json", {"a": [1, 2.5, None, "x"]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, 2.5, None, "x"]}

@@ -189,5 +189,19 @@ def preemptible() -> Iterator[None]:
 
 
 def census(workdir: pathlib.Path) -> tuple[Census, ...]:
-    """Every census of the training in `workdir`."""
-    return tuple(as_record(Census, line, "a line of census.jsonl") for line in read_lines(workdir / "census.jsonl"))
+    """Every census of the training in `workdir`, which may have none yet; ValueError where they are not of one."""
+    path = workdir / "census.jsonl"
+    found = tuple(as_record(Census, line, f"{path}: a line") for line in read_lines(path))
+    if found and (len({len(record.layers) for record in found}) > 1 or not found[0].layers):
+        raise ValueError(f"{path}: its censuses have different layers, or none; it is not of one training.")
+    return found
+
+
+def whole_census(workdir: pathlib.Path, steps: int) -> tuple[Census, ...]:
+    """The same of a training that has ended; ValueError where the census of its last step is not there."""
+    found = census(workdir)
+    if not found or found[-1].step != steps:
+        raise ValueError(
+            f"{workdir / 'census.jsonl'} is gone, or has lost its end (step {steps}); remove {workdir}, to train anew."
+        )
+    return found

@@ -15,6 +15,7 @@ import numpy as np
 SINK_OF_HEADS = 0.5  # at least this share of the heads of a block …
 SPIKE_RATIO = 100.0  # at least this many times the median …
 SPIKE_APART = 2.0  # … and this many times what is typical of another token
+_NEEDED = ("first_share", "sink_heads", "first", "others", "typical")  # what only causal models have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ def sink_and_spike(layers: Sequence[Mapping[str, Any]]) -> SinkSpike:
     Raises:
       ValueError: no layers; a census of before it had the first token's numbers, or of images.
     """
-    if not layers or any(layers[0].get(name) is None for name in ("first", "typical", "sink_heads")):
+    if not layers or any(layer.get(name) is None for layer in layers for name in _NEEDED):
         raise ValueError("the census does not say what the first token's largest is; take it again.")
     middle = [layers[index] for index in middle_blocks(len(layers))]
 

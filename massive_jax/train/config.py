@@ -157,10 +157,11 @@ class ImageTrainConfig(RunConfig):
             yield f"shift is {self.shift}, more than the images' {self.model.image_size} pixels"
 
 
-def check_same(stored: Mapping[str, Any], asked: RunConfig, workdir: pathlib.Path) -> None:
+def check_same(stored: Mapping[str, Any], asked: RunConfig, workdir: pathlib.Path, done: int = 0) -> None:
     """Raises a ValueError that names every field that differs where a training may not go on as `asked`.
 
-    What `stored` lacks, an option from after it was written, was as its default is.
+    What `stored` lacks, an option from after it was written, was as its default is. Nor may one go on that has `done`
+    more steps than are asked for.
     """
 
     def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -180,6 +181,11 @@ def check_same(stored: Mapping[str, Any], asked: RunConfig, workdir: pathlib.Pat
         raise ValueError(
             f"the training in {workdir} cannot go on with another config: {'; '.join(differing)}. Give what it began "
             "with, or another --workdir."
+        )
+    if done > asked.steps:
+        raise ValueError(
+            f"the training in {workdir} has {done} steps; --steps={asked.steps} is fewer. Give as many, or another "
+            "--workdir."
         )
 
 

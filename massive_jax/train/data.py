@@ -6,6 +6,7 @@ A token file is raw little-endian uint16 or uint32, one number a token, as nanoG
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from massive_jax.arguments import is_index
 from massive_jax.files import read_json, write_json
 
 FORMAT = 1
@@ -66,10 +68,7 @@ class TokenFile:
                 f"no token file {str(path)!r} with {sidecar(path).name} beside it; make one with "
                 "python -m experiments.prepare_data."
             )
-        stored = read_json(sidecar(path))
-        if stored.pop("format", None) != FORMAT:
-            raise ValueError(f"{sidecar(path)} is not of format {FORMAT}; prepare the data again.")
-        found = cls(path=path, **stored)
+        found = _described(path)
         size, expected = path.stat().st_size, found.count * np.dtype(DTYPES[found.dtype]).itemsize
         if size != expected:
             raise ValueError(f"{path} has {size} bytes, its sidecar says {expected}; prepare the data again.")
@@ -132,6 +131,17 @@ def split_tokens(count: int, validation: float, context: int, name: object) -> t
 def sidecar(path: pathlib.Path) -> pathlib.Path:
     """Says where the description of the token file `path` is."""
     return path.with_name(path.name + ".json")
+
+
+def _described(path: pathlib.Path) -> TokenFile:
+    """What the sidecar of `path` says; ValueError where it is none."""
+    stored = read_json(sidecar(path))
+    if isinstance(stored, dict) and stored.pop("format", None) == FORMAT:
+        with contextlib.suppress(TypeError):  # a field too many, or too few
+            found = TokenFile(path=path, **stored)
+            if found.dtype in DTYPES and is_index(found.count) and is_index(found.vocab_size):
+                return found
+    raise ValueError(f"{sidecar(path)} is damaged, or not of format {FORMAT}; prepare the data again.")
 
 
 def adopt(

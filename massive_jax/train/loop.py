@@ -123,8 +123,8 @@ def run(task: Task, workdir: pathlib.Path, *, say: Callable[[str], Any] = lambda
 
     Raises:
       DivergedError: a loss or gradient that is not finite.
-      ValueError: checkpoints of another training, told by the field; a checkpoint that cannot be written; a `workdir`
-        that is not shared. The last good checkpoint stays.
+      ValueError: checkpoints of another training, told by the field, or of more steps; a checkpoint that cannot be
+        written; a `workdir` that is not shared. The last good checkpoint stays.
       Preempted: SIGTERM.
     """
     config, trainer = task.config, task.trainer
@@ -137,7 +137,7 @@ def run(task: Task, workdir: pathlib.Path, *, say: Callable[[str], Any] = lambda
             state = trainer.init(config.seed)
         else:
             data, stored = checkpoints.describe(done)
-            check_same(stored, config, workdir)
+            check_same(stored, config, workdir, done)
             batches.set_state(data)
             state = checkpoints.load(done, trainer.abstract())
         metrics = Metrics(workdir, done, say) if is_first() else NoMetrics()

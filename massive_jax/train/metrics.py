@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pathlib
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 
+from massive_jax.arguments import is_index, shown
 from massive_jax.files import atomic_write
 from massive_jax.models import TransformerConfig, VisionConfig, build, declared
 
@@ -76,11 +78,23 @@ class JsonLines:
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads the records of a `JsonLines` file; a last line that was not written whole is left out."""
+    """Reads the records of a `JsonLines` file; a last line that was not written whole is left out.
+
+    Raises:
+      ValueError: a line that is no record; the message says which.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [_record(path, number, line) for number, line in enumerate(lines[:-1], 1) if line]
+
+
+def _record(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:
+    with contextlib.suppress(ValueError, RecursionError):
+        record = json.loads(line)
+        if isinstance(record, dict) and is_index(record.get("step")):
+            return record
+    raise ValueError(f"{path}: line {number} is no record of a training, {shown(line)}; remove that line.")
 
 
 class Metrics:

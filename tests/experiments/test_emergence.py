@@ -129,8 +129,8 @@ def test_a_wrong_model_shows_before_the_first_has_run(run, tiny_directory, monke
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("no JSON", "census.jsonl is no census of a training: Expecting value"),
-        ('{"step": 1}', "census.jsonl is no census of a training: a line of census.jsonl has no 'layers'"),
+        ("no JSON", "census.jsonl: line 22 is no record of a training, 'no JSON'; remove that line"),
+        ('{"step": 1}', "census.jsonl: a line has no 'layers'"),
         ('{"step": 900, "layers": []}', "its censuses have different layers, or none"),
     ],
 )

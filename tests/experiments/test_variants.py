@@ -186,11 +186,28 @@ def test_of_finished_trainings_only_files_are_read(copied, whole, laboratory, mo
 
 
 def test_a_measurement_that_is_damaged_is_taken_again(copied, whole, laboratory):
-    (copied / "none" / "seed_0" / "measured.json").write_text("{")
+    path = copied / "none" / "seed_0" / "measured.json"
+    record = read_json(path)
+    less = [{name: x for name, x in layer.items() if name != "first"} for layer in record["layers"]]
+    for said in (
+        "{",
+        "[]",
+        *map(json.dumps, ({**record, "layers": []}, {**record, "layers": [record["layers"][0], *less[1:]]})),
+    ):
+        path.write_text(said)
+        assert variants._stored(path.parent) is None
     assert laboratory(copied) == whole[1]
-    (copied / "none" / "seed_0" / "measured.json").unlink()
-    (copied / "none" / "seed_0" / "census.jsonl").unlink()
-    with pytest.raises(ValueError, match="census.jsonl is gone; remove"):
+    path.unlink()
+    census = path.with_name("census.jsonl")
+    lines = census.read_text("utf-8").splitlines(keepends=True)
+    census.write_text("".join(lines[:-1]))
+    with pytest.raises(ValueError, match=r"census.jsonl is gone, or has lost its end .step 3."):
+        laboratory(copied)
+    census.write_text("".join([*lines[:-1], "{\n"]))
+    with pytest.raises(ValueError, match=r"census.jsonl: line 4 is no record of a training, '{'; remove that line"):
+        laboratory(copied)
+    census.unlink()
+    with pytest.raises(ValueError, match="census.jsonl is gone, or has lost its end .step 3.; remove"):
         laboratory(copied)
 
 
@@ -218,6 +235,25 @@ def test_another_config_is_refused_and_a_longer_training_is_not_another(copied, 
         laboratory(copied, "--learning_rate=0.5")
     with pytest.raises(ValueError, match="has 3 steps; --steps=2 is fewer"):
         laboratory(copied, "--steps=2")
+
+
+def test_what_another_training_has_left_is_refused_before_any_is_trained(copied, laboratory, monkeypatch):
+    monkeypatch.setattr(variants, "train", None)
+    shutil.rmtree(copied / "none" / "seed_0")
+    with pytest.raises(ValueError, match=r"none/seed_1 cannot go on with another config: optimizer"):
+        laboratory(copied, "--learning_rate=0.5")
+    with (copied / "sink_token" / "seed_1" / "census.jsonl").open("a") as file:
+        file.write("{\n")
+    with pytest.raises(ValueError, match=r"seed_1/census.jsonl: line 5 is no record"):
+        laboratory(copied)
+
+
+def test_a_last_step_that_breaks_the_model_is_a_row(copied, laboratory, monkeypatch):
+    (copied / "none" / "seed_0" / "measured.json").unlink()
+    monkeypatch.setattr(variants, "_measurements", lambda *_: {"loss": float("nan"), "int8_loss": 1.0, "layers": ()})
+    found = laboratory(copied)["variants"][0]["trainings"]
+    assert found[0]["problem"] == "the loss on held-out windows is nan"
+    assert "problem" not in found[1]
 
 
 def test_two_processes_do_not_train_the_same(copied, laboratory):

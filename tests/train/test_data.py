@@ -101,8 +101,13 @@ def test_bad_files(tmp_path):
     path.write_bytes(data[:-2])
     with pytest.raises(ValueError, match=r"bytes, its sidecar says"):
         TokenFile.open(path, verify=False)
-    (tmp_path / "a.bin.json").write_text(json.dumps({"format": 0}))
-    with pytest.raises(ValueError, match="prepare the data again"):
+    fields = {"format": 1, "count": 9, "vocab_size": 256, "sha256": "", "text": "a", "tokenizer_name": "bytes"}
+    for said in ({"format": 0}, {"format": 1}, [1], fields | {"dtype": "float"}, fields | {"dtype": "uint16", "x": 1}):
+        (tmp_path / "a.bin.json").write_text(json.dumps(said))
+        with pytest.raises(ValueError, match=r"a.bin.json is damaged, or not of format 1; prepare the data again"):
+            TokenFile.open(path)
+    (tmp_path / "a.bin.json").write_text("{")
+    with pytest.raises(ValueError, match=r"a.bin.json is damaged, or no result: Expecting property name"):
         TokenFile.open(path)
 
 

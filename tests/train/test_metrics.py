@@ -27,6 +27,15 @@ def test_lines_after_the_checkpoint_and_half_a_line_go(tmp_path):
     assert read_lines(path) == []
 
 
+@pytest.mark.parametrize("line", ["no JSON", "[1]", '{"loss": 1.0}', '{"step": "2"}', "\x00" * 9, "[" * 9999])
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl: line 2 is no record of a training") as caught:
+        JsonLines(path, 3)
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_whole(name):
     preset = PRESETS[name]
