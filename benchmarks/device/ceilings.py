@@ -45,6 +45,13 @@ def environment(context: Context) -> None:
         context.add("nvidia-smi", said=said)
 
 
+def matmul_seconds(m: int, k: int, n: int, dtype: Any, out: Any, calls: int = 1) -> float:
+    """Times a product of [m, k] and [k, n] in `dtype`, written in the dtype `out`; see `measure` for `calls`."""
+    a, b = (jnp.ones(shape, dtype) / 64 for shape in ((m, k), (k, n)))
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=out))
+    return median(measure(lambda: product(a, b), 5, calls=calls, seconds=3))
+
+
 def ceilings(context: Context) -> None:
     """Measures products of matrices, the shapes of GPT-2's training among them, and memory."""
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -58,9 +65,7 @@ def ceilings(context: Context) -> None:
         ("head, float32 out", tokens, 768, vocabulary, jnp.float32),
     ]
     for name, m, k, width, out in shapes:
-        a, b = (jnp.ones(shape, dtype) / 64 for shape in ((m, k), (k, width)))
-        product = jax.jit(lambda a, b, out=out: jnp.matmul(a, b, preferred_element_type=out))
-        seconds = median(measure(lambda: product(a, b), 5, calls=1 if context.small else 10, seconds=3))  # noqa: B023
+        seconds = matmul_seconds(m, k, width, dtype, out, calls=1 if context.small else 10)
         context.add(
             f"matmul, {name}", shape=[m, k, width], seconds=seconds, flops_per_second=2 * m * k * width / seconds
         )

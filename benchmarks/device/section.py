@@ -21,7 +21,7 @@ SECTIONS: dict[str, tuple[str, str, int, tuple[str, ...]]] = {
     "profile": ("train", "profile", 60, ()),
     "generation": ("generation", "ours", 60, ()),
     "generation_torch": ("generation", "peer", 90, ("torch", "transformers")),
-    "training": ("train", "real", 120, ()),
+    "emergence": ("emergence", "compare", 600, ()),
 }
 
 

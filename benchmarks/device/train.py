@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
 from benchmarks.device.record import Context, bytes_accessed, median
 from benchmarks.training import RECIPE, SWEEP, Shape, Step, Variant, compile_all, interleaved, jax_step
@@ -135,40 +134,3 @@ def _kernels(directory: pathlib.Path) -> dict[str, tuple[int, float]]:
                         count, seconds = found[event.name]
                         found[event.name] = (count + 1, seconds + event.duration_ns / 1e9)
     return found
-
-
-def real(context: Context) -> None:
-    """Trains on a token file until the time is up, without and with the extra key and value, each with its census."""
-    from massive_jax.train import TokenFile, take_census
-    from massive_jax.train.data import even_windows
-
-    assert context.data is not None
-    file = TokenFile.open(pathlib.Path(context.data))
-    shape = _shape(context)
-    file.check_vocabulary(shape.vocabulary)
-    tokens, rng = file.tokens, np.random.default_rng(0)
-    part, held_out = file.split(0.05, shape.context)
-    windows = even_windows(file, held_out, context=shape.context, count=4)[:, :-1]
-    for bias in ("none", "kv"):
-        ends = time.monotonic() + context.seconds_left / (2 if bias == "none" else 1) - 5
-        trainer = Variant.parse(f"remat=cheap chunk=0 bias={bias}").trainer(shape)
-        state, losses, began = trainer.init(0), [], time.perf_counter()
-        while time.monotonic() < ends and len(losses) < (3 if context.small else 20_000):
-            starts = rng.integers(part.start, part.stop - shape.context - 1, shape.batch)
-            batch = np.stack([tokens[i : i + shape.context + 1] for i in starts]).astype(np.int32)
-            state, metrics = trainer.step(state, batch)
-            losses.append(metrics["loss"])
-            if len(losses) % 20 == 0:
-                jax.block_until_ready(losses[-1])
-        found = [float(x) for x in losses]
-        census = take_census(trainer.module, state.params, windows)
-        context.add(
-            f"training, {bias}",
-            steps=len(found),
-            seconds=time.perf_counter() - began,
-            first_loss=found[0],
-            last_loss=float(np.mean(found[-20:])),
-            largest=max(layer["largest"] for layer in census),
-            losses=found,
-            census=census,
-        )

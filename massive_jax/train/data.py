@@ -168,8 +168,13 @@ def adopt(
 
 
 @dataclasses.dataclass(frozen=True)
-class _RandomWindows:
-    """Endless random windows of a part of a token file, by number: the seed and the number fix the window."""
+class RandomWindows:
+    """Picks random windows of a part of a token file, by number: the seed and the number fix the window.
+
+    Attributes:
+      file, part, context, bos: see `batches_of`.
+      seed: of the windows.
+    """
 
     file: TokenFile
     part: range
@@ -214,7 +219,7 @@ def batches_of(
     import grain
 
     number, count = shard
-    windows = grain.MapDataset.source(_RandomWindows(file, part, context, seed, bos))[number::count].batch(batch)
+    windows = grain.MapDataset.source(RandomWindows(file, part, context, seed, bos))[number::count].batch(batch)
     return iter(windows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 

@@ -14,7 +14,7 @@ from massive_jax.models import LanguageModel
 from massive_jax.parallel import process_part
 from massive_jax.train.census import take_census
 from massive_jax.train.config import TrainConfig
-from massive_jax.train.data import TokenFile, batches_of, even_windows
+from massive_jax.train.data import RandomWindows, TokenFile, batches_of, even_windows
 from massive_jax.train.loop import Task, Trained, mesh_of, run
 from massive_jax.train.metrics import flops_per_token
 from massive_jax.train.step import Trainer
@@ -30,17 +30,21 @@ def train(
       ValueError: data that do not fit the model or the context; and as `massive_jax.train.run`.
       Preempted: SIGTERM.
     """
-    return run(_Tokens(config, file), workdir, say=say)
+    return run(NextTokenTask(config, file), workdir, say=say)
 
 
-class _Tokens(Task):
-    """The task of predicting the next token."""
+class NextTokenTask(Task):
+    """Describes the training of a language model on a token file."""
 
     config: TrainConfig
     unit = "tokens"
 
     def __init__(self, config: TrainConfig, file: TokenFile):
-        """Checks that the file fits the training."""
+        """Checks that the file fits the training.
+
+        Raises:
+          ValueError: it is another file, its vocabulary is larger than the model's, or it is too short.
+        """
         if file.sha256 != config.data:
             raise ValueError(f"the training is of data {config.data[:12]}…, and {file.path} is {file.sha256[:12]}….")
         file.check_vocabulary(config.model.vocab_size)
@@ -59,7 +63,14 @@ class _Tokens(Task):
         self.units = config.batch * config.context
         self.flops = flops_per_token(config.model, config.context)
 
+    def batch(self, step: int) -> np.ndarray:
+        """Gives the whole batch of a step, from 0, int32 [B, T + 1]: what `batches` gives, without grain."""
+        config = self.config
+        windows = RandomWindows(self._file, self._training, config.context, config.seed, config.bos)
+        return np.stack([windows[step * config.batch + i] for i in range(config.batch)])
+
     def batches(self) -> Any:
+        """Gives the batches of this process, an iterator of grain, from step 0 on."""
         number, count = process_part(self.trainer.mesh)
         return batches_of(
             self._file,
@@ -72,6 +83,7 @@ class _Tokens(Task):
         )
 
     def validate(self, params: Any) -> dict[str, float]:
+        """Measures the loss on held-out windows, in nats a token."""
         size = self._micro
         losses = [
             float(self.trainer.loss(params, self._held_out[i * size : (i + 1) * size]))
@@ -80,10 +92,12 @@ class _Tokens(Task):
         return {"validation_loss": float(np.mean(losses))}
 
     def census(self, params: Any) -> list[dict[str, Any]]:
+        """Takes the census of held-out windows."""
         windows = self._held_out[: self.config.census_windows, :-1]
         return take_census(LanguageModel(self.config.model), params, windows)
 
     def save(self, directory: pathlib.Path, params: Any) -> None:
+        """Writes the model, with the file's tokenizer, for `massive_jax.load`."""
         file = self._file
         tokenizer = None if file.tokenizer is None else Tokenizer.from_json(file.tokenizer)
         if tokenizer is not None and self.config.bos is not None:

@@ -7,7 +7,7 @@ import pytest
 
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.train import TokenFile, adopt, batches_of, prepare_tokens
-from massive_jax.train.data import even_windows
+from massive_jax.train.data import RandomWindows, even_windows
 
 TEXT = "".join(f"line {i} of a small book, née Œuvre.\n" for i in range(300))
 BYTES = Tokenizer.of_bytes()
@@ -146,6 +146,8 @@ def test_batches_are_fixed_by_the_seed_and_resume_exactly(tmp_path):
     again = batches()
     again.set_state(state)
     np.testing.assert_array_equal(take(again, 3), first[3:])
+    windows = RandomWindows(file, part, 8, seed=0, bos=None)
+    np.testing.assert_array_equal([windows[i] for i in range(24)], np.concatenate(first))
     # Two processes with half a batch each see what one process sees.
     halves = [take(batches_of(file, part, context=8, batch=2, seed=0, shard=(i, 2)), 1)[0] for i in range(2)]
     np.testing.assert_array_equal(np.stack(halves, 1).reshape(4, 9), first[0])
