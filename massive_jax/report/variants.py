@@ -333,7 +333,8 @@ def _share(bounds: Bounds | None) -> str | None:
     text = f"{100 * bounds.mean:.1f} %"
     if bounds.low is None or bounds.high is None:
         return text
-    return f"{text} [{100 * bounds.low:.1f}, {100 * bounds.high:.1f}]".replace("-", "−")
+    low, high = max(0.0, bounds.low), min(1.0, bounds.high)  # Student's t knows of no bounds
+    return f"{text} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _seeds(variant: VariantResult) -> str:

@@ -16,7 +16,8 @@ def variant(name, heads, ratio, spread=0.02):
         VariantTraining(seed=seed, loss=2.0, sink_heads=heads / 2, block_heads=heads + d, ratio=ratio * (1 + d))
         for seed, d in enumerate((-spread, 0.0, spread))
     )
-    means = {key: Bounds(mean=0.25, low=0.2, high=0.3) for key in ("first_share", "slot_share", "loss", "int8_rise")}
+    means = {key: Bounds(mean=0.25, low=0.2, high=0.3) for key in ("first_share", "loss", "int8_rise")}
+    means["slot_share"] = Bounds(mean=0.25, low=-0.1, high=1.2)
     means |= {key: Bounds(mean=3.0) for key in ("others_ratio", "typical_ratio", "kurtosis")}
     means |= {"sink_heads": Bounds(mean=heads / 2), "block_heads": Bounds(mean=heads), "ratio": Bounds(mean=ratio)}
     curve = VariantCurve(
@@ -105,6 +106,7 @@ def test_the_table():
     assert (none["sink"], none["spike"], none["largest / median"]) == ("yes", "yes", "400")
     assert (none["heads with a sink"], none["in one block"]) == ("40.0 %", "80.0 %")
     assert (none["attention on it"], none["loss"]) == ("25.0 % [20.0, 30.0]", "0.2500 [0.2000, 0.3000]")
+    assert none["on slots"] == "25.0 % [0.0, 100.0]"
     assert none["seeds"] == "3 of 3"
     assert (lost["sink"], lost["loss"], lost["seeds"]) == (None, None, "0 of 1 (seed 0: the loss of step 2 is nan)")
 
