@@ -18,7 +18,7 @@ does not change, has none, and says so. On --preset=backcopy, 21 checkpoints, ex
 
 Writes emergence.json (`massive_jax.report.results.Emergence`) and emergence.png.
 
---variants trains GPT-2 anew, as experiments.train_gpt2 does and with its flags, once for each variant of
+--variants trains the preset's model, as experiments.train_gpt2 does and with its flags, once for each variant of
 `massive_jax.train.VARIANTS` (--variants=all for all) and seed, in WORKDIR/VARIANT/seed_N. Killed, the same command goes
 on; a training that has ended is read, one whose loss is no number is a row that says so. Several processes may train
 different variants in one WORKDIR; the command with all of them then makes the table. Every model is measured on 32

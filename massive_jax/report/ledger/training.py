@@ -135,7 +135,7 @@ def training() -> Sequence[Claim]:
             paper="2603.17771",
             states="A learned scale on the values keeps sinks and takes spikes away.",
             theirs="own pre-trainings",
-            why="needs a training with spikes; the small models have none",
+            why="own pre-trainings of that size; docs/emergence.md tries it in a small one",
         ),
         Claim(
             paper="2503.22329",
