@@ -79,7 +79,9 @@ def test_super_weights(run, text_file):
 @pytest.mark.slow
 class TestDefaultModel:
     def test_dim_507_alone_does_it(self, run):
-        got = run("intervene", "--model=smollm2_135m", "--layer=12", "--places=0:507,0:247", "--draws=2")
+        got = run(
+            "intervene", "--model=smollm2_135m", "--layer=12", "--places=0:507,0:247", "--context=256", "--draws=2"
+        )
         alone = {one["dim"]: one for one in got["alone"]}
         assert alone[507]["share"] > 0.8
         assert alone[247]["share"] < 0.05

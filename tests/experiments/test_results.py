@@ -275,7 +275,9 @@ class TestDefaultModel:
         assert at_12[247] == (True, False)
 
     def test_intervene_at_the_three_sites(self, run):
-        got = run("intervene", "--model=smollm2_135m", "--layer=12", "--places=0:507,0:247,0:14")["perplexity"]
+        got = run(
+            "intervene", "--model=smollm2_135m", "--layer=12", "--places=0:507,0:247,0:14", "--context=256", "--draws=1"
+        )["perplexity"]
         assert got["zero"] > 1e5
         for name in ("mean", "random_zero", "random_mean"):
             assert got[name] == pytest.approx(got["original"], rel=0.01)
