@@ -65,6 +65,7 @@ _HOMES = {
 _ROOMS = (
     "analysis",
     "bias",
+    "collect",
     "data",
     "evaluate",
     "files",

@@ -19,7 +19,7 @@ FLOORS = (
     ("model",),
     ("loading", "data", "analysis", "bias", "random_models"),
     ("evaluate",),
-    ("report", "train"),
+    ("report", "train", "collect"),
 )
 
 

@@ -24,6 +24,7 @@ from massive_jax.analysis.massive import (
     Thresholds,
     find_massive,
     full_size_layer,
+    massive_tokens,
     median_places,
     median_sites,
     rank_locations,
@@ -39,7 +40,14 @@ from massive_jax.analysis.sink_spike import (
     middle_blocks,
     sink_and_spike,
 )
-from massive_jax.analysis.sinks import SINK_SHARE, SecondarySink, SinkCount, SinkGroup, find_secondary_sinks
+from massive_jax.analysis.sinks import (
+    SINK_SHARE,
+    SecondarySink,
+    SinkCount,
+    SinkGroup,
+    find_secondary_sinks,
+    sink_tokens,
+)
 from massive_jax.analysis.super_weights import (
     FromWeights,
     Gain,
@@ -98,6 +106,7 @@ __all__ = [
     "has_spike",
     "largest_gain",
     "largest_others",
+    "massive_tokens",
     "matrix_entropy",
     "mean_cosine",
     "mean_interval",
@@ -115,6 +124,7 @@ __all__ = [
     "shares_alone",
     "sink_and_spike",
     "sink_shares",
+    "sink_tokens",
     "steps",
     "told_from_weights",
     "uniform_share",

@@ -67,6 +67,24 @@ class Location:
         return self.meets_magnitude and self.meets_ratio
 
 
+def massive_tokens(largest: np.ndarray, median: np.ndarray, thresholds: Thresholds = DEFINITION) -> np.ndarray:
+    """Tells which tokens are massive: bool [..., T].
+
+    Args:
+      largest: float [..., T], every token's largest magnitude in a hidden state.
+      median: float [...], the median magnitude of that hidden state.
+      thresholds: the definition.
+
+    Examples:
+      >>> from massive_jax.analysis import massive_tokens
+      >>> massive_tokens(np.array([900.0, 3.0, 90.0]), np.array(0.5)).tolist()
+      [True, False, False]
+    """
+    # In float64: where most of x is 0 so is its median, and the ratio above the largest float32.
+    ratio = largest.astype(np.float64) / np.maximum(median, np.finfo(np.float32).tiny)[..., None]
+    return (largest > thresholds.magnitude) & (ratio > thresholds.ratio)
+
+
 def rank_locations(
     values: np.ndarray,
     positions: np.ndarray,

@@ -93,6 +93,18 @@ class SinkCount:
         return tuple(sorted(found, key=lambda group: (-group.count, group.begins, group.token)))
 
 
+def sink_tokens(received: np.ndarray, share: float) -> np.ndarray:
+    """Tells which tokens get more than `share` of the attention of the queries after them: bool [..., T].
+
+    Args:
+      received: float [..., T], that share, mean over heads; of a causal model.
+      share: the threshold. Tokens with fewer than 8 such queries are no sinks: a neighbour's attention makes none.
+    """
+    above = received > share
+    above[..., max(0, above.shape[-1] - _QUERIES) :] = False
+    return above
+
+
 def find_secondary_sinks(
     received: np.ndarray, mlp_norm: np.ndarray, mlp_cosine: np.ndarray, share: float = SINK_SHARE
 ) -> list[SecondarySink]:
@@ -105,9 +117,8 @@ def find_secondary_sinks(
       mlp_cosine: [L, W, T], its cosine to the first token's hidden state.
       share: the threshold.
     """
-    above = received > share
+    above = sink_tokens(received, share)
     above[:, :, 0] = False
-    above[:, :, max(1, above.shape[2] - _QUERIES) :] = False
     found = []
     for window, position in np.argwhere(above.any(axis=0)).tolist():
         begins, ends = max(_runs(above[:, window, position]), key=lambda run: run[1] - run[0])

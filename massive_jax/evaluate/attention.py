@@ -24,6 +24,7 @@ from massive_jax.analysis import (
     Thresholds,
     find_secondary_sinks,
     full_size_layer,
+    massive_tokens,
     mean_cosine,
     padded_sets,
     random_sets,
@@ -32,10 +33,16 @@ from massive_jax.analysis import (
 from massive_jax.arguments import number, seed_number, shown, whole_number
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.agreement import Images, check_data
-from massive_jax.evaluate.attention_block import SITES, VECTORS, largest_of_tokens, numbers_of_block, visible_tokens
+from massive_jax.evaluate.attention_block import (
+    SITES,
+    VECTORS,
+    largest_of_tokens,
+    layers_by_window,
+    numbers_of_block,
+    visible_tokens,
+)
 from massive_jax.evaluate.batches import Progress, batches, input_length, not_finite
 from massive_jax.model import ImageModel, Model
-from massive_jax.models import BlockConfig
 from massive_jax.probe import Measure
 
 ATTENTION_PASSES = 2  # of `measure_attention` over the windows
@@ -239,9 +246,7 @@ def _find_massive(
         finite = np.isfinite(size).all(axis=(1, 2)) & np.isfinite(median).all(axis=1)
         if not finite.all():
             raise not_finite(model, f"block {int(np.argmin(finite)) + 1}")
-        # In float64: where most of x is 0 so is its median, and the ratio above the largest float32.
-        ratio = size.astype(np.float64) / np.maximum(median, np.finfo(np.float32).tiny)[..., None]
-        met = (size > thresholds.magnitude) & (ratio > thresholds.ratio)
+        met = massive_tokens(size, median, thresholds)
         middle = np.sort(size, axis=2)[..., (size.shape[2] - 1) // 2, None]
         member.append((met & (size > apart * middle)).any(axis=0))
         everywhere += int((met.any(axis=0) & ~member[-1]).sum())
@@ -265,19 +270,10 @@ def _sets(
     return sets, others
 
 
-def _visible_in(config: BlockConfig, T: int) -> dict[int | None, list[int]]:
-    """Window, or None where a query sees all before it -> the 1-based layers where it is so, of T tokens."""
-    found: dict[int | None, list[int]] = {}
-    for layer, windowed in enumerate(config.windowed_layers, 1):
-        cuts = windowed and config.window is not None and config.window < T
-        found.setdefault(config.window if cuts else None, []).append(layer)
-    return found
-
-
 def _run(model: Model, batch: np.ndarray, data: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The numbers of every layer [L, B, …]."""
     config = model.config
-    groups = _visible_in(config, input_length(model, batch))
+    groups = layers_by_window(config, input_length(model, batch))
     captures = [
         Measure(f"attention {window}", SITES, numbers_of_block(config.causal, window), dict(data), layers)
         for window, layers in groups.items()
@@ -380,7 +376,7 @@ class _Total:
         """The concentration of a uniform attention, [L, B]."""
         config, T = self._model.config, member.shape[1]
         found = np.zeros((config.num_layers, len(member)))
-        for window, layers in _visible_in(config, T).items():
+        for window, layers in layers_by_window(config, T).items():
             found[np.array(layers) - 1] = uniform_share(member, visible_tokens(T, config.causal, window))
         return found
 

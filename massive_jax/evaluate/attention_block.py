@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from massive_jax.dtypes import product_precision, wide
+from massive_jax.models import BlockConfig
 from massive_jax.models.attention import mix_values
 from massive_jax.probe.order_statistics import median_magnitude
 
@@ -38,6 +39,27 @@ def visible_tokens(T: int, causal: bool, window: int | None) -> np.ndarray:
     distance = np.arange(T)[:, None] - np.arange(T)[None, :]
     seen = distance >= 0 if causal else np.ones((T, T), bool)
     return seen if window is None else seen & (distance < window)
+
+
+def layers_by_window(config: BlockConfig, T: int) -> dict[int | None, list[int]]:
+    """Gives window, or None where a query sees all before it -> the 1-based layers where it is so, of T tokens."""
+    found: dict[int | None, list[int]] = {}
+    for layer, windowed in enumerate(config.windowed_layers, 1):
+        cuts = windowed and config.window is not None and config.window < T
+        found.setdefault(config.window if cuts else None, []).append(layer)
+    return found
+
+
+def received_share(probs: jax.Array, visible: jax.Array) -> jax.Array:
+    """Gives the share of attention that each token gets of the queries after it, mean over heads, [B, T]; NaN of none.
+
+    Args:
+      probs: [B, H, T, S], slots of an attention bias last.
+      visible: bool [T, T], which query sees which token.
+    """
+    after = visible & ~jnp.eye(len(visible), dtype=bool)
+    share = jnp.mean(probs[..., : len(visible)] / jnp.sum(probs, axis=-1, keepdims=True), axis=1)
+    return _mean(share, after, axis=1)
 
 
 @functools.cache
@@ -193,13 +215,11 @@ def _vectors(x: jax.Array, at: jax.Array) -> dict[str, jax.Array]:
 
 def _received(x: Mapping[str, jax.Array], visible: jax.Array) -> dict[str, jax.Array]:
     """What each token gets of the queries after it, and what the MLP adds to it."""
-    T, probs, added, stream = len(visible), x["attn_probs"], x["mlp_out"], x["block_out"]
-    after = visible & ~jnp.eye(T, dtype=bool)
-    share = jnp.mean(probs[..., :T] / jnp.sum(probs, axis=-1, keepdims=True), axis=1)
+    added, stream = x["mlp_out"], x["block_out"]
     norm, first = jnp.linalg.norm(added, axis=-1), stream[:, 0]
     sizes = jnp.maximum(norm * jnp.linalg.norm(first, axis=-1)[:, None], jnp.finfo(norm.dtype).tiny)
     return {
-        "received": _mean(share, after, axis=1),
+        "received": received_share(x["attn_probs"], visible),
         "mlp_norm": norm,
         "mlp_cosine": jnp.einsum("BTD,BD->BT", added, first) / sizes,
     }

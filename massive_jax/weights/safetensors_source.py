@@ -29,7 +29,7 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # safetensors' names → numpy's; a dtype that is not here keeps its own name and is refused when read.
-_DTYPES = {
+DTYPES = {
     "BOOL": "bool",
     "U8": "uint8",
     "I8": "int8",
@@ -82,7 +82,7 @@ class HuggingFaceSource(source.Source):
         shards, index = self._shards()
         holders = defaultdict(list)
         for shard in shards:
-            self._handles[shard] = _open(self._directory / shard)
+            self._handles[shard] = open_safetensors(self._directory / shard)
             for name in self._handles[shard].keys():  # noqa: SIM118  (not a mapping)
                 holders[name].append(shard)
         self._shard_of = _settle(self.location, holders, index)
@@ -91,7 +91,7 @@ class HuggingFaceSource(source.Source):
         self.files = [self._directory / name for name in ("config.json", *shards)]
         self._start_of: dict[str, int] = {}
         for shard in shards:
-            self._start_of |= _starts(self._directory / shard)
+            self._start_of |= tensor_starts(self._directory / shard)
 
     def read(self, name: str, memory: layout.Memory | None = None) -> np.ndarray:
         """Reads one tensor, in its stored dtype. See `Source.read`."""
@@ -102,7 +102,7 @@ class HuggingFaceSource(source.Source):
         if not self._handles:
             raise ValueError(f"{self.location}: tensor {name} cannot be read: the source was closed.")
         info, shard = self._stored[name], self._shard_of[name]
-        if info.dtype not in _DTYPES.values():
+        if info.dtype not in DTYPES.values():
             raise ValueError(
                 f"{self.location}: tensor {name} ({info.dtype}) in {shard} cannot be read: numpy has no such dtype."
                 " Convert it to float32, float16 or bfloat16."
@@ -181,7 +181,7 @@ class HuggingFaceSource(source.Source):
         for name, shard in self._shard_of.items():
             view = self._handles[shard].get_slice(name)
             dtype = str(view.get_dtype())
-            found[name] = source.TensorInfo(tuple(view.get_shape()), _DTYPES.get(dtype, dtype))
+            found[name] = source.TensorInfo(tuple(view.get_shape()), DTYPES.get(dtype, dtype))
         return found
 
 
@@ -191,7 +191,8 @@ def _is_odd(path: Path) -> bool:
     return named and path.exists() and not path.is_file() and not path.is_dir()
 
 
-def _open(path: Path) -> Any:
+def open_safetensors(path: Path) -> Any:
+    """Opens a safetensors file; ValueError where its header or its length is not one's."""
     try:
         return safetensors.safe_open(path, framework="numpy")
     except Exception as error:  # SafetensorError, OSError: a damaged header, a cut file, no permission
@@ -202,8 +203,8 @@ def _open(path: Path) -> Any:
         ) from None
 
 
-def _starts(path: Path) -> dict[str, int]:
-    """Where in a file, which `_open` took, its tensors begin: its header's length, header and tensors follow."""
+def tensor_starts(path: Path) -> dict[str, int]:
+    """Tells where in a file, which `open_safetensors` took, its tensors begin: after the header's length and it."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
