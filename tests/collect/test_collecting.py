@@ -66,10 +66,8 @@ def whole(model, windows):
     captures = [mj.Capture(("block_out", "head_out", "attn_probs"), layers=(1, 2, 3)), mj.Capture("embed")]
     batches = [np.resize(windows.tokens[i : i + 2], (2, 17)) for i in range(0, 7, 2)]
     found = [model(batch, capture=captures, logits=False).intermediates for batch in batches]
-    axes = {site: 0 if site == "embed" else 1 for site in found[0]}
-    return {
-        site: np.take(np.concatenate([f[site] for f in found], axis), range(7), axis) for site, axis in axes.items()
-    }
+    together = {site: np.concatenate([f[site] for f in found], axis=int(site != "embed")) for site in found[0]}
+    return {site: tensor[:7] if site == "embed" else tensor[:, :7] for site, tensor in together.items()}
 
 
 def files(directory):
