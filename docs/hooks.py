@@ -41,7 +41,7 @@ REFERENCE = {
     **{
         room: [f"massive_jax.{room}"]
         for room in (
-            "analysis", "bias", "data", "evaluate", "models", "parallel", "probe", "report", "train", "zoo",
+            "analysis", "bias", "collect", "data", "evaluate", "models", "parallel", "probe", "report", "train", "zoo",
         )
     },
 }  # fmt: skip

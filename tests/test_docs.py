@@ -112,7 +112,19 @@ def test_words_of_a_docstring_are_no_markup(hooks):
 
 def test_the_reference_shows_what_the_rooms_show(hooks):
     pages = hooks.reference_pages()
-    for room in ("analysis", "bias", "data", "evaluate", "models", "parallel", "probe", "report", "train", "zoo"):
+    for room in (
+        "analysis",
+        "bias",
+        "collect",
+        "data",
+        "evaluate",
+        "models",
+        "parallel",
+        "probe",
+        "report",
+        "train",
+        "zoo",
+    ):
         shown = getattr(mj, room).__all__ if room in dir(mj) else importlib.import_module(f"massive_jax.{room}").__all__
         page = pages[f"reference/{room}.md"]
         assert [name for name in shown if not name.isupper() and f"'{name}'" not in page] == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -404,7 +405,7 @@ def _summary(plan: _Plan, path: pathlib.Path, shards: Sequence[Shard]) -> dict[s
         for where in wheres:
             counts[where] += int(rows_where(arrays, where).sum())
     of_norms = {
-        site.name: {where: quantiles_of(lambda s=site, w=where: norms(s.name, w)) for where in ("all", "normal")}
+        site.name: {where: quantiles_of(functools.partial(norms, site.name, where)) for where in ("all", "normal")}
         for site in plan.kept
     }
     return {

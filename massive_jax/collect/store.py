@@ -187,9 +187,9 @@ def rows_where(arrays: Mapping[str, np.ndarray], where: str) -> np.ndarray:
     if where == "all":
         return np.ones(len(arrays["token"]), bool)
     if where != "normal":
-        return arrays[where].any(axis=1)
-    odd = arrays["massive"].any(axis=1)
-    return ~(odd | arrays["sink"].any(axis=1)) if "sink" in arrays else ~odd
+        return np.any(arrays[where], axis=1)
+    odd = [np.any(arrays[name], axis=1) for name in ("massive", "sink") if name in arrays]
+    return ~np.logical_or.reduce(odd)
 
 
 def _read_index(directory: pathlib.Path) -> dict[str, Any]:
