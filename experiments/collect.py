@@ -1,8 +1,8 @@
 """Collects activations into a store on disk: rows of a model's sites over a text, to train an SAE or a probe on.
 
-  python -m experiments.collect --keep=block_out:15 --workdir=results
-  python -m experiments.collect --text=FILE --tokens=1000000 --context=128 --keep=block_out:15,mlp_out:15 --shuffle
-  python -m experiments.collect --keep=block_out:15 --store_dtype=bfloat16 --rows=normal
+  python -m experiments.collect --activations=block_out:15 --workdir=results
+  python -m experiments.collect --text=FILE --tokens=1000000 --activations=block_out:15,mlp_out:15 --shuffle
+  python -m experiments.collect --activations=block_out:15 --store_dtype=bfloat16 --rows=normal
 
 Writes the directory activations, safetensors and an index.json: of every token a row of each site, the token, position
 and window, and whether it is massive or a sink in a layer that is kept; of the rows' norms the quantiles, with these
@@ -25,8 +25,8 @@ from massive_jax.collect import STORED_DTYPES, ActivationStore, collect_activati
 from massive_jax.data import cut_windows, load_text, text_name
 from massive_jax.probe.sites import find_site
 
-_KEEP = flags.DEFINE_list(
-    "keep", [], "SITE:LAYER,…, or SITE for one outside the blocks (default block_out of the middle layer)."
+_ACTIVATIONS = flags.DEFINE_list(
+    "activations", [], "SITE:LAYER,…, or SITE for one outside the blocks (default block_out of the middle layer)."
 )
 _TOKENS = flags.DEFINE_integer("tokens", None, "How many, about: whole windows (default all).", lower_bound=1)
 _STORE_DTYPE = flags.DEFINE_enum("store_dtype", "float32", STORED_DTYPES, "Of the rows in the store.")
@@ -42,18 +42,18 @@ if __name__ == "__main__":
         flags.adopt_module_key_flags(module)
 
 
-def parse_keep(words: Sequence[str]) -> list[tuple[str, int | None]]:
-    """Reads what --keep says: (site, layer) pairs; ValueError where it cannot be read."""
+def parse_activations(words: Sequence[str]) -> list[tuple[str, int | None]]:
+    """Reads what --activations says: (site, layer) pairs; ValueError where it cannot be read."""
     found: list[tuple[str, int | None]] = []
     for word in words:
         site, colon, layer = word.strip().partition(":")
         per_layer = find_site(site).per_layer
         if per_layer != (colon == ":") or (per_layer and not (layer.isascii() and layer.isdecimal())):
             example = f"{site}:12" if per_layer else site
-            raise ValueError(f"--keep: cannot read {word!r}; write {example}.")
+            raise ValueError(f"--activations: cannot read {word!r}; write {example}.")
         found.append((site, int(layer) if per_layer else None))
     if len(set(found)) < len(found):
-        raise ValueError(f"--keep={','.join(words)} names a site and layer twice.")
+        raise ValueError(f"--activations={','.join(words)} names a site and layer twice.")
     return found
 
 
@@ -81,7 +81,7 @@ def show(store: ActivationStore) -> None:
 
 def main() -> None:
     """Runs the binary."""
-    kept, out = parse_keep(_KEEP.value), common.workdir() / "activations"
+    kept, out = parse_activations(_ACTIVATIONS.value), common.workdir() / "activations"
     if _TOKENS.value is not None:
         common.without_effect(("windows",), "beside --tokens")
     content = load_text(text.name())

@@ -29,7 +29,7 @@ def collect(tiny_directory, tmp_path, clean_flags, capsys, text_file):
 
 
 def test_a_store_and_its_table(collect, tiny, text_file):
-    more = ("--bos", "--tokens=100", "--keep=block_out:2,embed", "--massive_ratio=500", "--shard_rows=64")
+    more = ("--bos", "--tokens=100", "--activations=block_out:2,embed", "--massive_ratio=500", "--shard_rows=64")
     store, out = collect(*more, "--shuffle", "--rows=normal", "--store_dtype=bfloat16", "--seed=2", "--nosinks")
     assert store.shapes == {"block_out.2": (WIDTH,), "embed": (WIDTH,)}
     assert store.index["about"]["text"] == str(text_file)
@@ -56,13 +56,13 @@ def test_the_middle_layer_of_all_of_the_text(collect):
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("--keep=block:2", "unknown site 'block'"),
-        ("--keep=block_out", "cannot read 'block_out'; write block_out:12"),
-        ("--keep=block_out:x", "cannot read 'block_out:x'; write block_out:12"),
-        ("--keep=embed:1", "cannot read 'embed:1'; write embed"),
-        ("--keep=embed,embed", "names a site and layer twice"),
-        ("--keep=block_out:4", "layer 4 is out of range; this model has layers 1 to 3"),
-        ("--keep=router_probs:1", "this model has no site router_probs"),
+        ("--activations=block:2", "unknown site 'block'"),
+        ("--activations=block_out", "cannot read 'block_out'; write block_out:12"),
+        ("--activations=block_out:x", "cannot read 'block_out:x'; write block_out:12"),
+        ("--activations=embed:1", "cannot read 'embed:1'; write embed"),
+        ("--activations=embed,embed", "names a site and layer twice"),
+        ("--activations=block_out:4", "layer 4 is out of range; this model has layers 1 to 3"),
+        ("--activations=router_probs:1", "this model has no site router_probs"),
         ("--windows=2", "--windows has no effect beside --tokens"),
         ("--tokens=9999", "the text has 400 tokens, enough for 25 windows of 16; 625 are needed"),
     ],
@@ -80,7 +80,7 @@ def test_sigkill(tiny_directory, tmp_path):
     text = tmp_path / "long.txt"
     text.write_text("".join(f"line {i:06d} of the long book. It is not short.\n" for i in range(20_000)))
     arguments = [sys.executable, "-m", "experiments.collect", f"--model={tiny_directory}", f"--text={text}"]
-    arguments += ["--context=64", "--keep=block_out:2,mlp_hidden:2", "--shuffle", "--shard_rows=8192"]
+    arguments += ["--context=64", "--activations=block_out:2,mlp_hidden:2", "--shuffle", "--shard_rows=8192"]
 
     def start(name):
         return subprocess.Popen([*arguments, f"--workdir={tmp_path / name}"], stdout=subprocess.DEVNULL)
