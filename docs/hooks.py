@@ -36,6 +36,7 @@ REFERENCE = {
         *("massive_jax.loading", "massive_jax.random_models", "massive_jax.model", "massive_jax.forward"),
         "massive_jax.compile_cache",
     ],
+    "lens": ["massive_jax.lens", "massive_jax.attribution", "massive_jax.gradients"],
     "generate": ["massive_jax.generate"],
     "inputs": ["massive_jax.inputs.tokenizer", "massive_jax.inputs.images"],
     **{

@@ -1,4 +1,4 @@
-"""The way from the residual stream to the vocabulary, on its own, and at every layer: the logit lens.
+"""The way from the residual stream to the vocabulary, at the end and at every layer; and what heads attend to.
 
 Axis letters: see `massive_jax.probe.sites`; W width of the embedding, k tokens.
 """
@@ -21,12 +21,12 @@ from massive_jax.models import BlockConfig, TransformerConfig, head_logits, head
 from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
 from massive_jax.parallel import mesh_of_params, mesh_set
-from massive_jax.probe import Edit, EditCollection, Measure
+from massive_jax.probe import Edit, EditCollection, Measure, find_heads
 
 if TYPE_CHECKING:
     from massive_jax.model import Model
 
-_NAME = "logit_lens"
+_NAME, _PATTERNS = "logit_lens", "head_patterns"
 _PARAMS = ("norm", "project_out", "embedding", "head", "head_bias")  # all there is after the blocks
 
 
@@ -111,6 +111,47 @@ def logit_lens(
     measure = Measure(_NAME, "block_out", fn, _after_blocks(model.params), layers)
     found = model(tokens, mask=mask, capture=measure, edits=edits, logits=False).intermediates[_NAME]
     return Lens(found["ids"], found["log_probs"], found.get("logits"))
+
+
+def head_patterns(
+    model: Model,
+    inputs: Any,
+    *,
+    layers: Sequence[int] | int | None = None,
+    heads: Sequence[int] | slice | int | None = None,
+    mask: Any = None,
+    edits: Edit | Sequence[Edit] | EditCollection | None = None,
+) -> jax.Array:
+    r"""Gives what heads attend to: float32 [L', B, H', T, S], zeros at padding.
+
+    These are Hugging Face's `attentions`, of the layers and heads asked for; memory is that of them, and of one layer
+    with all heads. After a sequence's keys come the slots of an attention bias.
+
+    Args:
+      model: a language or vision model.
+      inputs: tokens, int [B, T], or images.
+      layers: 1-based layers, in the order wanted; None for all.
+      heads: from 0, a number, a list or a slice; None for all.
+      mask: bool [B, T], False for padding; None for none.
+      edits: interventions.
+
+    Raises:
+      ValueError: as `Model.__call__` and `Capture`; a head that is not there.
+
+    Examples:
+      >>> tokens = model.tokenize("The capital of France is")
+      >>> patterns = model.head_patterns(tokens, layers=(5, 12), heads=3)
+      >>> patterns.shape, bool((patterns[..., -1, :].sum(axis=-1).round(4) == 1).all())
+      ((2, 1, 1, 5, 5), True)
+    """
+    found = find_heads(slice(None) if heads is None else heads, model.config.num_heads)
+    measure = Measure(_PATTERNS, "attn_probs", _of_heads, found, layers)
+    return model(inputs, mask=mask, capture=measure, edits=edits, logits=False).intermediates[_PATTERNS]
+
+
+def _of_heads(tensors: Any, heads: Any) -> jax.Array:
+    """The function of a measure: the probabilities of some heads."""
+    return jnp.take(tensors["attn_probs"], heads, axis=1)
 
 
 @functools.lru_cache(maxsize=64)  # one function, so one program

@@ -14,12 +14,14 @@ import jax
 import numpy as np
 
 from massive_jax.arguments import several, shown, yes_or_no
+from massive_jax.attribution import Attribution, logit_attribution
 from massive_jax.cards import CardTable
 from massive_jax.files import short_name
 from massive_jax.forward import Output, check_images, check_tokens, forward, left_pad, own_positions
 from massive_jax.generate import Generation, generate
+from massive_jax.gradients import Gradients, Metric, gradient
 from massive_jax.inputs.tokenizer import Tokenizer
-from massive_jax.lens import Lens, final_norm, logit_lens, unembed
+from massive_jax.lens import Lens, final_norm, head_patterns, logit_lens, unembed
 from massive_jax.model_card import html_card, model_card, site_table
 from massive_jax.models import BlockConfig, LanguageModel, TransformerConfig, VisionConfig, VisionTransformer, build
 from massive_jax.probe import (
@@ -88,6 +90,7 @@ class Model:
         generate: ClassVar[Callable[..., Generation]]
         unembed: ClassVar[Callable[..., jax.Array]]
         logit_lens: ClassVar[Callable[..., Lens]]
+        logit_attribution: ClassVar[Callable[..., Attribution]]
         bos_id: ClassVar[Callable[..., int]]
         first_delimiter: ClassVar[Callable[..., np.ndarray]]
         check_tokens: ClassVar[Callable[..., Any]]
@@ -190,6 +193,14 @@ class Model:
         """Gives what the final norm makes of a residual stream, [..., D] (see `massive_jax.lens.final_norm`)."""
         return final_norm(self.config, self.params, x)
 
+    def head_patterns(self, inputs: Any, **options: Any) -> jax.Array:
+        """Gives what heads attend to, [L', B, H', T, S]: see `massive_jax.lens.head_patterns` for the options."""
+        return head_patterns(self, inputs, **options)
+
+    def gradient(self, inputs: Any, metric: Metric, sites: str | Sequence[str], **options: Any) -> Gradients:
+        """Gives gradients of a metric of the output by the tensors at sites: see `massive_jax.gradients.gradient`."""
+        return gradient(self, inputs, metric, sites, **options)
+
     def check_inputs(self, inputs: Any, mask: Any = None) -> tuple[Any, Any]:
         """Gives `inputs` as an array that this model can take, and `own_positions`; see `__call__` for the errors."""
         raise NotImplementedError
@@ -240,6 +251,10 @@ class TextModel(Model):
     def logit_lens(self, tokens: Any, **options: Any) -> Lens:
         """Reads every layer's stream by the head: see `massive_jax.lens.logit_lens` for the options."""
         return logit_lens(self, tokens, **options)
+
+    def logit_attribution(self, tokens: Any, target: Any = None, **options: Any) -> Attribution:
+        """Splits a logit into what each part of the model adds to it: see `massive_jax.attribution`."""
+        return logit_attribution(self, tokens, target, **options)
 
     def tokenize(self, text: str | Sequence[str], bos: bool = False) -> np.ndarray:
         """Turns one text, or several of equal length, into token ids: int32 [B, T]. No special token unless `bos`.

@@ -56,6 +56,19 @@ def test_padding_edits_and_other_layers(tiny_model):
     assert "ids" in repr(lens)
 
 
+def test_head_patterns(tiny_model):
+    """Those of the capture, by layer and head, in a padded batch; other layers and heads are one program."""
+    tokens, mask = left_pad([[1, 2, 3], [4, 5, 6, 7, 8]])
+    probs = tiny_model(tokens, mask=mask, capture=mj.Capture("attn_probs")).intermediates["attn_probs"]
+    found = tiny_model.head_patterns(tokens, mask=mask, layers=(4, 2), heads=(3, 0))
+    before = programs(_forward)
+    np.testing.assert_allclose(found, probs[np.array([[3], [1]]), :, [3, 0]].swapaxes(1, 2), atol=1e-6)
+    other = tiny_model.head_patterns(tokens, mask=mask, layers=(1, 2), heads=slice(1, 3))
+    np.testing.assert_allclose(other, probs[:2, :, 1:3], atol=1e-6)
+    assert programs(_forward) == before
+    assert not np.asarray(found)[:, :, :, ~mask[0], :][:, 0].any()
+
+
 def test_gradients_of_a_logit(tiny_model):
     gradient = jax.grad(lambda x: tiny_model.unembed(tiny_model.final_norm(x))[7])(jnp.linspace(-1.0, 2.0, 32))
     assert (np.asarray(gradient) != 0).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -89,3 +89,49 @@ class Norm(Module):
         if cfg.has_bias:
             y = y + self.declare("bias", self.axes, "bias", nn.initializers.zeros_init(), shape).astype(dtype)
         return y.astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenNorm:
+    """Holds what a norm is while its statistics stay as they are: factor · (x - the mean of x) + bias.
+
+    Attributes:
+      factor: [..., D] or [..., 1].
+      centred: whether the mean is taken off.
+      bias: [D], or 0.
+    """
+
+    factor: jax.Array
+    centred: bool
+    bias: Any
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Gives the norm of `x`, [..., D]."""
+        return self._centred(x) * self.factor + self.bias
+
+    def back(self, direction: jax.Array) -> jax.Array:
+        """Gives the direction before the norm of what lies along `direction` after it: [..., D] -> [..., D]."""
+        return self._centred(direction * self.factor)
+
+    def _centred(self, x: jax.Array) -> jax.Array:
+        return x - jnp.mean(x, axis=-1, keepdims=True) if self.centred else x
+
+
+def frozen_norm(config: NormConfig, params: Any, x: jax.Array) -> FrozenNorm:
+    """Gives the norm of these parameters with its statistics those of `x`, [..., D].
+
+    A dynamic tanh has none: what stays is tanh(α·x) / x, a factor of each element in place of one a token.
+    """
+    y = x.astype(wide(x.dtype))
+    centred = config.kind == "layer"
+    if config.kind == "dynamic_tanh":
+        alpha = params["alpha"].astype(y.dtype)
+        y = alpha * y
+        small = jnp.abs(y) < 1e-2  # where the quotient is 0 / 0, or nearly
+        factor = alpha * jnp.where(small, 1 - jnp.square(y) / 3, jnp.tanh(y) / jnp.where(small, 1, y))
+    else:
+        y = y - jnp.mean(y, axis=-1, keepdims=True) if centred else y
+        factor = jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + config.eps)
+    if config.scale:
+        factor = factor * (params["scale"].astype(y.dtype) + config.unit_offset)
+    return FrozenNorm(factor, centred, params["bias"].astype(y.dtype) if config.has_bias else 0.0)

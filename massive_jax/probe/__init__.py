@@ -7,9 +7,9 @@ from massive_jax.probe.edit import Edit, as_edits
 from massive_jax.probe.functions import PerToken
 from massive_jax.probe.operations import OPERATIONS, OPS
 from massive_jax.probe.packing import compile_edits
-from massive_jax.probe.places import RULES, ambiguous
+from massive_jax.probe.places import RULES, ambiguous, find_heads, find_position
 from massive_jax.probe.reduce import Stats
-from massive_jax.probe.rows import EditCollection, EditRows, stack_edits
+from massive_jax.probe.rows import EditCollection, EditRows, Summand, stack_edits
 from massive_jax.probe.sites import ALL_SITES, ATTENTION_SITES, EXPERT_SITES, SITES, VISION_SITES, Site
 from massive_jax.probe.tap import Tap, empty_results, present
 
@@ -34,6 +34,7 @@ __all__ = [
     "PerToken",
     "Site",
     "Stats",
+    "Summand",
     "Tap",
     "ambiguous",
     "as_edits",
@@ -42,6 +43,8 @@ __all__ = [
     "compile_captures",
     "compile_edits",
     "empty_results",
+    "find_heads",
+    "find_position",
     "present",
     "stack_edits",
 ]

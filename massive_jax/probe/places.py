@@ -18,7 +18,7 @@ import numpy as np
 
 from massive_jax.arguments import is_index, several, shown
 from massive_jax.probe.coordinates import SLOTS
-from massive_jax.probe.sites import Site, check_layers
+from massive_jax.probe.sites import SITES, Site, check_layers
 
 NO_LAYER = -1  # the layer of a padding row: matches none
 ALL_LAYERS = -2  # matches every layer
@@ -180,6 +180,36 @@ def find_place(name: str, given: Any, site: Site, sequences: Sequences, rules: M
     if not listed.size:
         raise ValueError(f"{name} {shown(given)} names none; {there}.")
     return Place(None, _chosen(listed, size), listed)
+
+
+def find_position(
+    given: Any,
+    sizes: Mapping[str, int],
+    tokens: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    rules: Mapping[str, PositionRule] = RULES,
+) -> np.ndarray:
+    """Gives one position of each sequence, int32 [B], from what an `Edit` takes (see `compile_edits` for the rest).
+
+    Raises:
+      ValueError: as for an edit; several positions of a sequence, or none.
+    """
+    index = find_place("position", given, SITES["block_out"], Sequences(sizes, tokens, mask, 0), rules).index
+    if index is None:
+        raise ValueError(f"position is {shown(given)}, several of a sequence; give one of each, or None for all.")
+    if (index < 0).any():
+        raise ValueError(f"position is {shown(given)}, which is none of sequence {np.argmin(index)}; give one of each.")
+    return np.broadcast_to(index, (sizes["B"],)).astype(np.int32)
+
+
+def find_heads(given: Any, num_heads: int) -> np.ndarray:
+    """Gives the query heads that a person names as an `Edit` does, in that order: int32 [H']; ValueError otherwise."""
+    place = find_place("head", given, SITES["attn_probs"], Sequences({"H": num_heads}, None, None, 0), RULES)
+    found = place.listed if place.index is None else np.atleast_1d(place.index)
+    found = np.flatnonzero(place.chosen) if found is None else found
+    if not found.size:
+        raise ValueError(f"heads is {shown(given)}, which names none; there are 0 to {num_heads - 1}.")
+    return found.astype(np.int32)
 
 
 def ambiguous(given: Any, count: int) -> str | None:

@@ -51,6 +51,27 @@ class EditRows:
     fn: Function | PerToken | None = dataclasses.field(default=None, metadata={"static": True})
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Summand:
+    """Holds what is added to a site after its edits, a tensor of its own in each layer: a gradient is taken by it.
+
+    Attributes:
+      value: float32 [L', B, …], by column; of a site outside the blocks [B, …].
+      slots: int32 [L]: which of them is layer l + 1's, L' for none; None outside the blocks.
+    """
+
+    value: Any
+    slots: Any
+
+    def added_to(self, x: jax.Array, layer: jax.Array | int) -> jax.Array:
+        """Gives the sum at a layer, of the dtype of `x`."""
+        value = self.value
+        if self.slots is not None:
+            value = value.at[self.slots[layer - 1]].get(mode="fill", fill_value=0)
+        return x + value.astype(x.dtype)
+
+
 EditCollection: TypeAlias = Mapping[str, tuple[EditRows, ...]]
 
 
@@ -88,7 +109,7 @@ def stack_edits(collections: Sequence[EditCollection]) -> EditCollection:
 
 def apply_edits(
     x: jax.Array,
-    rows: EditRows,
+    rows: EditRows | Summand,
     site: Site,
     layer: jax.Array | int,
     coordinates: Coordinates = UNPADDED,
@@ -100,6 +121,8 @@ def apply_edits(
     tensor (several places, a value of the tensor's size, a function) is a branch, which other layers do not take. What
     an edit of all positions writes to padding is for the caller to hide.
     """
+    if isinstance(rows, Summand):
+        return rows.added_to(x, layer)
     branch = bool(rows.chosen) or rows.fn is not None or jnp.ndim(rows.value) > 2
     scanned = dataclasses.replace(rows, value=None) if rows.fn is not None else rows
 
