@@ -1,6 +1,8 @@
 """Fixtures that several test files share. Compiling is what takes time here: most tests run on one tiny model."""
 
 import atexit
+import contextlib
+import ctypes
 import dataclasses
 import gc
 import os
@@ -114,19 +116,35 @@ jax.monitoring.register_event_duration_secs_listener(
 
 
 _MOST_MAPS = 30_000  # of the 65,530 that Linux gives a process; a program takes 170 and more
+_MOST_GROWTH = 1_500_000_000  # bytes that a process may have grown by since programs were last forgotten
 _looked_at = 0
+_resident = 0
+
+
+def _resident_bytes() -> int:
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(autouse=True)
 def _room_for_programs():
-    """Forgets compiled programs before they are too many: each has memory maps, and without any the process dies."""
-    global _looked_at
+    """Forgets compiled programs before they are too many.
+
+    Each has memory maps, and without any the process dies; and a long run's programs are gigabytes, which malloc gives
+    back when it is asked to.
+    """
+    global _looked_at, _resident
     yield
-    maps = pathlib.Path("/proc/self/maps")
-    if len(_COMPILED) >= _looked_at + 30 and maps.is_file():
-        _looked_at = len(_COMPILED)
-        if maps.read_bytes().count(b"\n") > _MOST_MAPS:
-            jax.clear_caches()
+    if len(_COMPILED) < _looked_at + 30 or not pathlib.Path("/proc/self/maps").is_file():
+        return
+    _looked_at = len(_COMPILED)
+    _resident = _resident or _resident_bytes()
+    maps = pathlib.Path("/proc/self/maps").read_bytes().count(b"\n")
+    if maps > _MOST_MAPS or _resident_bytes() > _resident + _MOST_GROWTH:
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # another C library has no malloc_trim
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        _resident = _resident_bytes()
 
 
 @pytest.fixture
