@@ -34,6 +34,7 @@ _NAME = "logit_attribution"
 _NORMS = ("attn_norm", "mlp_norm", "attn_out_norm", "attn_scale")  # what is between a part and the stream
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class Attribution(Card):
     """Holds what each part of a model adds to a logit, or to a difference of two.
@@ -68,7 +69,7 @@ class Attribution(Card):
     rest: jax.Array
     direction: jax.Array
 
-    def parts(self) -> dict[str, jax.Array]:
+    def parts(self) -> dict[str, np.ndarray]:
         """Gives every part by its name, from "embed" to "bias", Z each; their sum is `logit`.
 
         Layer 1 has "attn 1", "mlp 1" and "rest 1"; with heads "attn 1 head 0" and so on too, and "attn 1" is what is of
@@ -81,14 +82,16 @@ class Attribution(Card):
           >>> max(parts, key=parts.get), abs(sum(parts.values()) - float(found.logit[0])) < 1e-3
           ('attn 24 head 4', True)
         """
-        found = {"embed": self.embed}
-        for layer, (attn, mlp, rest) in enumerate(zip(self.attn, self.mlp, self.rest, strict=True), 1):
-            if self.heads is not None:
-                heads = self.heads[layer - 1]
-                attn = attn - heads.sum(axis=-1)
-                found |= {f"attn {layer} head {head}": heads[..., head] for head in range(heads.shape[-1])}
+        found = {"embed": np.asarray(self.embed)}
+        heads = None if self.heads is None else np.asarray(self.heads)
+        blocks = map(np.asarray, (self.attn, self.mlp, self.rest))
+        for layer, (attn, mlp, rest) in enumerate(zip(*blocks, strict=True), 1):
+            if heads is not None:
+                its = heads[layer - 1]
+                found |= {f"attn {layer} head {head}": its[..., head] for head in range(its.shape[-1])}
+                attn = attn - its.sum(axis=-1)
             found |= {f"attn {layer}": attn, f"mlp {layer}": mlp, f"rest {layer}": rest}
-        return found | {"bias": self.bias}
+        return found | {"bias": np.asarray(self.bias)}
 
 
 def logit_attribution(

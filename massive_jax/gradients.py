@@ -20,7 +20,7 @@ from massive_jax.forward import Output, forward
 from massive_jax.models import LanguageModel, VisionTransformer
 from massive_jax.parallel import mesh_of_params, mesh_set
 from massive_jax.probe import ALL_SITES, Capture, CapturePlan, Edit, EditCollection, Summand
-from massive_jax.probe.functions import result_shapes
+from massive_jax.probe.functions import array_shapes, result_shapes
 
 if TYPE_CHECKING:
     from massive_jax.model import Model
@@ -76,7 +76,7 @@ def gradient(
 
     Raises:
       ValueError: as `Model.__call__` and `Capture`; a metric that is no function, fails, leaves jax, or gives something
-        else than a number or one a sequence.
+        else than a number or one a sequence; data that are no arrays.
 
     Examples:
       Attribution patching (Nanda, 2023): what putting the clean run's stream in the corrupted one's place would do to a
@@ -102,6 +102,7 @@ def gradient(
         hash(metric)
     except TypeError:
         raise ValueError(f"metric is {shown(metric)}, which cannot be hashed; give a function made with def.") from None
+    array_shapes("data", data)
     inputs, positions = model.check_inputs(inputs, mask)
     compiled, plan = model.compile_edits(edits, inputs, mask), model.compile_captures(Capture(sites, layers))
     return gradient_at(model.module, model.params, compiled, plan, inputs, metric, data, positions)
@@ -158,7 +159,8 @@ def _metric(metric: Metric, out: Output, data: Any, B: int) -> jax.Array:
     try:
         found = result_shapes(metric, *args)
     except ValueError as error:
-        raise ValueError(f"metric {error}.") from None
+        given = "the Output, whose logits are out.logits" + ("" if data is None else ", and data")
+        raise ValueError(f"metric {error}; it is called with {given}.") from None
     shaped = getattr(found, "shape", None) in ((), (B,))
     if not shaped or not jnp.issubdtype(found.dtype, jnp.floating):
         raise ValueError(f"metric gives {in_words(found)}; it has to give a float, or one a sequence, float[{B}].")

@@ -137,12 +137,6 @@ def head_patterns(
 
     Raises:
       ValueError: as `Model.__call__` and `Capture`; a head that is not there.
-
-    Examples:
-      >>> tokens = model.tokenize("The capital of France is")
-      >>> patterns = model.head_patterns(tokens, layers=(5, 12), heads=3)
-      >>> patterns.shape, bool((patterns[..., -1, :].sum(axis=-1).round(4) == 1).all())
-      ((2, 1, 1, 5, 5), True)
     """
     found = find_heads(slice(None) if heads is None else heads, model.config.num_heads)
     measure = Measure(_PATTERNS, "attn_probs", _of_heads, found, layers)

@@ -72,8 +72,8 @@ def check_function(fn: Function | PerToken, axes: str, shape: tuple[int, ...], d
         hash(fn)
     except TypeError:
         raise ValueError(f"op is {shown(fn)}, which cannot be hashed; give a function made with def.") from None
-    leaves, tree = jax.tree.flatten(value)
-    problem = _problem(fn, axes, jax.ShapeDtypeStruct(shape, dtype), tree, tuple(map(_struct, leaves)))
+    leaves, tree = jax.tree.flatten(array_shapes("value", value))
+    problem = _problem(fn, axes, jax.ShapeDtypeStruct(shape, dtype), tree, tuple(leaves))
     if problem:
         raise ValueError(problem)
 
@@ -87,6 +87,21 @@ def result_shapes(fn: Callable[..., Any], *args: Any) -> Any:
         leaves = isinstance(error, jax.errors.TracerArrayConversionError | jax.errors.ConcretizationTypeError)
         hint = "; stay in jax: jax.numpy for numpy, jnp.where for if" if leaves else ""
         raise ValueError(f"fails with {type(error).__name__}: {shown_line(first)}{hint}") from None
+
+
+def array_shapes(name: str, given: Any) -> Any:
+    """Gives the shapes of arrays and numbers, in a tuple or a dict, say; ValueError where something else is."""
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        try:
+            kind = jax.typeof(leaf)
+            return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type)
+        except (TypeError, ValueError, AttributeError):
+            raise ValueError(
+                f"{name} holds {shown(leaf)}; give a function arrays, in a tuple or a dict, say."
+            ) from None
+
+    return jax.tree.map(shape, given)
 
 
 def shown_line(text: str, limit: int = 160) -> str:
@@ -106,15 +121,6 @@ def _problem(fn: Any, axes: str, x: Any, tree: Any, leaves: tuple[Any, ...]) -> 
     if not hasattr(found, "shape") or (found.shape, found.dtype) != (x.shape, x.dtype):
         return f"the function gives {_shape(found)}; it has to give what it gets as x, {expected}."
     return None
-
-
-def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The shape of an array or number, or of what stands for one."""
-    try:
-        kind = jax.typeof(leaf)
-        return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type)
-    except (TypeError, ValueError, AttributeError):
-        raise ValueError(f"value holds {shown(leaf)}; give a function arrays, in a tuple or a dict, say.") from None
 
 
 def _shape(array: Any) -> str:

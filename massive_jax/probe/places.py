@@ -196,7 +196,10 @@ def find_position(
     """
     index = find_place("position", given, SITES["block_out"], Sequences(sizes, tokens, mask, 0), rules).index
     if index is None:
-        raise ValueError(f"position is {shown(given)}, several of a sequence; give one of each, or None for all.")
+        raise ValueError(
+            f"position is {shown(given)}, which may be several of a sequence; give one of each (an int, an int array "
+            "[B] or a rule), or None for all."
+        )
     if (index < 0).any():
         raise ValueError(f"position is {shown(given)}, which is none of sequence {np.argmin(index)}; give one of each.")
     return np.broadcast_to(index, (sizes["B"],)).astype(np.int32)

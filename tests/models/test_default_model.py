@@ -132,6 +132,29 @@ def test_every_block_equals_torchs_on_real_text(default_model):
 
 
 @pytest.mark.slow
+def test_attentions_and_gradients_equal_torchs(default_model):
+    tokens, wanted, other = default_model.tokenize("The capital of France is"), " Paris", " Rome"
+    ids = np.array([default_model.encode(text)[0] for text in (wanted, other)])
+    out = torch_model()(
+        torch.from_numpy(tokens.astype(np.int64)), output_attentions=True, output_hidden_states=True, use_cache=False
+    )
+    found = default_model.head_patterns(tokens)
+    np.testing.assert_allclose(found, torch.stack(out.attentions).detach(), atol=1e-4)
+
+    def difference(out, ids):
+        return out.logits[:, -1, ids[0]] - out.logits[:, -1, ids[1]]
+
+    ours = default_model.gradient(tokens, difference, "block_out", data=ids, layers=range(1, 30))
+    value = difference(out, ids)
+    np.testing.assert_allclose(ours.value, value.detach(), rtol=1e-4)
+    theirs = torch.stack(torch.autograd.grad(value.sum(), out.hidden_states[1:30]))
+    for got, expected in zip(ours.gradients["block_out"], theirs, strict=True):
+        assert hf.relative_error(got, expected) <= 1e-4
+    parts = default_model.logit_attribution(tokens, wanted, versus=other)
+    np.testing.assert_allclose(sum(parts.parts().values()), value.detach(), atol=1e-4)
+
+
+@pytest.mark.slow
 def test_with_bos_absorbed_it_is_as_near_to_float64_as_it_was(default_model):
     """Logits, up to 40, are within 1e-4 but where float32 itself is not: some positions magnify any rounding."""
     model, bos = default_model, default_model.bos_id()

@@ -8,7 +8,7 @@ import pytest
 
 from massive_jax.models import NormConfig
 from massive_jax.models.mlp_weights import mlp_weights
-from massive_jax.models.norms import Norm
+from massive_jax.models.norms import Norm, frozen_norm
 from tests.fixtures.tiny import TINY, random_model
 
 KINDS = {
@@ -75,3 +75,18 @@ def test_a_dynamic_tanh_on_what_the_mlp_gives_bounds_nothing_by_weights():
     config = dataclasses.replace(TINY, norm=NormConfig("dynamic_tanh"), norm_placement="output")
     with pytest.raises(ValueError, match=r"^a dynamic tanh is on what the MLPs give \(norm_placement 'output'\)"):
         mlp_weights(config, {})
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_frozen(name):
+    """Where it is frozen it is the norm; it is affine, and `back` is its transpose."""
+    config, rng = KINDS[name], np.random.default_rng(1)
+    module, x, y, direction = Norm(config), *rng.normal(size=(3, 3, 6))
+    x[0] *= 1e-3  # where the quotient of a dynamic tanh is 0 / 0, or nearly
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda p: p + 0.3 * rng.normal(size=p.shape), module.init(jax.random.key(0), x)["params"])
+        norm = frozen_norm(config, params, x)
+        np.testing.assert_allclose(norm(x), module.apply({"params": params}, x), rtol=1e-6)
+        np.testing.assert_allclose(norm(x + y) + norm(0 * x), norm(x) + norm(y), rtol=1e-9, atol=1e-9)
+        along = (direction * (norm(y) - norm(0 * y))).sum(axis=-1)
+        np.testing.assert_allclose((norm.back(direction) * y).sum(axis=-1), along, rtol=1e-9)
