@@ -108,9 +108,12 @@ def test_parts_add_up_to_the_logit(name, make_model):
     options = (ODD | RARE).get(name)
     model = random_model(shrunk(name)) if options is None else make_model(num_layers=2, **options)
     config, tokens = model.config, np.random.default_rng(1).integers(0, 60, size=(2, 9), dtype=np.int32)
-    found = model.logit_attribution(tokens, np.roll(tokens, -1, axis=1), position=None, heads=True)
+    mask = np.arange(9) >= [[2], [0]]
+    found = model.logit_attribution(tokens, np.roll(tokens, -1, axis=1), position=None, heads=True, mask=mask)
+    assert (np.asarray(found.ids) == -1).tolist() == (~mask).tolist()
+    assert not any(np.abs(part)[~mask].any() for part in found.parts().values())
     clipped = config.clip_residual is not None
-    assert_adds_up(found, model(tokens).logits, config.logit_softcap, rest=clipped)
+    assert_adds_up(found, model(tokens, mask=mask).logits, config.logit_softcap, rest=clipped)
     assert (np.abs(found.rest).max() > 1e-2) == clipped
     no_head = np.asarray(found.attn - found.heads.sum(axis=-1))
     has_bias = config.out_bias or (config.norm.has_bias and "output" in config.norm_placement)
@@ -118,50 +121,45 @@ def test_parts_add_up_to_the_logit(name, make_model):
 
 
 def test_each_part_is_its_product_with_the_direction(tiny_model):
-    """In a padded batch, with an edit of the stream: against numpy."""
-    edit = mj.Edit("block_out", layer=2, position=1, dim=3, op="add", value=20.0)
+    """At the last token in a padded batch, with an edit of the stream there: against numpy."""
+    edit = mj.Edit("block_out", layer=2, position=-1, dim=3, op="add", value=20.0)
     options = {"mask": MASK, "edits": edit, "heads": True}
     sites = ("embed", "attn_out", "mlp_out", "head_out", "block_out")
     out = tiny_model(TOKENS, mask=MASK, edits=edit, capture=mj.Capture(sites))
-    params, kept = tiny_model.params, {site: np.asarray(x, np.float64) for site, x in out.intermediates.items()}
-    found = tiny_model.logit_attribution(TOKENS, 7, versus=9, position=None, **options)
+    params = tiny_model.params
+    kept = {site: np.asarray(x, np.float64)[..., -1, :] for site, x in out.intermediates.items() if site != "head_out"}
+    head_out = np.asarray(out.intermediates["head_out"], np.float64)[:, :, -1]
     head = np.asarray(params["head"], np.float64)
     direction = (head[7] - head[9]) * np.asarray(params["norm"]["scale"])
-    last = kept["block_out"][-1]
-    direction = direction / np.sqrt((last**2).mean(axis=-1, keepdims=True) + 1e-5)
-    heads = np.einsum("LBTHN,LHND,BTD->LBTH", kept["head_out"], params["layers"]["attn"]["out"]["kernel"], direction)
+    direction = direction / np.sqrt((kept["block_out"][-1] ** 2).mean(axis=-1, keepdims=True) + 1e-5)
+    rest = np.zeros((4, 2))
+    rest[1] = 20.0 * direction[:, 3]
     expected = {
-        "logit": out.logits[..., 7] - out.logits[..., 9],
+        "logit": out.logits[:, -1, 7] - out.logits[:, -1, 9],
         "embed": (direction * kept["embed"]).sum(axis=-1),
         "attn": (direction * kept["attn_out"]).sum(axis=-1),
         "mlp": (direction * kept["mlp_out"]).sum(axis=-1),
-        "heads": heads,
-        "bias": np.zeros(TOKENS.shape),
+        "heads": np.einsum("LBHN,LHND,BD->LBH", head_out, params["layers"]["attn"]["out"]["kernel"], direction),
+        "bias": np.zeros(2),
+        "rest": rest,
         "direction": direction,
     }
-    own = MASK[..., None]
+    found = tiny_model.logit_attribution(TOKENS, 7, versus=9, **options)
     for name, part in expected.items():
-        valid = own if name in ("heads", "direction") else MASK
-        np.testing.assert_allclose(getattr(found, name), np.where(valid, part, 0), rtol=1e-4, atol=1e-5, err_msg=name)
-    rest = np.zeros((4, *TOKENS.shape))
-    rest[1, [0, 1], [3, 1]] = 20.0 * direction[[0, 1], [3, 1], 3]  # position 1 of each
-    np.testing.assert_allclose(found.rest, rest, rtol=1e-4, atol=1e-4)
-    assert (np.asarray(found.ids)[~MASK] == -1).all()
-    assert (np.asarray(found.versus)[MASK] == 9).all()
+        np.testing.assert_allclose(getattr(found, name), part, rtol=1e-4, atol=2e-5, err_msg=name)
 
-    # One position of each sequence: the same numbers, and other targets, positions and edits no other program.
-    last = tiny_model.logit_attribution(TOKENS, 7, versus=9, **options)
-    for name in ("logit", "embed", "attn", "mlp", "heads", "rest"):
-        whole = np.moveaxis(np.asarray(getattr(found, name)), {"logit": 1, "embed": 1}.get(name, 2), 0)[-1]
-        np.testing.assert_allclose(getattr(last, name), whole, rtol=1e-4, atol=1e-5, err_msg=name)
+    # Other targets, positions and edits are no other program.
     before = programs(_forward, _attribution)
     options["edits"] = dataclasses.replace(edit, layer=3, value=1.0)
     by_text = tiny_model.logit_attribution(TOKENS, ["a", "b"], versus="c", position=np.array([2, 0]), **options)
     assert by_text.ids.tolist() == [97, 98]
     assert by_text.versus.tolist() == [99, 99]
-    tiny_model.logit_attribution(TOKENS, [97, 98], versus=99, position="first", **options)
+    by_id = tiny_model.logit_attribution(TOKENS, [97, 98], versus=99, position="first", **options)
+    np.testing.assert_allclose(by_id.logit[1], by_text.logit[1], rtol=1e-4)
     assert programs(_forward, _attribution) == before
-    own = tiny_model.logit_attribution(TOKENS, position=-1, **options | {"edits": edit})
+
+    # Without a target it is the model's own next token.
+    own = tiny_model.logit_attribution(TOKENS, **options | {"edits": edit})
     np.testing.assert_array_equal(own.ids, out.logits[:, -1].argmax(axis=-1))
     assert_adds_up(own, out.logits[:, -1])
     assert "heads" in repr(own)
