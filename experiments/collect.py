@@ -32,7 +32,9 @@ _TOKENS = flags.DEFINE_integer("tokens", None, "How many, about: whole windows (
 _STORE_DTYPE = flags.DEFINE_enum("store_dtype", "float32", STORED_DTYPES, "Of the rows in the store.")
 _ROWS = flags.DEFINE_enum("rows", "all", ("all", "normal"), "'normal' leaves out massive and sink tokens.")
 _SHUFFLE = flags.DEFINE_bool("shuffle", False, "Windows in random order, and the rows within a shard.")
-_SHARD_ROWS = flags.DEFINE_integer("shard_rows", 32_768, "Rows of a shard, about.", lower_bound=1)
+_SHARD_ROWS = flags.DEFINE_integer(
+    "shard_rows", None, "Rows of a shard, about (default 32,768, or what 256 MiB hold).", lower_bound=1
+)
 _SINKS = flags.DEFINE_bool("sinks", True, "Tells sink tokens, which needs attention's probabilities.")
 _COLUMNS = ("site", "median norm", "99 %", "largest", "without massive and sinks: median", "99 %", "largest")
 _SHOWN = (0.5, 0.99, 1.0)

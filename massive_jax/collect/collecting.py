@@ -43,11 +43,12 @@ from massive_jax.collect.store import WHERE, ActivationStore, rows_where
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.batches import TOKENS_A_BATCH, Progress, not_finite
 from massive_jax.evaluate.perplexity import check_windows
-from massive_jax.files import locked, read_json, write_json
+from massive_jax.files import locked, read_json, user_path, write_json
 from massive_jax.model import Model, TextModel
 from massive_jax.probe import Captures
 
 _AHEAD = 2  # batches that wait to be written while the next is computed
+_SHARD_ROWS, _SHARD_BYTES = 32_768, 256 << 20
 
 
 def collect_activations(
@@ -60,7 +61,7 @@ def collect_activations(
     rows: str = "all",
     shuffle: bool = False,
     seed: int = 0,
-    shard_rows: int = 32_768,
+    shard_rows: int | None = None,
     sinks: bool = True,
     thresholds: Thresholds = DEFINITION,
     sink_share: float = SINK,
@@ -71,7 +72,8 @@ def collect_activations(
 
     A token is massive at layer l where its largest magnitude in the output of block l meets the definition; it is a
     sink there where it gets more than `sink_share` of the attention of the queries after it in block l, mean over
-    heads (of at least 8 such queries). Blocks after the last layer that is kept are not run.
+    heads (of at least 8 such queries). What comes before the blocks has the marks of block 1, what comes after them
+    those of the last block. Blocks after the last layer that is kept are not run.
 
     Args:
       model: a language model.
@@ -82,7 +84,8 @@ def collect_activations(
       rows: "all", or "normal" to leave out tokens that are massive or sinks in a layer that is kept.
       shuffle: whether windows come in random order, and the rows within a shard.
       seed: of that order.
-      shard_rows: rows of a shard, about: whole batches of windows. So many rows are in memory at one time.
+      shard_rows: rows of a shard, about: whole batches of windows. Two shards are in memory at one time. None for
+        32,768, or for fewer where those would have more than 256 MiB.
       sinks: whether sinks are told. That needs attention's probabilities, which costs time.
       thresholds: what is massive.
       sink_share: what is a sink.
@@ -95,8 +98,7 @@ def collect_activations(
         `dtype`.
     """
     plan = _Plan.of(model, windows, captures, dtype, rows, shuffle, seed, shard_rows, sinks, thresholds, sink_share)
-    path = pathlib.Path(directory).expanduser()
-    described = plan.about(about)
+    path, described = _path(directory), plan.about(about)
     with locked(path):
         shards = _begun(path, described)
         if shards is None:
@@ -120,12 +122,10 @@ class _Plan:
     """What is collected, and in which pieces.
 
     Attributes:
-      model: its first blocks only, as many as are needed.
       batch: windows that are run together.
       windows_a_shard: how many windows a shard has, a multiple of `batch`; the last may have fewer.
     """
 
-    name: str
     model: Model
     windows: Windows
     kept: tuple[KeptSite, ...]
@@ -148,7 +148,7 @@ class _Plan:
         rows: str,
         shuffle: bool,
         seed: int,
-        shard_rows: int,
+        shard_rows: int | None,
         sinks: bool,
         thresholds: Thresholds,
         sink_share: float,
@@ -168,16 +168,16 @@ class _Plan:
             raise ValueError(f"thresholds is {shown(thresholds)}; give Thresholds(magnitude, ratio).")
         shuffle, sinks = yes_or_no("shuffle", shuffle), yes_or_no("sinks", sinks)
         sink_share, seed = number("sink_share", sink_share, 0, 1), seed_number(seed)
+        if shard_rows is None:
+            row = sum(math.prod(site.shape) for site in kept) * np.dtype(dtype).itemsize
+            shard_rows = max(1, min(_SHARD_ROWS, _SHARD_BYTES // row))
         most = max(1, min(TOKENS_A_BATCH, whole_number("shard_rows", shard_rows, 1)) // T)
         batch = math.ceil(W / math.ceil(W / most))  # as even as their number allows
-        layers = masked_layers(kept, model.config.num_layers)
-        last = layers[-1]
         return cls(
-            model.name,
-            shortened(model, last),
+            model,
             windows,
             kept,
-            layers,
+            masked_layers(kept, model.config.num_layers),
             np.dtype(dtype),
             rows,
             seed if shuffle else None,
@@ -201,11 +201,15 @@ class _Plan:
     def about(self, text: Mapping[str, Any] | None) -> dict[str, Any]:
         """What the store is of: where one differs, it is another."""
         tokens = self.windows.tokens
+        try:
+            json.dumps(text)
+        except (TypeError, ValueError):
+            raise ValueError(f"about is {shown(text)}; give what JSON can hold, by name.") from None
         return json.loads(
             json.dumps(
                 {
                     **(text or {}),
-                    "model": self.name,
+                    "model": self.model.name,
                     "model_dtype": self.model.config.dtype,
                     "sites": [site.name for site in self.kept],
                     "dtype": self.dtype.name,
@@ -223,6 +227,12 @@ class _Plan:
                 }
             )
         )
+
+
+def _path(directory: Any) -> pathlib.Path:
+    if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
+        raise ValueError(f"directory is {shown(directory)}; give the path of one.")
+    return user_path(directory)
 
 
 def _begun(path: pathlib.Path, about: Mapping[str, Any]) -> list[Shard] | None:
@@ -276,8 +286,9 @@ def _versions() -> dict[str, str]:
 
 def _collect(plan: _Plan, path: pathlib.Path, done: int, progress: Progress | None) -> Iterator[Shard]:
     """Writes the shards from number `done` on. While one batch is computed, those before it are being written."""
-    measures = mask_measures(plan.model.config, plan.layers, plan.length, plan.sink_share is not None)
-    capture = plan.model.compile_captures([*captures_of(plan.kept), *measures.values()])
+    model = shortened(plan.model, plan.layers[-1])
+    measures = mask_measures(model.config, plan.layers, plan.length, plan.sink_share is not None)
+    capture = model.compile_captures([*captures_of(plan.kept), *measures.values()])
     order, waiting = plan.order, collections.deque[Future[Shard | None]]()
     with ThreadPoolExecutor(1) as writer:
         try:
@@ -288,7 +299,7 @@ def _collect(plan: _Plan, path: pathlib.Path, done: int, progress: Progress | No
                     which = of_shard[start : start + plan.batch]
                     # Full in every batch: one program, and a window's place in its batch is the same after a kill.
                     inputs = np.resize(plan.windows.tokens[which], (plan.batch, plan.length))
-                    found = plan.model(inputs, capture=capture, logits=False).intermediates
+                    found = model(inputs, capture=capture, logits=False).intermediates
                     last = start + plan.batch >= len(of_shard)
                     waiting.append(writer.submit(shard.take, found, measures, which, path if last else None))
                     if len(waiting) > _AHEAD and (written := waiting.popleft().result()):
@@ -319,7 +330,10 @@ class _Rows:
         found = jax.device_get(found)
         count = which.size * T
         share = SINK if plan.sink_share is None else plan.sink_share
-        masks = masks_of(found, measures, plan.layers, plan.thresholds, share)
+        try:
+            masks = masks_of(found, measures, plan.layers, plan.thresholds, share)
+        except FloatingPointError as error:
+            raise not_finite(plan.model, str(error)) from None
         columns = {
             "token": plan.windows.tokens[which].reshape(-1).astype(np.int32),
             "position": np.tile(np.arange(T, dtype=np.int32), which.size),

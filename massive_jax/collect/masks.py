@@ -60,12 +60,18 @@ def masks_of(
       layers: M of them, ascending.
       thresholds: what is massive.
       sink_share: share of attention above which a token is a sink.
+
+    Raises:
+      FloatingPointError: the output of a block is not finite; its message names the block.
     """
     by_layer: dict[int, dict[str, np.ndarray]] = {}
     for name, measure in measures.items():
         for i, layer in enumerate(measure.layers):  # type: ignore[arg-type]
             by_layer[layer] = {key: np.asarray(a[i]) for key, a in found[name].items()}
     numbers = [by_layer[layer] for layer in layers]
+    for layer, its in zip(layers, numbers, strict=True):
+        if not (np.isfinite(its["largest"]).all() and np.isfinite(its["median"]).all()):
+            raise FloatingPointError(f"block {layer}")
     masks = {"massive": np.stack([massive_tokens(n["largest"], n["median"], thresholds) for n in numbers], axis=-1)}
     if "received" in numbers[0]:
         masks["sink"] = np.stack([sink_tokens(n["received"], sink_share) for n in numbers], axis=-1)

@@ -18,7 +18,7 @@ from massive_jax.files import existing_path, listed, read_json
 WHERE = ("all", "normal", "massive", "sink")
 """Which rows: all; those that are neither massive nor sinks; massive ones; sinks. In any of the marked layers."""
 COLUMNS = ("token", "position", "window", "massive", "sink")
-_OPEN = 64  # shards whose maps are kept
+_OPEN = 64  # shards that are read side by side
 
 
 class ActivationStore:
@@ -112,7 +112,8 @@ class ActivationStore:
 
         Args:
           batch_size: b.
-          seed: of the order, any of which is as likely as another; None for that in which they are stored.
+          seed: of a random order: of all rows, or in a store of more than 64 shards of those of 64 at a time, which are
+            drawn too. None for the order in which they are stored.
           where: which rows: "normal", "all", "massive" or "sink" (see `WHERE`).
           sites: names of the sites wanted; None for all.
           drop_last: leaves out a last batch that is smaller.
@@ -141,15 +142,30 @@ class ActivationStore:
     def _batches(
         self, size: int, seed: int | None, where: str, sites: Sequence[str], drop_last: bool
     ) -> Iterator[dict[str, np.ndarray]]:
-        order = np.flatnonzero(self.mask(where))
-        if seed is not None:
-            np.random.default_rng(seed).shuffle(order)
-        columns = [name for name in COLUMNS if name in self._map(0)]
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            if drop_last and len(rows) < size:
-                return
-            yield self._take(rows, (*sites, *columns))
+        names = (*sites, *(name for name in COLUMNS if name in self._map(0)))
+        left = np.zeros(0, np.int64)
+        for rows in self._orders(seed, where):
+            order = np.concatenate([left, rows])
+            whole = len(order) - len(order) % size
+            for start in range(0, whole, size):
+                yield self._take(order[start : start + size], names)
+            left = order[whole:]
+        if len(left) and not drop_last:
+            yield self._take(left, names)
+
+    def _orders(self, seed: int | None, where: str) -> Iterator[np.ndarray]:
+        """The numbers of the rows that are `where`, as they come: those of some shards at a time."""
+        random, numbers = None if seed is None else np.random.default_rng(seed), np.arange(self.num_shards)
+        if random is not None:
+            random.shuffle(numbers)
+        for first in range(0, len(numbers), _OPEN):
+            some = numbers[first : first + _OPEN]
+            rows = np.concatenate(
+                [self._starts[i] + np.flatnonzero(rows_where(self._map(int(i)), where)) for i in some]
+            )
+            if random is not None:
+                random.shuffle(rows)
+            yield rows
 
     def _take(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Rows of the store, by their numbers."""

@@ -269,6 +269,7 @@ def test_bad_input_is_one_line_before_anything_runs(collect, windows, tiny_visio
         ({"dtype": "int8"}, "dtype is 'int8'; a store has float32, bfloat16, float16"),
         ({"rows": "massive"}, "rows is 'massive'; give 'all' or 'normal'"),
         ({"shard_rows": 0}, "shard_rows is 0"),
+        ({"about": {"text": pytest}}, "about is .*; give what JSON can hold"),
         ({"shuffle": "no"}, "shuffle is 'no'"),
         ({"seed": 1.5}, "seed is 1.5"),
         ({"sinks": 1}, "sinks is 1"),
@@ -284,6 +285,9 @@ def test_bad_input_is_one_line_before_anything_runs(collect, windows, tiny_visio
             collect(tmp_path / "a", **options)
         assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+    for directory in (None, "", 3):
+        with pytest.raises(ValueError, match="directory is .*; give the path of one"):
+            collect(directory)
 
 
 def test_numbers_that_cannot_be_kept(collect, model, tmp_path):
@@ -292,6 +296,17 @@ def test_numbers_that_cannot_be_kept(collect, model, tmp_path):
     assert len(collect(tmp_path / "b", planted(model, 1e5), dtype="float16", rows="normal")) > 0
     with pytest.raises(ValueError, match="the output of site block_out.2 has values that are not finite"):
         collect(tmp_path / "c", planted(model, float("nan")))
+
+
+def test_a_shard_of_wide_rows_has_fewer(model, windows):
+    def rows_of(captures):
+        options = ("float32", "all", False, 0, None, True, THRESHOLDS, SHARE)
+        plan = collecting._Plan.of(model, windows, captures, *options)
+        return plan.windows_a_shard * plan.length
+
+    assert rows_of(mj.Capture("block_out", layers=1)) == 32_725  # 275 batches of 7 windows of 17
+    wide = rows_of([mj.Capture("block_out"), mj.Capture(("mlp_hidden", "attn_probs")), mj.Capture("logits")])
+    assert wide < 32_000
 
 
 def test_rows_of_a_site_whose_tokens_are_not_its_second_axis():

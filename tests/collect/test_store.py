@@ -5,6 +5,7 @@ import pytest
 
 import massive_jax as mj
 from massive_jax.collect import QUANTILES, ActivationStore, collecting, quantiles, shards
+from massive_jax.collect import store as store_module
 from massive_jax.data import Windows
 from massive_jax.files import read_json, write_json
 
@@ -64,6 +65,18 @@ def test_batches_have_every_row_once(written, where, expected):
     assert not np.array_equal(np.concatenate(other), np.concatenate(drawn))
     again = [batch["token"] for batch in store.batches(7, seed=1, where=where)]
     np.testing.assert_array_equal(np.concatenate(again), np.concatenate(drawn))
+
+
+def test_of_many_shards_some_are_read_at_a_time(written, monkeypatch):
+    monkeypatch.setattr(store_module, "_OPEN", 1)
+    store = ActivationStore(written)
+    for where in ("all", "normal"):
+        batches = [batch["token"] for batch in store.batches(7, seed=5, where=where)]
+        assert [len(batch) for batch in batches[:-1]] == [7] * (len(batches) - 1)
+        rows = np.concatenate(batches)
+        np.testing.assert_array_equal(np.sort(rows), np.flatnonzero(store.mask(where)))
+        assert (np.diff(rows // 12) != 0).sum() == 2  # shard after shard, each in an order of its own
+        assert (np.diff(rows) < 0).any()
 
 
 def test_a_batch_has_its_tokens_with_its_rows(written):
