@@ -160,9 +160,8 @@ class ActivationStore:
             random.shuffle(numbers)
         for first in range(0, len(numbers), _OPEN):
             some = numbers[first : first + _OPEN]
-            rows = np.concatenate(
-                [self._starts[i] + np.flatnonzero(rows_where(self._map(int(i)), where)) for i in some]
-            )
+            masks = {int(i): rows_where(self._map(int(i)), where) for i in some}
+            rows = np.concatenate([self._starts[i] + np.flatnonzero(mask) for i, mask in masks.items()])
             if random is not None:
                 random.shuffle(rows)
             yield rows
