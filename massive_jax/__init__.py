@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from massive_jax import bias, zoo
     from massive_jax.compile_cache import keep_compiled
+    from massive_jax.exporting import export
     from massive_jax.forward import Output
     from massive_jax.generate import generate
     from massive_jax.loading import convert, load, save
@@ -37,6 +38,7 @@ __all__ = [
     "TextModel",
     "bias",
     "convert",
+    "export",
     "generate",
     "init",
     "keep_compiled",
@@ -57,6 +59,7 @@ _HOMES = {
     "Stats": "massive_jax.probe",
     "TextModel": "massive_jax.model",
     "convert": "massive_jax.loading",
+    "export": "massive_jax.exporting",
     "init": "massive_jax.random_models",
     "keep_compiled": "massive_jax.compile_cache",
     "load": "massive_jax.loading",

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, cast
 
@@ -54,6 +55,32 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Gives an empty temporary directory beside `path`, renamed to `path` when the block ends without an error.
+
+    When the block raises, the temporary directory is removed. Missing parent directories are made. One process at a
+    time may write to `path`: see `locked`.
+
+    Raises:
+      HeldError: another process, or another block of this one, writes there.
+      ValueError: something is at `path`, or it cannot be written.
+    """
+    path = pathlib.Path(path)
+    with locked(path):
+        if path.exists():
+            raise ValueError(f"{path} exists already; name another directory, or remove it.")
+        temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
+        try:
+            temporary.mkdir()
+            yield temporary
+            os.rename(temporary, path)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written: {error.strerror or error}.") from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 class HeldError(ValueError):

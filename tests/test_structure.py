@@ -17,7 +17,7 @@ FLOORS = (
     ("weights", "forward", "model_card"),
     ("zoo", "generate", "lens", "attribution", "gradients", "compile_cache"),
     ("model",),
-    ("loading", "data", "analysis", "bias", "random_models"),
+    ("loading", "exporting", "data", "analysis", "bias", "random_models"),
     ("evaluate",),
     ("report", "train", "collect"),
 )

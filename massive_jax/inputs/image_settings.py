@@ -98,6 +98,23 @@ def from_timm(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def to_timm(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives the fields of a `pretrained_cfg` that `from_timm` reads as `options`."""
+    size, height = dict(options["size"]), options["crop_size"]["height"]
+    side = size.get("shortest_edge") or size["height"]
+    share = height / side
+    if math.floor(height / share) != side:
+        share = height / (side + 0.5)
+    found = {
+        "input_size": [3, height, height],
+        "interpolation": next(name for name, number in RESAMPLE.items() if number == options["resample"]),
+        "crop_mode": "center" if "shortest_edge" in size else "squash",
+        "crop_pct": share,
+    }
+    moments = {"mean": options.get("image_mean"), "std": options.get("image_std")}
+    return found | {name: list(values) for name, values in moments.items() if values is not None}
+
+
 def _values(options: Mapping[str, Any]) -> Iterator[tuple[str, object, bool, str]]:
     """(name, value, whether it is right, what is allowed) of the options that have a rule; null is as not given."""
     for name, value in options.items():

@@ -231,6 +231,26 @@ class Tokenizer:
         except (OSError, TypeError) as error:
             raise ValueError(f"the tokenizer cannot be written to {path!r}: {error}.") from None
 
+    def save_directory(self, path: str | os.PathLike[str]) -> None:
+        """Writes the tokenizer's files to a directory: tokenizer.json, and tokenizer_config.json beside it.
+
+        `from_directory`, and transformers, read them. A chat template, and what else a model's own files say, is not
+        part of a `Tokenizer`.
+
+        Raises:
+          ValueError: the files cannot be written.
+        """
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",  # which takes tokenizer.json as it is
+            "clean_up_tokenization_spaces": False,
+        }
+        for name, token in (("bos_token", self.bos_id), ("eos_token", self.eos_id)):
+            config[name] = None if token is None else self._backend.id_to_token(token)
+        if self._backend.encode_special_tokens:
+            config["split_special_tokens"] = True
+        self.save(Path(path) / tokenizer_directory.JSON)
+        files.write_json(Path(path) / tokenizer_directory.CONFIG, config)
+
     def _checked(self, token: object) -> int:
         try:
             number = operator.index(cast("int", token))

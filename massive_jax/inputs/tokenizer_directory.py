@@ -25,7 +25,7 @@ from massive_jax.inputs.tokenizer_settings import CONFIG, DECLARED, MAX_ID, MODE
 if TYPE_CHECKING:
     import tokenizers
 
-_JSON = "tokenizer.json"
+JSON = "tokenizer.json"
 # Files that transformers can build a tokenizer from where there is no tokenizer.json: any one of these sets.
 _SLOW = (("tokenizer.model",), ("spiece.model",), ("vocab.json", "merges.txt"))
 # Names of transformers' classes that take tokenizer.json as it is.
@@ -43,7 +43,7 @@ _USUAL = ("<|endoftext|>", "<s>", "</s>", "<unk>", "<bos>", "<eos>", "<pad>", "<
 
 def has_tokenizer(directory: Path) -> bool:
     """Tells whether a Hugging Face directory holds the files of a tokenizer."""
-    return any(all((directory / name).is_file() for name in names) for names in ((_JSON,), *_SLOW))
+    return any(all((directory / name).is_file() for name in names) for names in ((JSON,), *_SLOW))
 
 
 def read_directory(directory: Path) -> tuple[tokenizers.Tokenizer, int | None, int | None]:
@@ -54,15 +54,15 @@ def read_directory(directory: Path) -> tuple[tokenizers.Tokenizer, int | None, i
     """
     if not has_tokenizer(directory):
         raise ValueError(
-            f"tokenizer missing: {directory} has none of {_JSON}, {', '.join('+'.join(s) for s in _SLOW)}."
+            f"tokenizer missing: {directory} has none of {JSON}, {', '.join('+'.join(s) for s in _SLOW)}."
             " Copy them from the model's page into the directory."
         )
     settings = TokenizerSettings.of(directory)
-    if not (directory / _JSON).is_file():
+    if not (directory / JSON).is_file():
         backend, usual = _from_transformers(directory)
         _check_declared(backend, settings)
         return backend, *_ends(backend, settings, lambda: usual)
-    backend = _from_json(directory / _JSON)
+    backend = _from_json(directory / JSON)
     _refuse_what_is_not_read(backend, settings)
     rules = _Class(backend, settings)
     _add_declared(backend, settings, rules)
@@ -110,13 +110,13 @@ def _from_transformers(directory: Path) -> tuple[tokenizers.Tokenizer, Mapping[s
         backend = getattr(found, "backend_tokenizer", None)
     except Exception as error:
         raise ValueError(
-            f"transformers cannot build the tokenizer in {directory}: {files.one_line(error)}. Add the model's {_JSON}"
+            f"transformers cannot build the tokenizer in {directory}: {files.one_line(error)}. Add the model's {JSON}"
             " to the directory."
         ) from None
     if backend is None:
         raise ValueError(
             f"{directory}: transformers has only a Python tokenizer for it ({type(found).__name__}); add the"
-            f" model's {_JSON} to the directory."
+            f" model's {JSON} to the directory."
         )
     return backend, found.special_tokens_map
 
@@ -124,8 +124,8 @@ def _from_transformers(directory: Path) -> tuple[tokenizers.Tokenizer, Mapping[s
 def _refuse_what_is_not_read(backend: tokenizers.Tokenizer, settings: TokenizerSettings) -> None:
     """ValueError for settings that could change the ids, and that only transformers' own classes read."""
     versions = settings.values.get("fast_tokenizer_files")
-    if versions is not None and versions != [_JSON]:
-        raise settings.wrong("fast_tokenizer_files", versions, f"[{_JSON!r}]; another version's file is not read")
+    if versions is not None and versions != [JSON]:
+        raise settings.wrong("fast_tokenizer_files", versions, f"[{JSON!r}]; another version's file is not read")
     bert = next((step for step in _steps(_state(backend.normalizer)) if step["type"] == "BertNormalizer"), {})
     for key, field in (
         ("do_lower_case", "lowercase"),
@@ -133,7 +133,7 @@ def _refuse_what_is_not_read(backend: tokenizers.Tokenizer, settings: TokenizerS
         ("tokenize_chinese_chars", "handle_chinese_chars"),
     ):
         if bert and settings.values.get(key) is not None and settings.values[key] != bert[field]:
-            raise settings.wrong(key, settings.values[key], f"{bert[field]}, as in the {_JSON} beside it")
+            raise settings.wrong(key, settings.values[key], f"{bert[field]}, as in the {JSON} beside it")
 
 
 def _ends(
@@ -190,7 +190,7 @@ def _add_declared(backend: tokenizers.Tokenizer, settings: TokenizerSettings, ru
         forgotten = sorted(contents - declared - named)
         if forgotten and rules.found is not None:
             raise ValueError(
-                f"{settings.directory / CONFIG}: {DECLARED} lacks added tokens of the {_JSON} beside it:"
+                f"{settings.directory / CONFIG}: {DECLARED} lacks added tokens of the {JSON} beside it:"
                 f" {files.listed(map(repr, forgotten))}; transformers would lose them. List them there too."
             )
         same = {repr(token) for token in known.values()}

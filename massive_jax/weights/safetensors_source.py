@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from massive_jax.inputs.images import ImageProcessor
     from massive_jax.inputs.tokenizer import Tokenizer
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # safetensors' names → numpy's; a dtype that is not here keeps its own name and is refused when read.
 DTYPES = {
@@ -71,7 +71,7 @@ class HuggingFaceSource(source.Source):
         self.location = str(self._directory)
         if not self._directory.is_dir():
             raise ValueError(
-                f"{self.location} is a file; expected a directory with config.json and {_SINGLE}."
+                f"{self.location} is a file; expected a directory with config.json and {SINGLE}."
                 " Name the directory that holds it."
             )
         if odd := sorted(path.name for path in self._directory.iterdir() if _is_odd(path)):
@@ -139,11 +139,11 @@ class HuggingFaceSource(source.Source):
 
     def _shards(self) -> tuple[list[str], Mapping[str, str] | None]:
         """The files to open, and the index's tensor → file where there is an index."""
-        if (self._directory / _SINGLE).is_file():  # first, as in transformers
-            return [_SINGLE], None
-        if not (self._directory / _INDEX).is_file():
+        if (self._directory / SINGLE).is_file():  # first, as in transformers
+            return [SINGLE], None
+        if not (self._directory / INDEX).is_file():
             raise self._no_weights()
-        where = self._directory / _INDEX
+        where = self._directory / INDEX
         index = files.read_json_object(where).get("weight_map")
         if not isinstance(index, dict) or not index or not all(isinstance(v, str) for v in index.values()):
             raise ValueError(f"{where} has no weight_map of tensor name to file name. Download it again.")
@@ -155,13 +155,13 @@ class HuggingFaceSource(source.Source):
             )
         if missing := [shard for shard in shards if not (self._directory / shard).is_file()]:
             raise ValueError(
-                f"{self.location} lacks {len(missing)} of the {len(shards)} shards that {_INDEX} names:"
+                f"{self.location} lacks {len(missing)} of the {len(shards)} shards that {INDEX} names:"
                 f" {files.listed(missing, 1000)}. Download them into the directory."
             )
         return shards, index
 
     def _no_weights(self) -> ValueError:
-        expected = f"expected {_SINGLE}, or {_INDEX} and its shards"
+        expected = f"expected {SINGLE}, or {INDEX} and its shards"
         pickles = sorted({path.name for pattern in _PICKLES for path in self._directory.glob(pattern)})
         if pickles:
             return ValueError(
@@ -223,7 +223,7 @@ def _settle(location: str, holders: Mapping[str, list[str]], index: Mapping[str,
         f"{name} ({shard})" for name, shard in sorted((index or {}).items()) if shard not in holders.get(name, ())
     ]
     if absent:
-        problems.append(f"tensors that {_INDEX} places in a shard that lacks them: {files.listed(absent, 100)}")
+        problems.append(f"tensors that {INDEX} places in a shard that lacks them: {files.listed(absent, 100)}")
     if problems:
         raise ValueError(f"{location} contradicts itself: {'; '.join(problems)}. Download index and shards together.")
     return {name: where[0] for name, where in holders.items()}

@@ -25,6 +25,8 @@ from typing import TypeVar
 import jax
 import numpy as np
 
+from massive_jax.weights import layout
+
 _Array = TypeVar("_Array", jax.Array, np.ndarray)
 LAYER, EXPERT = "{l}", "{e}"
 
@@ -164,25 +166,78 @@ def move_axes(x: _Array, axes: str | None, sizes: Mapping[str, int], take: tuple
     """
     if axes is None:
         return x
-    before, after = (re.findall(r"\((\w+)\)|(\w)", side) for side in axes.split("->"))
-    before, after = ([group or letter for group, letter in side] for side in (before, after))
-    sizes = {**sizes, "1": 1}
-    expected = tuple(math.prod(sizes[letter] for letter in group) for group in before)
-    if x.shape != expected:
-        raise ValueError(f"has shape {list(x.shape)}, expected {list(expected)} (axes {axes.split('->')[0]})")
-    flat = "".join(before).replace("1", "")
-    x = x.reshape([sizes[letter] for letter in flat])
-    if take is not None:
-        letter, start, *stop = take
-        first, axis = _evaluate(start, sizes), flat.index(letter)
-        if stop:
-            sizes[letter] = _evaluate(stop[0], sizes) - first
-            x = x[(slice(None),) * axis + (slice(first, first + sizes[letter]),)]
-        else:
-            x = x[(slice(None),) * axis + (first,)]
-            flat = flat.replace(letter, "")
-    order = [flat.index(letter) for letter in "".join(after)]
-    return x.transpose(order).reshape([math.prod(sizes[letter] for letter in group) for group in after])
+    move = _Move.of(axes, sizes, take)
+    if x.shape != move.stored:
+        raise ValueError(f"has shape {list(x.shape)}, expected {list(move.stored)} (axes {axes.split('->')[0]})")
+    return x.reshape(move.split)[move.part].transpose(move.order).reshape(move.shape)
+
+
+def stored_shape(row: Row, shape: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Gives the shape of the tensor of `row`, of whose part of a parameter the shape is `shape`."""
+    return shape if row.axes is None else _Move.of(row.axes, sizes, row.take).stored
+
+
+def put_back(x: np.ndarray, stored: np.ndarray, row: Row, sizes: Mapping[str, int]) -> int:
+    """Writes what `move_axes` made, or should have made, to its place in the tensor that it comes from.
+
+    Args:
+      x: the parameter, or one layer's or expert's part of it.
+      stored: the tensor, of `stored_shape`, row-major; the part of it that `row` takes is written, in its dtype.
+      row: of the table.
+      sizes: a size for every letter.
+
+    Returns:
+      How many elements of `stored` were written.
+    """
+    if row.axes is None:
+        layout.write(x, stored)
+        return x.size
+    move = _Move.of(row.axes, sizes, row.take)
+    part = stored.reshape(move.split)[move.part]
+    there = tuple(part.shape[axis] for axis in move.order)
+    layout.write(x.reshape(there).transpose([move.order.index(axis) for axis in range(part.ndim)]), part)
+    return x.size
+
+
+@dataclasses.dataclass(frozen=True)
+class _Move:
+    """Holds what `axes` and `take` of a `Row` say, in numbers.
+
+    Attributes:
+      stored: shape of the tensor.
+      split: its shape with an axis a letter.
+      part: what is taken of that, for indexing.
+      order: of the axes of what was taken.
+      shape: with the axes merged: that of the parameter.
+    """
+
+    stored: tuple[int, ...]
+    split: tuple[int, ...]
+    part: tuple[slice | int, ...]
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, axes: str, sizes: Mapping[str, int], take: tuple[str, ...] | None) -> _Move:
+        before, after = (re.findall(r"\((\w+)\)|(\w)", side) for side in axes.split("->"))
+        before, after = ([group or letter for group, letter in side] for side in (before, after))
+        sizes = {**sizes, "1": 1}
+        stored = tuple(math.prod(sizes[letter] for letter in group) for group in before)
+        flat = "".join(before).replace("1", "")
+        split = tuple(sizes[letter] for letter in flat)
+        part: tuple[slice | int, ...] = ()
+        if take is not None:
+            letter, start, *stop = take
+            first, axis = _evaluate(start, sizes), flat.index(letter)
+            part = (slice(None),) * axis
+            if stop:
+                sizes[letter] = _evaluate(stop[0], sizes) - first
+                part += (slice(first, first + sizes[letter]),)
+            else:
+                part += (first,)
+                flat = flat.replace(letter, "")
+        order = tuple(flat.index(letter) for letter in "".join(after))
+        return cls(stored, split, part, order, tuple(math.prod(sizes[letter] for letter in group) for group in after))
 
 
 def table_sizes(sizes: Mapping[str, int]) -> dict[str, int]:

@@ -40,42 +40,43 @@ from massive_jax.zoo import (
 from massive_jax.zoo.family import Family, Preset, WheelFile
 from massive_jax.zoo.fields import Fields
 from massive_jax.zoo.gguf_metadata import read_config
+from massive_jax.zoo.target import Target, differences
 
-FAMILIES: Mapping[str, Family] = {
-    family.model_type: family
-    for family in (
-        falcon.FAMILY,
-        gemma.FAMILY,
-        gemma2.FAMILY,
-        gemma3.FAMILY,
-        gemma3.MULTIMODAL,
-        gpt2.FAMILY,
-        gpt_neox.FAMILY,
-        gpt_oss.FAMILY,
-        gptj.FAMILY,
-        llama.FAMILY,
-        mistral.FAMILY,
-        mixtral.FAMILY,
-        mpt.FAMILY,
-        nanogpt.FAMILY,
-        olmo2.FAMILY,
-        opt.FAMILY,
-        phi.FAMILY,
-        qwen2.FAMILY,
-        qwen3.FAMILY,
-        dinov2.FAMILY,
-        dinov2.WITH_REGISTERS,
-        dinov3.FAMILY,
-        vit.FAMILY,
-        vit.MAE,
-        clip.CLIP,
-        clip.CLIP_VISION,
-        clip.SIGLIP,
-        clip.SIGLIP_VISION,
-        timm.FAMILY,
-        timm.GATED,
-    )
-}
+_LANGUAGE = (
+    falcon.FAMILY,
+    gemma.FAMILY,
+    gemma2.FAMILY,
+    gemma3.FAMILY,
+    gemma3.MULTIMODAL,
+    gpt2.FAMILY,
+    gpt_neox.FAMILY,
+    gpt_oss.FAMILY,
+    gptj.FAMILY,
+    llama.FAMILY,
+    mistral.FAMILY,
+    mixtral.FAMILY,
+    mpt.FAMILY,
+    nanogpt.FAMILY,
+    olmo2.FAMILY,
+    opt.FAMILY,
+    phi.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+)
+_VISION = (
+    dinov2.FAMILY,
+    dinov2.WITH_REGISTERS,
+    dinov3.FAMILY,
+    vit.FAMILY,
+    vit.MAE,
+    clip.CLIP,
+    clip.CLIP_VISION,
+    clip.SIGLIP,
+    clip.SIGLIP_VISION,
+    timm.FAMILY,
+    timm.GATED,
+)
+FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (*_LANGUAGE, *_VISION)}
 PRESETS: Mapping[str, Preset] = {name: p for family in FAMILIES.values() for name, p in family.presets.items()}
 DEFAULT_MODEL = "smollm2_135m_instruct_q4_1"
 
@@ -85,11 +86,13 @@ __all__ = [
     "PRESETS",
     "Family",
     "Preset",
+    "Target",
     "WheelFile",
     "describe",
     "full_name",
     "map_config",
     "near",
+    "target",
 ]
 
 
@@ -155,3 +158,37 @@ def map_config(
     mapped = family.config(fields)
     fields.finish()
     return mapped, family
+
+
+def target(config: TransformerConfig | VisionConfig, name: str) -> Target:
+    """Gives how a model of `config` is written for transformers: the inverse of `map_config`.
+
+    The family is the config's own, or the first one that can say all of it.
+
+    Args:
+      config: of the model.
+      name: of the model, for messages.
+
+    Raises:
+      ValueError: no class of transformers computes the same; it names the options that the nearest one does not have.
+    """
+    own = FAMILIES.get(config.model_type)
+    others = [family for family in (_VISION if isinstance(config, VisionConfig) else _LANGUAGE) if family is not own]
+    refused: list[tuple[int, str]] = []
+    for family in [own, *others] if own is not None else others:
+        if family.fields_of is None:
+            continue
+        fields = family.fields_of(config)
+        try:
+            found, read_by = map_config(fields, name)
+        except ValueError as error:
+            refused.append((1, str(error)))
+            continue
+        if not (cannot := differences(config, found)):
+            return Target(fields, found, read_by.table.spelled(read_by.spelling(found)))
+        its_class = fields.get("architectures", ["the model"])[0]
+        refused.append((len(cannot), f"{name}: transformers' {its_class} cannot say {files.listed(cannot, 8)}."))
+    _, message = refused[0] if own is not None else min(refused)
+    if getattr(config, "attention_bias", None) is not None:
+        message += " An attention bias stays in this project's own checkpoints (save), or remove_bias takes it out."
+    raise ValueError(message)

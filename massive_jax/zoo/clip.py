@@ -7,7 +7,7 @@ from typing import Any
 from massive_jax.files import shown
 from massive_jax.models import NormConfig, VisionConfig
 from massive_jax.weights.table import Row, WeightTable
-from massive_jax.zoo import images
+from massive_jax.zoo import images, inverse
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -39,6 +39,29 @@ def siglip_config(fields: Fields) -> VisionConfig:
         pooling="attention" if fields.flag("vision_use_head", True) else "patch_mean",
         model_type="siglip_vision_model",
     )
+
+
+def fields_of(config: VisionConfig) -> dict[str, Any]:
+    """Gives the fields of a `CLIPVisionConfig`: the inverse of `config`."""
+    return _fields_of_tower(config, "clip_vision_model", "CLIPVisionModel")
+
+
+def siglip_fields_of(config: VisionConfig) -> dict[str, Any]:
+    """Gives the fields of a `SiglipVisionConfig`: the inverse of `siglip_config`."""
+    fields = _fields_of_tower(config, "siglip_vision_model", "SiglipVisionModel")
+    return fields | {"vision_use_head": config.pooling == "attention"}
+
+
+def _fields_of_tower(config: VisionConfig, model_type: str, architecture: str) -> dict[str, Any]:
+    return {
+        "model_type": model_type,
+        "architectures": [architecture],
+        **inverse.front_end(config),
+        **inverse.blocks(config),
+        "intermediate_size": config.intermediate_size,
+        "layer_norm_eps": config.norm.eps,
+        **inverse.activation(config),
+    }
 
 
 def inside(tower: Any, defaults: dict[str, Any]) -> Any:
@@ -138,7 +161,7 @@ CLIP = Family(
         )
     },
 )
-CLIP_VISION = Family(model_type="clip_vision_model", mapping=config, table=TABLE)
+CLIP_VISION = Family(model_type="clip_vision_model", mapping=config, fields_of=fields_of, table=TABLE)
 
 SIGLIP = Family(
     model_type="siglip",
@@ -153,4 +176,9 @@ SIGLIP = Family(
         )
     },
 )
-SIGLIP_VISION = Family(model_type="siglip_vision_model", mapping=siglip_config, table=SIGLIP_TABLE)
+SIGLIP_VISION = Family(
+    model_type="siglip_vision_model",
+    mapping=siglip_config,
+    fields_of=siglip_fields_of,
+    table=SIGLIP_TABLE,
+)

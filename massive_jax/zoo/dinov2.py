@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 from massive_jax.models import NormConfig, VisionConfig
 from massive_jax.weights.table import Row, WeightTable
-from massive_jax.zoo import images
+from massive_jax.zoo import images, inverse
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -40,6 +41,42 @@ def config(fields: Fields, *, registers: int = 0) -> VisionConfig:
         num_classes=classes,
         model_type="dinov2_with_registers" if registers else "dinov2",
     )
+
+
+def fields_of(config: VisionConfig) -> dict[str, Any]:
+    """Gives the fields of a `Dinov2Config`, or with registers of a `Dinov2WithRegistersConfig`: `config`'s inverse."""
+    prefix, more = "Dinov2", {}
+    if config.registers:
+        prefix, more = "Dinov2WithRegisters", {"num_register_tokens": config.registers}
+    gated = config.mlp == "gated"
+    if not gated:
+        more |= inverse.activation(config)
+    return {
+        "model_type": "dinov2_with_registers" if config.registers else "dinov2",
+        "architectures": [prefix + ("ForImageClassification" if config.num_classes else "Model")],
+        **inverse.front_end(config),
+        **inverse.blocks(config),
+        "mlp_ratio": _mlp_ratio(config.hidden_size, config.intermediate_size, gated),
+        "use_swiglu_ffn": gated,
+        "layer_norm_eps": config.norm.eps,
+        "qkv_bias": config.qkv_bias,
+        **more,
+        **(inverse.labels(config) if config.num_classes else {}),
+    }
+
+
+def _mlp_ratio(hidden_size: int, intermediate_size: int, gated: bool) -> float:
+    """The ratio that gives the MLP's width: an integer where one does, as transformers has it."""
+    found = intermediate_size * (1.5 if gated else 1.0) / hidden_size
+    near = math.floor(found) if gated else found  # a gated one's width is rounded up
+    return int(near) if near == int(near) and near else found
+
+
+def spelling(config: VisionConfig) -> list[str]:
+    """Names the giant's MLP, whose gate and up are one tensor."""
+    prefix = "dinov2_with_registers" if config.registers else "dinov2"
+    leaves = ("weight", "bias") if config.mlp == "gated" else ()
+    return [f"{prefix}.encoder.layer.0.mlp.weights_in.{leaf}" for leaf in leaves]
 
 
 def table(prefix: str) -> WeightTable:
@@ -83,6 +120,8 @@ _REGISTERS = 4
 FAMILY = Family(
     model_type="dinov2",
     mapping=config,
+    fields_of=fields_of,
+    spelling=spelling,
     table=table("dinov2."),
     presets={
         f"dinov2_{size}": Preset(f"facebook/dinov2-{size}", _PARAMS[size], "Apache-2.0", shape)
@@ -93,6 +132,8 @@ FAMILY = Family(
 WITH_REGISTERS = Family(
     model_type="dinov2_with_registers",
     mapping=functools.partial(config, registers=_REGISTERS),
+    fields_of=fields_of,
+    spelling=spelling,
     table=table("dinov2_with_registers."),
     presets={
         f"dinov2_reg_{size}": Preset(

@@ -6,7 +6,7 @@ from typing import Any
 
 from massive_jax.models import NormConfig, RopeConfig, VisionConfig
 from massive_jax.weights.table import Row, WeightTable
-from massive_jax.zoo import images
+from massive_jax.zoo import images, inverse
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -34,6 +34,27 @@ def config(fields: Fields) -> VisionConfig:
         registers=fields.integer("num_register_tokens", 0, most=images.MOST_REGISTERS),
         model_type="dinov3_vit",
     )
+
+
+def fields_of(config: VisionConfig) -> dict[str, Any]:
+    """Gives the fields of a `DINOv3ViTConfig`: the inverse of `config`."""
+    return {
+        "model_type": "dinov3_vit",
+        "architectures": ["DINOv3ViTModel"],
+        **inverse.front_end(config),
+        **inverse.blocks(config),
+        "intermediate_size": config.intermediate_size,
+        "layer_norm_eps": config.norm.eps,
+        "rope_theta": config.rope.theta,
+        "query_bias": config.qkv_bias,
+        "key_bias": config.qkv_bias and config.key_bias,
+        "value_bias": config.qkv_bias,
+        "proj_bias": config.out_bias,
+        "use_gated_mlp": config.mlp == "gated",
+        **inverse.activation(config),
+        "mlp_bias": config.mlp_bias,
+        "num_register_tokens": config.registers,
+    }
 
 
 _LAYER = "layer.{l}."
@@ -66,6 +87,7 @@ _GATED = {"use_gated_mlp": True, "hidden_act": "silu"}
 FAMILY = Family(
     model_type="dinov3_vit",
     mapping=config,
+    fields_of=fields_of,
     table=TABLE,
     presets={
         name: Preset(f"facebook/dinov3-{source}-pretrain-lvd1689m", num_params, "DINOv3 (gated)", shape)

@@ -7,7 +7,7 @@ from typing import Any
 
 from massive_jax.models.config import AlibiConfig, NormConfig, Residual, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
-from massive_jax.zoo import gguf
+from massive_jax.zoo import gguf, inverse
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -49,6 +49,38 @@ def config(fields: Fields) -> TransformerConfig:
         tie_embeddings=fields.flag("tie_word_embeddings", True),
         model_type="falcon",
     )
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `FalconConfig`: the inverse of `config`, in 7B's layout where that can say it."""
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    grouped = config.residual == "parallel" or (config.residual == "parallel_shared_norm" and 1 < kv_heads < heads)
+    layout: dict[str, Any] = {"new_decoder_architecture": grouped, "num_kv_heads": kv_heads}
+    if grouped:
+        layout["num_ln_in_parallel_attn"] = 2 if config.residual == "parallel" else 1
+    else:
+        layout |= {"multi_query": kv_heads == 1, "parallel_attn": config.residual != "serial"}
+    return {
+        "model_type": "falcon",
+        "architectures": ["FalconForCausalLM"],
+        "vocab_size": config.vocab_size,
+        **inverse.blocks(config),
+        **layout,
+        "bias": config.qkv_bias or config.out_bias or config.mlp_bias,
+        "alibi": config.position == "alibi",
+        "max_position_embeddings": config.max_position,
+        "ffn_hidden_size": config.intermediate_size,
+        "layer_norm_epsilon": config.norm.eps,
+        **inverse.rope(config),
+        **inverse.activation(config, "activation"),
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def spelling(config: TransformerConfig) -> list[str]:
+    """Names the norms of a model that has two beside each other."""
+    norms = ("ln_attn", "ln_mlp") if config.residual == "parallel" else ()
+    return [f"transformer.h.0.{norm}.{leaf}" for norm in norms for leaf in ("weight", "bias")]
 
 
 _LAYER = "transformer.h.{l}."
@@ -161,6 +193,8 @@ _RW_1B = _7B | {
 FAMILY = Family(
     model_type="falcon",
     mapping=config,
+    fields_of=fields_of,
+    spelling=spelling,
     table=TABLE,
     presets={
         "falcon_7b": Preset("tiiuae/falcon-7b", 6_921_720_704, "Apache-2.0", _7B),

@@ -40,6 +40,9 @@ class Family:
       mapping: Hugging Face config fields -> TransformerConfig, or VisionConfig.
       table: weight table of Hugging Face checkpoints.
       presets: zoo name -> Preset.
+      fields_of: the way back: a config of this project -> what transformers' class can say of it, as in `config.json`;
+        None where transformers has no such class.
+      spelling: of a config, the names that its files have of several in the table for one parameter.
       gguf_architecture: `general.architecture` of its GGUF files; None where there are none.
       gguf_config: GGUF metadata and tensor names -> a config in Hugging Face's field names; its `model_type` says which
         family's `mapping` reads it (files of one architecture may be models of several).
@@ -50,6 +53,8 @@ class Family:
     mapping: Callable[[Fields], TransformerConfig | VisionConfig]
     table: WeightTable
     presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
+    fields_of: Callable[[Any], dict[str, Any]] | None = None
+    spelling: Callable[[Any], Collection[str]] = lambda config: ()
     gguf_architecture: str | None = None
     gguf_config: Callable[[Mapping[str, Any], Collection[str]], dict[str, Any]] | None = None
     gguf_table: WeightTable | None = None

@@ -61,7 +61,7 @@ _SMALLEST_NUMBER, _LARGEST_NUMBER = 1.2e-38, 3.4e38  # in float32, above 0
 _MOST_LAYERS = 100_000  # where no tensors say it
 
 # Settings of every kind of rotary scaling, and which of them it has to have.
-_ROPE_SETTINGS: Mapping[str, tuple[str, ...]] = {
+ROPE_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "dynamic": ("factor",),
@@ -428,16 +428,16 @@ class Fields:
         if given is not None and older is not None and given != older:
             self.problem(f"rope_type {shown(given)} and type {shown(older)} contradict each other")
         kind = self.text("rope_type" if given is not None else "type", "default")
-        if kind not in _ROPE_SETTINGS:
-            self.problem(f"rope scaling {shown(kind)} is not implemented; known: {', '.join(_ROPE_SETTINGS)}")
+        if kind not in ROPE_SETTINGS:
+            self.problem(f"rope scaling {shown(kind)} is not implemented; known: {', '.join(ROPE_SETTINGS)}")
             kind = "default"
         inner = self.optional_integer("original_max_position_embeddings")
         if kind not in ("llama3", "yarn") or (original := original or inner) is None:
             original = max_position
         self.ignore("finetuned")  # in configs of YaRN's authors
         if kind == "default":  # settings of the others do nothing
-            self.ignore(*(name for names in _ROPE_SETTINGS.values() for name in names))
-        settings = {name: self._rope_setting(name) for name in _ROPE_SETTINGS[kind] if self.get(name) is not None}
+            self.ignore(*(name for names in ROPE_SETTINGS.values() for name in names))
+        settings = {name: self._rope_setting(name) for name in ROPE_SETTINGS[kind] if self.get(name) is not None}
         for name in _ROPE_REQUIRED.get(kind, ()):
             if name not in settings:
                 self.problem(f"rope scaling {kind!r} has no {name}")

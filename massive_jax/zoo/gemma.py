@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from massive_jax.models.config import RopeConfig, TransformerConfig
-from massive_jax.zoo import gguf, llama
+from massive_jax.zoo import gguf, inverse, llama
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -28,6 +28,21 @@ def base_config(fields: Fields, rope: RopeConfig | None = None) -> TransformerCo
         norm=dataclasses.replace(base.norm, unit_offset=fields.flag("norm_unit_offset", True)),
         embedding_scale=math.sqrt(base.hidden_size),
     )
+
+
+def fields_of_base(config: TransformerConfig, architecture: str, *, act: str) -> dict[str, Any]:
+    """Gives the fields that all Gemmas share, but for rotary settings; see `massive_jax.zoo.llama.decoder_fields`."""
+    return llama.decoder_fields(config, architecture, act=act) | llama.biases(config)
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `GemmaConfig`: the inverse of `config`."""
+    return {
+        "model_type": "gemma",
+        **fields_of_base(config, "GemmaForCausalLM", act="hidden_act"),
+        **inverse.activation(config, "hidden_activation"),
+        **inverse.rope(config),
+    }
 
 
 def config(fields: Fields) -> TransformerConfig:
@@ -68,6 +83,7 @@ PRESETS = {
 FAMILY = Family(
     model_type="gemma",
     mapping=config,
+    fields_of=fields_of,
     table=llama.TABLE,
     presets=PRESETS,
     gguf_architecture="gemma",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from massive_jax.models.config import TransformerConfig
-from massive_jax.zoo import gemma, gguf, llama
+from massive_jax.zoo import gemma, gguf, inverse, llama
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -30,6 +31,25 @@ def config(fields: Fields) -> TransformerConfig:
         model_type="gemma2",
         **fields.windows(base.num_layers, window, [i % 2 == 0 for i in range(base.num_layers)]),
     )
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `Gemma2Config`: the inverse of `config`."""
+    return {
+        "model_type": "gemma2",
+        **gemma.fields_of_base(config, "Gemma2ForCausalLM", act="hidden_activation"),
+        **inverse.rope(config),
+        **inverse.windows(config),
+        "query_pre_attn_scalar": query_scalar_of(config),
+        "attn_logit_softcapping": config.attention_softcap,
+        "final_logit_softcapping": config.logit_softcap,
+    }
+
+
+def query_scalar_of(config: TransformerConfig) -> float:
+    """Gives `query_pre_attn_scalar` of a config, as the integer that it is in every model."""
+    scalar = config.scale**-2 if config.scale else 0.0
+    return round(scalar) if math.isclose(scalar, round(scalar), rel_tol=1e-12) else scalar
 
 
 def query_scalar(fields: Mapping[str, Any], layers_of_27b: int) -> float:
@@ -80,6 +100,7 @@ PRESETS = {
 FAMILY = Family(
     model_type="gemma2",
     mapping=config,
+    fields_of=fields_of,
     table=llama.decoder_table(output_norms=True),
     presets=PRESETS,
     gguf_architecture="gemma2",

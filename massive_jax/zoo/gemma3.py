@@ -12,7 +12,7 @@ from typing import Any
 
 from massive_jax.files import shown
 from massive_jax.models.config import RopeConfig, TransformerConfig
-from massive_jax.zoo import gemma, gemma2, gguf, llama
+from massive_jax.zoo import gemma, gemma2, gguf, inverse, llama
 from massive_jax.zoo.family import Family, Preset, WheelFile
 from massive_jax.zoo.fields import Fields
 
@@ -66,6 +66,19 @@ def text_config(fields: Fields) -> TransformerConfig:
     text = config(fields.part("text_config"))
     tied = fields.flag("tie_word_embeddings", text.tie_embeddings)
     return dataclasses.replace(text, tie_embeddings=tied, model_type="gemma3")
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `Gemma3TextConfig`: the inverse of `config`."""
+    return {
+        "model_type": "gemma3_text",
+        **gemma.fields_of_base(config, "Gemma3ForCausalLM", act="hidden_activation"),
+        **inverse.rope(config),
+        "rope_local_base_freq": (config.local_rope or config.rope).theta,
+        **inverse.windows(config),
+        "query_pre_attn_scalar": gemma2.query_scalar_of(config),
+        "final_logit_softcapping": config.logit_softcap,
+    }
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -157,6 +170,7 @@ MULTIMODAL_PRESETS = {
 FAMILY = Family(
     model_type="gemma3_text",
     mapping=config,
+    fields_of=fields_of,
     table=llama.decoder_table(output_norms=True),
     presets=PRESETS,
     gguf_architecture="gemma3",
@@ -167,6 +181,7 @@ FAMILY = Family(
 MULTIMODAL = Family(
     model_type="gemma3",
     mapping=text_config,
+    fields_of=fields_of,  # of the text model alone
     table=dataclasses.replace(
         llama.decoder_table(output_norms=True, prefix="language_model.model."),
         ignored=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),

@@ -7,7 +7,7 @@ from typing import Any
 
 from massive_jax.models.config import NormConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
-from massive_jax.zoo import gguf
+from massive_jax.zoo import gguf, inverse
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -35,6 +35,23 @@ def config(fields: Fields) -> TransformerConfig:
         tie_embeddings=fields.flag("tie_word_embeddings", True),
         model_type="gpt2",
     )
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `GPT2Config`: the inverse of `config`. transformers' class has biases everywhere."""
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": config.vocab_size,
+        **inverse.blocks(config, "n_embd", "n_layer", "n_head"),
+        "n_inner": config.intermediate_size,
+        "n_positions": config.max_position,
+        "layer_norm_epsilon": config.norm.eps,
+        "scale_attn_weights": config.attention_scale is None,
+        "scale_attn_by_inverse_layer_idx": config.attention_scale_by_layer,
+        **inverse.activation(config, "activation_function"),
+        "tie_word_embeddings": config.tie_embeddings,
+    }
 
 
 _LAYER = "transformer.h.{l}."
@@ -98,6 +115,7 @@ PRESETS = {
 FAMILY = Family(
     model_type="gpt2",
     mapping=config,
+    fields_of=fields_of,
     table=TABLE,
     presets=PRESETS,
     gguf_architecture="gpt2",

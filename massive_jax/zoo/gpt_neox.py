@@ -10,7 +10,7 @@ from typing import Any
 
 from massive_jax.models.config import NormConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
-from massive_jax.zoo import gguf
+from massive_jax.zoo import gguf, inverse
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -43,6 +43,24 @@ def config(fields: Fields) -> TransformerConfig:
         tie_embeddings=fields.flag("tie_word_embeddings", False),
         model_type="gpt_neox",
     )
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `GPTNeoXConfig`: the inverse of `config`."""
+    return {
+        "model_type": "gpt_neox",
+        "architectures": ["GPTNeoXForCausalLM"],
+        "vocab_size": config.vocab_size,
+        **inverse.blocks(config),
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position,
+        "layer_norm_eps": config.norm.eps,
+        "use_parallel_residual": config.residual == "parallel",
+        **inverse.rope(config, theta_field="rotary_emb_base", partial_field="rotary_pct"),
+        "attention_bias": config.qkv_bias or config.out_bias,
+        **inverse.activation(config),
+        "tie_word_embeddings": config.tie_embeddings,
+    }
 
 
 _LAYER = "gpt_neox.layers.{l}."
@@ -134,6 +152,7 @@ PRESETS = {
 FAMILY = Family(
     model_type="gpt_neox",
     mapping=config,
+    fields_of=fields_of,
     table=TABLE,
     presets=PRESETS,
     gguf_architecture="gptneox",

@@ -8,7 +8,7 @@ from typing import Any
 
 from massive_jax.models.config import AttentionBias, ExpertsConfig, TransformerConfig
 from massive_jax.weights.table import Row
-from massive_jax.zoo import gguf, llama
+from massive_jax.zoo import gguf, inverse, llama, mixtral
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -48,6 +48,26 @@ def config(fields: Fields) -> TransformerConfig:
         attention_bias=AttentionBias("sink"),
         model_type="gpt_oss",
     )
+
+
+def _plain_rope(config: TransformerConfig) -> dict[str, Any]:
+    """Settings without scaling, which have to be said: the class has YaRN where nothing is."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope.theta}}
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `GptOssConfig`: the inverse of `config`."""
+    experts = config.experts or ExpertsConfig(1, 1)
+    return {
+        "model_type": "gpt_oss",
+        **llama.decoder_fields(config, "GptOssForCausalLM"),
+        **(inverse.rope(config) if config.rope.kind != "default" else _plain_rope(config)),
+        **llama.biases(config),
+        **mixtral.experts_fields(config),
+        "swiglu_limit": experts.swiglu_limit,
+        "swiglu_alpha": experts.swiglu_alpha,
+        **inverse.windows(config),
+    }
 
 
 _LAYER = "model.layers.{l}."
@@ -100,6 +120,7 @@ def _config(layers: int, experts: int) -> dict[str, Any]:
 FAMILY = Family(
     model_type="gpt_oss",
     mapping=config,
+    fields_of=fields_of,
     table=TABLE,
     presets={
         "gpt_oss_20b": Preset("openai/gpt-oss-20b", 20_914_757_184, "Apache-2.0", _config(24, 32)),

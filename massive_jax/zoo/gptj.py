@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from massive_jax.models.config import NormConfig, RopeConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable
+from massive_jax.zoo import inverse
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -28,6 +31,22 @@ def config(fields: Fields) -> TransformerConfig:
         head_bias=True,
         model_type="gptj",
     )
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `GPTJConfig`: the inverse of `config`."""
+    return {
+        "model_type": "gptj",
+        "architectures": ["GPTJForCausalLM"],
+        "vocab_size": config.vocab_size,
+        **inverse.blocks(config, "n_embd", "n_layer", "n_head"),
+        "n_inner": config.intermediate_size,
+        "n_positions": config.max_position,
+        "layer_norm_epsilon": config.norm.eps,
+        "rotary_dim": config.rope.rotary_dim,
+        **inverse.activation(config, "activation_function"),
+        "tie_word_embeddings": config.tie_embeddings,
+    }
 
 
 _LAYER = "transformer.h.{l}."
@@ -62,6 +81,7 @@ _SIX_BILLION = {
 FAMILY = Family(
     model_type="gptj",
     mapping=config,
+    fields_of=fields_of,
     table=TABLE,
     presets={"gptj_6b": Preset("EleutherAI/gpt-j-6b", 6_050_882_784, "Apache-2.0", _SIX_BILLION)},
 )

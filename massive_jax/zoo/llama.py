@@ -8,7 +8,7 @@ from typing import Any
 
 from massive_jax.models.config import NormConfig, RopeConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable
-from massive_jax.zoo import gguf
+from massive_jax.zoo import gguf, inverse
 from massive_jax.zoo.family import Family, Preset, WheelFile
 from massive_jax.zoo.fields import Fields
 
@@ -37,6 +37,42 @@ def config(fields: Fields, rope: RopeConfig | None = None) -> TransformerConfig:
         tie_embeddings=fields.flag("tie_word_embeddings", False),
         model_type="llama",
     )
+
+
+def decoder_fields(config: TransformerConfig, architecture: str, *, act: str = "hidden_act") -> dict[str, Any]:
+    """Gives the fields that Llama and its relatives have, without rotary settings: the inverse of `config`.
+
+    Args:
+      config: of the model.
+      architecture: transformers' class.
+      act: the field that holds the activation.
+    """
+    return {
+        "architectures": [architecture],
+        "vocab_size": config.vocab_size,
+        **inverse.blocks(config, kv_heads="num_key_value_heads", head_dim="head_dim"),
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position,
+        "rms_norm_eps": config.norm.eps,
+        **inverse.activation(config, act),
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def biases(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the field of the attention's biases, of which there are all or none."""
+    return {"attention_bias": config.qkv_bias or config.out_bias}
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `LlamaConfig`: the inverse of `config`."""
+    return {
+        "model_type": "llama",
+        **decoder_fields(config, "LlamaForCausalLM"),
+        **inverse.rope(config),
+        **biases(config),
+        "mlp_bias": config.mlp_bias,
+    }
 
 
 def decoder_table(*, output_norms: bool = False, full_qk_norm: bool = False, prefix: str = "model.") -> WeightTable:
@@ -192,6 +228,7 @@ PRESETS = {
 FAMILY = Family(
     model_type="llama",
     mapping=config,
+    fields_of=fields_of,
     table=TABLE,
     presets=PRESETS,
     gguf_architecture="llama",

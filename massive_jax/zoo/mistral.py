@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from massive_jax.models.config import TransformerConfig
-from massive_jax.zoo import llama
+from massive_jax.zoo import inverse, llama
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -19,6 +19,16 @@ def config(fields: Fields) -> TransformerConfig:
     fields.assume(num_key_value_heads=8, max_position_embeddings=4096 * 32)
     window = fields.optional_integer("sliding_window", 4096)
     return dataclasses.replace(llama.config(fields), window=window, model_type="mistral")
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `MistralConfig`: the inverse of `config`."""
+    return {
+        "model_type": "mistral",
+        **llama.decoder_fields(config, "MistralForCausalLM"),
+        **inverse.rope(config),
+        "sliding_window": config.window,
+    }
 
 
 def _shape(**more: Any) -> dict[str, Any]:
@@ -35,4 +45,10 @@ PRESETS = {
 }
 
 # No GGUF architecture of its own: llama.cpp writes Mistral as `llama`, without its window, which it does not implement.
-FAMILY = Family(model_type="mistral", mapping=config, table=llama.TABLE, presets=PRESETS)
+FAMILY = Family(
+    model_type="mistral",
+    mapping=config,
+    fields_of=fields_of,
+    table=llama.TABLE,
+    presets=PRESETS,
+)

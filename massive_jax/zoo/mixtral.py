@@ -7,7 +7,7 @@ from typing import Any
 
 from massive_jax.models.config import ExpertsConfig, TransformerConfig
 from massive_jax.weights.table import Row
-from massive_jax.zoo import llama
+from massive_jax.zoo import inverse, llama
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -22,6 +22,23 @@ def config(fields: Fields) -> TransformerConfig:
     return dataclasses.replace(
         llama.config(fields, rope), mlp="experts", experts=experts, window=window, model_type="mixtral"
     )
+
+
+def experts_fields(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of how many experts there are, and how many a token goes to."""
+    experts = config.experts or ExpertsConfig(1, 1)
+    return {"num_local_experts": experts.num_experts, "num_experts_per_tok": experts.num_chosen}
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `MixtralConfig`: the inverse of `config`."""
+    return {
+        "model_type": "mixtral",
+        **llama.decoder_fields(config, "MixtralForCausalLM"),
+        **inverse.rope(config),
+        **experts_fields(config),
+        "sliding_window": config.window,
+    }
 
 
 _LAYER = "model.layers.{l}."
@@ -57,6 +74,7 @@ _8X22B_INSTRUCT = _config(6144, 16384, 56, 48, 8, max_position_embeddings=65536,
 FAMILY = Family(
     model_type="mixtral",
     mapping=config,
+    fields_of=fields_of,
     table=TABLE,
     presets={
         "mixtral_8x7b": Preset("mistralai/Mixtral-8x7B-v0.1", 46_702_792_704, "Apache-2.0", _8X7B),

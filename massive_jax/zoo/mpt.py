@@ -13,7 +13,7 @@ from typing import Any
 
 from massive_jax.models.config import AlibiConfig, NormConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable, fused_rows
-from massive_jax.zoo import gguf
+from massive_jax.zoo import gguf, inverse
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 from massive_jax.zoo.gguf_metadata import quotient
@@ -78,6 +78,22 @@ def config(fields: Fields) -> TransformerConfig:
         logit_scale=logit_scale,
         model_type="mpt",
     )
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of an `MptConfig` that transformers' own class reads, and what it takes for granted."""
+    attention = {"alibi": True, "clip_qkv": config.clip_qkv, "softmax_scale": config.attention_scale}
+    return {
+        "model_type": "mpt",
+        "architectures": ["MptForCausalLM"],
+        "vocab_size": config.vocab_size,
+        **inverse.blocks(config, "d_model", "n_layers", "n_heads"),
+        "max_seq_len": config.max_position,
+        "layer_norm_epsilon": config.norm.eps,
+        "no_bias": True,
+        "attn_config": attention,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
 
 
 _LAYER = "transformer.blocks.{l}."
@@ -162,6 +178,7 @@ _30B = _7B | {"d_model": 7168, "n_heads": 64, "n_layers": 48, "max_seq_len": 819
 FAMILY = Family(
     model_type="mpt",
     mapping=config,
+    fields_of=fields_of,
     table=TABLE,
     presets={
         "mpt_7b": Preset("mosaicml/mpt-7b", 6_649_286_656, "Apache-2.0", _7B),

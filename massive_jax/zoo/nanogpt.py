@@ -46,6 +46,7 @@ def _linear(row: Row) -> Row:
 FAMILY = Family(
     model_type="nanogpt",
     mapping=config,
+    fields_of=gpt2.fields_of,  # transformers has no nanoGPT
     table=dataclasses.replace(
         gpt2.TABLE,
         rows=tuple(_linear(row) for row in gpt2.TABLE.rows),

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from massive_jax.models.config import TransformerConfig
-from massive_jax.zoo import gguf, llama
+from massive_jax.zoo import gguf, inverse, llama
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -19,6 +19,16 @@ def config(fields: Fields) -> TransformerConfig:
     """Maps `Olmo2Config` to a TransformerConfig."""
     fields.assume(rms_norm_eps=1e-5)
     return dataclasses.replace(llama.config(fields), norm_placement="output", qk_norm="full", model_type="olmo2")
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `Olmo2Config`: the inverse of `config`."""
+    return {
+        "model_type": "olmo2",
+        **llama.decoder_fields(config, "Olmo2ForCausalLM"),
+        **inverse.rope(config),
+        **llama.biases(config),
+    }
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -50,6 +60,7 @@ PRESETS = {
 FAMILY = Family(
     model_type="olmo2",
     mapping=config,
+    fields_of=fields_of,
     table=llama.decoder_table(output_norms=True, full_qk_norm=True),
     presets=PRESETS,
     gguf_architecture="olmo2",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from massive_jax.models.config import NormConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable
+from massive_jax.zoo import inverse
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -34,6 +37,25 @@ def config(fields: Fields) -> TransformerConfig:
         tie_embeddings=fields.flag("tie_word_embeddings", True),
         model_type="opt",
     )
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of an `OPTConfig`: the inverse of `config`."""
+    return {
+        "model_type": "opt",
+        "architectures": ["OPTForCausalLM"],
+        "vocab_size": config.vocab_size,
+        **inverse.blocks(config),
+        "ffn_dim": config.intermediate_size,
+        "max_position_embeddings": config.max_position,
+        "word_embed_proj_dim": config.embedding_size or config.hidden_size,
+        "do_layer_norm_before": config.norm_placement == "pre",
+        "layer_norm_elementwise_affine": config.norm.scale or config.norm.bias,
+        "_remove_final_layer_norm": config.norm_placement == "pre" and not config.final_norm,
+        "enable_bias": config.qkv_bias or config.out_bias or config.mlp_bias,
+        **inverse.activation(config, "activation_function"),
+        "tie_word_embeddings": config.tie_embeddings,
+    }
 
 
 _MODEL = "model.decoder."
@@ -93,4 +115,10 @@ PRESETS = {
     "opt_66b": _preset("66b", 64, 9216, 72, 65_719_701_504),
 }
 
-FAMILY = Family(model_type="opt", mapping=config, table=TABLE, presets=PRESETS)
+FAMILY = Family(
+    model_type="opt",
+    mapping=config,
+    fields_of=fields_of,
+    table=TABLE,
+    presets=PRESETS,
+)

@@ -7,7 +7,7 @@ from typing import Any
 
 from massive_jax.models.config import NormConfig, TransformerConfig
 from massive_jax.weights.table import Row, WeightTable
-from massive_jax.zoo import gguf
+from massive_jax.zoo import gguf, inverse
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -34,6 +34,23 @@ def config(fields: Fields) -> TransformerConfig:
         head_bias=True,
         model_type="phi",
     )
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `PhiConfig`: the inverse of `config`."""
+    return {
+        "model_type": "phi",
+        "architectures": ["PhiForCausalLM"],
+        "vocab_size": config.vocab_size,
+        **inverse.blocks(config, kv_heads="num_key_value_heads"),
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position,
+        "layer_norm_eps": config.norm.eps,
+        **inverse.rope(config, partial_field="partial_rotary_factor"),
+        "qk_layernorm": config.qk_norm is not None,
+        **inverse.activation(config),
+        "tie_word_embeddings": config.tie_embeddings,
+    }
 
 
 _LAYER = "model.layers.{l}."
@@ -113,6 +130,7 @@ _PHI_2 = _PHI_1 | {
 FAMILY = Family(
     model_type="phi",
     mapping=config,
+    fields_of=fields_of,
     table=TABLE,
     presets={
         "phi_1": Preset("microsoft/phi-1", 1_418_270_720, "MIT", _PHI_1),

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from massive_jax.models.config import TransformerConfig
-from massive_jax.zoo import gguf, llama
+from massive_jax.zoo import gguf, inverse, llama
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -20,6 +20,11 @@ def windows(fields: Fields, num_layers: int) -> dict[str, Any]:
     return fields.windows(num_layers, window, [window is not None and i >= first for i in range(num_layers)])
 
 
+def window_fields(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields that `windows` reads."""
+    return {"use_sliding_window": any(config.windowed_layers), **inverse.windows(config)}
+
+
 def config(fields: Fields) -> TransformerConfig:
     """Maps `Qwen2Config` to a TransformerConfig."""
     fields.assume(max_position_embeddings=32768, num_key_value_heads=32)
@@ -27,6 +32,16 @@ def config(fields: Fields) -> TransformerConfig:
     return dataclasses.replace(
         base, qkv_bias=True, out_bias=False, model_type="qwen2", **windows(fields, base.num_layers)
     )
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `Qwen2Config`: the inverse of `config`."""
+    return {
+        "model_type": "qwen2",
+        **llama.decoder_fields(config, "Qwen2ForCausalLM"),
+        **inverse.rope(config),
+        **window_fields(config),
+    }
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -60,6 +75,7 @@ PRESETS = {
 FAMILY = Family(
     model_type="qwen2",
     mapping=config,
+    fields_of=fields_of,
     table=llama.TABLE,
     presets=PRESETS,
     gguf_architecture="qwen2",

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from massive_jax.models.config import TransformerConfig
-from massive_jax.zoo import gguf, llama, qwen2
+from massive_jax.zoo import gguf, inverse, llama, qwen2
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -17,6 +17,17 @@ def config(fields: Fields) -> TransformerConfig:
     fields.assume(max_position_embeddings=32768, num_key_value_heads=32, head_dim=128)
     base = llama.config(fields)
     return dataclasses.replace(base, qk_norm="head", model_type="qwen3", **qwen2.windows(fields, base.num_layers))
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Gives the fields of a `Qwen3Config`: the inverse of `config`."""
+    return {
+        "model_type": "qwen3",
+        **llama.decoder_fields(config, "Qwen3ForCausalLM"),
+        **inverse.rope(config),
+        **llama.biases(config),
+        **qwen2.window_fields(config),
+    }
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -51,6 +62,7 @@ PRESETS = {
 FAMILY = Family(
     model_type="qwen3",
     mapping=config,
+    fields_of=fields_of,
     table=llama.TABLE,
     presets=PRESETS,
     gguf_architecture="qwen3",

@@ -93,6 +93,33 @@ def config(fields: Fields) -> VisionConfig:
     )
 
 
+def fields_of(config: VisionConfig) -> dict[str, Any]:
+    """Gives a config.json of timm, without what its `pretrained_cfg` says of preprocessing: the inverse of `config`.
+
+    A shape that no architecture has gets a name that is none.
+    """
+    shape = (config.hidden_size, config.num_layers, config.num_heads, config.intermediate_size)
+    size = next((name for name, known in _SIZES.items() if known == shape), "custom")
+    if config.layer_scale or config.registers:
+        kind = "reg4_dinov2" if config.registers else "dinov2"
+    elif not config.class_token:
+        kind = "siglip"
+    else:
+        kind = ("clip_quickgelu" if config.activation == "gelu_quick" else "clip") if config.embed_norm else ""
+    name = "_".join(filter(None, ["vit", size, f"patch{config.patch_size}", kind or str(config.image_size[0])]))
+    changes = {}
+    if config.activation in _ACTIVATIONS and config.activation != ("gelu_tanh" if name.startswith(_TANH) else "gelu"):
+        changes["act_layer"] = config.activation
+    return {
+        "architecture": name,
+        "num_classes": config.num_classes,
+        "num_features": config.hidden_size,
+        "global_pool": "map" if config.pooling == "attention" else "token",
+        "pretrained_cfg": {"input_size": [3, *config.image_size]},
+        **({"model_args": changes} if changes else {}),
+    }
+
+
 def model_type(architecture: str) -> str:
     """Gives the family, as this project calls it, of an architecture of timm: the giant's MLP is stored another way."""
     return "timm_gated" if f"_{_GATED}_" in architecture else "timm"
@@ -148,6 +175,7 @@ def _preset(architecture: str, tag: str, num_params: int, side: int, classes: in
 FAMILY = Family(
     model_type="timm",
     mapping=config,
+    fields_of=fields_of,
     table=_table(*images.mlp_rows(*_MLP)),
     presets={
         "timm_vit_base_16": _preset(
@@ -171,6 +199,7 @@ FAMILY = Family(
 GATED = Family(
     model_type="timm_gated",
     mapping=config,
+    fields_of=fields_of,
     table=_table(*images.gated_mlp_rows(*_MLP)),
     presets={
         "timm_dinov2_giant": _preset("vit_giant_patch14_dinov2", "lvd142m", 1_136_479_232, 518, 0, "Apache-2.0"),

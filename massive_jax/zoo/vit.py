@@ -6,7 +6,7 @@ from typing import Any
 
 from massive_jax.models import NormConfig, VisionConfig
 from massive_jax.weights.table import Row, WeightTable
-from massive_jax.zoo import images
+from massive_jax.zoo import images, inverse
 from massive_jax.zoo.family import Family, Preset
 from massive_jax.zoo.fields import Fields
 
@@ -30,6 +30,33 @@ def mae_config(fields: Fields) -> VisionConfig:
     fields.ignore("decoder_hidden_size", "decoder_intermediate_size", "decoder_num_attention_heads", "mask_ratio")
     fields.ignore("decoder_num_hidden_layers", "norm_pix_loss")
     return encoder(fields, model_type="vit_mae", num_classes=images.num_classes(fields))
+
+
+def fields_of(config: VisionConfig) -> dict[str, Any]:
+    """Gives the fields of a `ViTConfig`: the inverse of `config`. Without a pooler, a classifier without classes."""
+    model = "ViTModel" if config.pooled_dense else "ViTForImageClassification"
+    return _fields_of_encoder(config, "vit", model) | ({} if config.pooled_dense else inverse.labels(config))
+
+
+def mae_fields_of(config: VisionConfig) -> dict[str, Any]:
+    """Gives the fields of a `ViTMAEConfig` that masks nothing: the inverse of `mae_config`.
+
+    transformers' class shuffles the patches even so, by the argument `noise` of its forward pass.
+    """
+    return _fields_of_encoder(config, "vit_mae", "ViTMAEModel") | {"mask_ratio": 0.0}
+
+
+def _fields_of_encoder(config: VisionConfig, model_type: str, architecture: str) -> dict[str, Any]:
+    return {
+        "model_type": model_type,
+        "architectures": [architecture],
+        **inverse.front_end(config),
+        **inverse.blocks(config),
+        "intermediate_size": config.intermediate_size,
+        "layer_norm_eps": config.norm.eps,
+        "qkv_bias": config.qkv_bias,
+        **inverse.activation(config),
+    }
 
 
 def encoder(fields: Fields, **more: Any) -> VisionConfig:
@@ -87,6 +114,7 @@ _MAE = {"model_type": "vit_mae", "architectures": ["ViTMAEForPreTraining"]}
 FAMILY = Family(
     model_type="vit",
     mapping=config,
+    fields_of=fields_of,
     table=TABLE,
     presets={
         "vit_base": _preset("google/vit-base-patch16-224", 86_567_656, _APACHE, *_BASE, **_VIT),
@@ -98,6 +126,7 @@ FAMILY = Family(
 MAE = Family(
     model_type="vit_mae",
     mapping=mae_config,
+    fields_of=mae_fields_of,
     table=TABLE,
     presets={
         "mae_base": _preset("facebook/vit-mae-base", 85_798_656, _APACHE, *_BASE, **_MAE),
