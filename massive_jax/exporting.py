@@ -17,7 +17,7 @@ from massive_jax.arguments import shown, yes_or_no
 from massive_jax.dtypes import check_dtype
 from massive_jax.inputs.image_settings import FILE, TIMM, TYPE, to_timm
 from massive_jax.model import Model
-from massive_jax.models import build, declared
+from massive_jax.models import VisionConfig, build, declared
 from massive_jax.parallel import once, whole
 from massive_jax.weights import checkpoint, numbers
 from massive_jax.weights.safetensors_writer import write_safetensors
@@ -61,14 +61,13 @@ def export(
       ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json']
     """
     model = Model.of(model)
-    target_directory = _directory(out)
+    target_directory = check_directory(out)
     if dtype is not None:
         if not isinstance(dtype, str):
             raise ValueError(f"dtype is {shown(dtype)}; give a name, such as 'bfloat16', or None.")
         check_dtype(dtype)
     yes_or_no("allow_nonfinite", allow_nonfinite)
     yes_or_no("progress", progress)
-    checkpoint.check_free(target_directory)
     target = zoo.target(model.config, model.name)
     try:
         checkpoint.check_params(model.params, declared(build(model.config)), allow_nonfinite=allow_nonfinite)
@@ -122,6 +121,12 @@ class _Tensors:
             for group in self._groups
             for name, row, place in self._expanded(group[0])
         }
+        self._unread = {
+            name: tuple({**self._sizes, "1": 1}[letter] for letter in axes)
+            for name, axes in target.unread.items()
+            if name not in self.shapes
+        }
+        self.shapes |= self._unread
 
     def _expanded(self, row: Row) -> Iterator[tuple[str, Row, tuple[int, ...]]]:
         return expand((row,), self._sizes["L"], self._sizes["E"])
@@ -144,6 +149,8 @@ class _Tensors:
                 if written != stored.size:
                     raise ValueError(f"the model has parameters for {written} of {stored.size} elements of {name}.")
                 yield name, stored
+        for name, shape in self._unread.items():
+            yield name, np.zeros(shape, self.dtype)
 
     def checked(self, location: str, allow_nonfinite: bool, quiet: bool | None) -> Iterator[tuple[str, np.ndarray]]:
         """Gives names and tensors; ValueError where one is not finite."""
@@ -171,18 +178,17 @@ def _config_json(model: Model, target: zoo.Target, dtype: Any) -> dict[str, Any]
                 f"{model.name}: its image processor ({model.processor.options[TYPE]}) has no place beside a model of "
                 "that family; write it without: dataclasses.replace(model, processor=None)."
             )
-    if isinstance(model.tokenizer, type(None)) and "vocab_size" not in fields:
+    if isinstance(model.config, VisionConfig):
         return fields
-    tokenizer = model.tokenizer
-    # Said also where there are none: transformers' classes have ids of their own for those that are not.
-    ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    if tokenizer is not None:
-        ids |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    # Also where there are none: transformers' classes have ids of their own for those that are not said.
+    ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if model.tokenizer is not None:
+        ids |= {"bos_token_id": model.tokenizer.bos_id, "eos_token_id": model.tokenizer.eos_id}
     return fields | ids
 
 
-def _directory(out: object) -> pathlib.Path:
-    """`out` as a path on this machine; ValueError where it is none."""
+def check_directory(out: object) -> pathlib.Path:
+    """Gives `out` as a path; ValueError where `export` cannot write there, or something is there."""
     text = os.fspath(out) if isinstance(out, os.PathLike) else out
     if not isinstance(text, str) or not text.strip() or files.printable(text) != text:
         raise ValueError(f"out is {shown(out)}; give a path.")
@@ -190,4 +196,6 @@ def _directory(out: object) -> pathlib.Path:
         raise ValueError(
             f"out is {shown(text)}: transformers reads directories; give one on this machine, and copy it."
         )
-    return files.user_path(text)
+    path = files.user_path(text)
+    checkpoint.check_free(path)
+    return path

@@ -26,7 +26,6 @@ def write_safetensors(
     shapes: Mapping[str, tuple[int, ...]],
     dtype: Any,
     tensors: Iterable[tuple[str, np.ndarray]],
-    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes model.safetensors, or model-00001-of-….safetensors and their index, to a directory.
 
@@ -35,16 +34,15 @@ def write_safetensors(
       shapes: tensor name -> shape, in the order of `tensors`.
       dtype: of all tensors.
       tensors: names and arrays of that dtype, row-major.
-      shard_bytes: about how many bytes a file may have.
     """
     size = jnp.dtype(dtype).itemsize
     shards: list[dict[str, tuple[int, ...]]] = [{}]
-    room = shard_bytes
+    room = SHARD_BYTES
     for name, shape in shapes.items():
         needed = size * math.prod(shape)
         if needed > room and shards[-1]:
             shards.append({})
-            room = shard_bytes
+            room = SHARD_BYTES
         shards[-1][name] = shape
         room -= needed
     names = [SINGLE]

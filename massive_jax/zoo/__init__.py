@@ -185,7 +185,7 @@ def target(config: TransformerConfig | VisionConfig, name: str) -> Target:
             refused.append((1, str(error)))
             continue
         if not (cannot := differences(config, found)):
-            return Target(fields, found, read_by.table.spelled(read_by.spelling(found)))
+            return Target(fields, found, read_by.table.spelled(read_by.spelling(found)), read_by.unread)
         its_class = fields.get("architectures", ["the model"])[0]
         refused.append((len(cannot), f"{name}: transformers' {its_class} cannot say {files.listed(cannot, 8)}."))
     _, message = refused[0] if own is not None else min(refused)

@@ -45,7 +45,7 @@ def config(fields: Fields, *, registers: int = 0) -> VisionConfig:
 
 def fields_of(config: VisionConfig) -> dict[str, Any]:
     """Gives the fields of a `Dinov2Config`, or with registers of a `Dinov2WithRegistersConfig`: `config`'s inverse."""
-    prefix, more = "Dinov2", {}
+    prefix, more = "Dinov2", dict[str, Any]()
     if config.registers:
         prefix, more = "Dinov2WithRegisters", {"num_register_tokens": config.registers}
     gated = config.mlp == "gated"
@@ -58,6 +58,7 @@ def fields_of(config: VisionConfig) -> dict[str, Any]:
         **inverse.blocks(config),
         "mlp_ratio": _mlp_ratio(config.hidden_size, config.intermediate_size, gated),
         "use_swiglu_ffn": gated,
+        "use_mask_token": False,
         "layer_norm_eps": config.norm.eps,
         "qkv_bias": config.qkv_bias,
         **more,
@@ -73,10 +74,10 @@ def _mlp_ratio(hidden_size: int, intermediate_size: int, gated: bool) -> float:
 
 
 def spelling(config: VisionConfig) -> list[str]:
-    """Names the giant's MLP, whose gate and up are one tensor."""
+    """Names the giant's MLP, which has other names."""
     prefix = "dinov2_with_registers" if config.registers else "dinov2"
-    leaves = ("weight", "bias") if config.mlp == "gated" else ()
-    return [f"{prefix}.encoder.layer.0.mlp.weights_in.{leaf}" for leaf in leaves]
+    parts = ("weights_in", "weights_out") if config.mlp == "gated" else ()
+    return [f"{prefix}.encoder.layer.0.mlp.{part}.{leaf}" for part in parts for leaf in ("weight", "bias")]
 
 
 def table(prefix: str) -> WeightTable:
@@ -134,6 +135,7 @@ WITH_REGISTERS = Family(
     mapping=functools.partial(config, registers=_REGISTERS),
     fields_of=fields_of,
     spelling=spelling,
+    unread={"dinov2_with_registers.embeddings.mask_token": "11D"},
     table=table("dinov2_with_registers."),
     presets={
         f"dinov2_reg_{size}": Preset(

@@ -88,6 +88,7 @@ FAMILY = Family(
     model_type="dinov3_vit",
     mapping=config,
     fields_of=fields_of,
+    unread={"embeddings.mask_token": "11D", "embeddings.register_tokens": "1ZD"},
     table=TABLE,
     presets={
         name: Preset(f"facebook/dinov3-{source}-pretrain-lvd1689m", num_params, "DINOv3 (gated)", shape)

@@ -43,6 +43,7 @@ class Family:
       fields_of: the way back: a config of this project -> what transformers' class can say of it, as in `config.json`;
         None where transformers has no such class.
       spelling: of a config, the names that its files have of several in the table for one parameter.
+      unread: tensors that transformers' class has and nothing here reads, name -> axes: they are written as zeros.
       gguf_architecture: `general.architecture` of its GGUF files; None where there are none.
       gguf_config: GGUF metadata and tensor names -> a config in Hugging Face's field names; its `model_type` says which
         family's `mapping` reads it (files of one architecture may be models of several).
@@ -55,6 +56,7 @@ class Family:
     presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
     fields_of: Callable[[Any], dict[str, Any]] | None = None
     spelling: Callable[[Any], Collection[str]] = lambda config: ()
+    unread: Mapping[str, str] = dataclasses.field(default_factory=dict)
     gguf_architecture: str | None = None
     gguf_config: Callable[[Mapping[str, Any], Collection[str]], dict[str, Any]] | None = None
     gguf_table: WeightTable | None = None

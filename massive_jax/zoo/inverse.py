@@ -53,7 +53,7 @@ def rope(
     found: dict[str, Any] = {theta_field: config.rope.theta}
     if partial_field is not None:
         found[partial_field] = _partial(config.rope.rotary_dim or config.head_dim, config.head_dim)
-    if config.rope.kind != "default":
+    if config.rope.kind not in ("default", "factors"):  # the latter is of GGUF files
         found["rope_scaling"] = _scaling(config.rope)
     return found
 
@@ -72,9 +72,10 @@ def _partial(rotary_dim: int, head_dim: int) -> float:
 
 
 def windows(config: BlockConfig) -> dict[str, Any]:
-    """Gives the fields that `Fields.windows` reads."""
+    """Gives the fields that `Fields.windows` reads; without a window, the class has one and no use for it."""
     kinds = {True: "sliding_attention", False: "full_attention"}
-    return {"sliding_window": config.window, "layer_types": [kinds[windowed] for windowed in config.windowed_layers]}
+    types = {"layer_types": [kinds[windowed] for windowed in config.windowed_layers]}
+    return types if config.window is None else {"sliding_window": config.window, **types}
 
 
 def front_end(config: VisionConfig) -> dict[str, Any]:

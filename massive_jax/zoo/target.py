@@ -25,11 +25,13 @@ class Target:
       fields: of config.json, without dtype and special tokens.
       config: what they say here: the model's, but for options in `FILLED`.
       table: of the weights, a row a parameter.
+      unread: tensors that are zeros, name -> axes (see `Family`).
     """
 
     fields: Mapping[str, Any]
     config: TransformerConfig | VisionConfig
     table: WeightTable
+    unread: Mapping[str, str]
 
 
 def differences(config: TransformerConfig | VisionConfig, found: TransformerConfig | VisionConfig) -> list[str]:
@@ -47,6 +49,8 @@ def _said(config: TransformerConfig | VisionConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if field.name == "local_rope":
+            value = value or config.rope
         if field.name in ("norm", "rope", "local_rope", "alibi", "experts") and value is not None:
             found |= {f"{field.name}.{inner.name}": getattr(value, inner.name) for inner in dataclasses.fields(value)}
         else:
@@ -62,11 +66,11 @@ def _said(config: TransformerConfig | VisionConfig) -> dict[str, Any]:
     unused = ["dtype", "attention_kernel", "model_type"]
     unused += ["norm.alpha"] if config.norm.kind != "dynamic_tanh" else ["norm.eps"]
     unused += ["activation"] if config.experts is not None and config.experts.clamped else []
-    unused += [] if config.position == "rope" else [name for name in found if name.startswith("rope.")]
-    if config.position == "rope" and config.rope.kind == "default":
-        unused += [f"rope.{name}" for name in ("factor", "original_max_position")]
-    if not windowed or config.position != "rope":
-        unused += [name for name in found if name.startswith("local_rope")]
+    for name, used in (("rope", True), ("local_rope", windowed)):
+        if config.position != "rope" or not used:
+            unused += [option for option in found if option.partition(".")[0] == name]
+        elif found.get(f"{name}.kind") not in ("dynamic", "llama3", "yarn"):
+            unused.append(f"{name}.original_max_position")
     if isinstance(config, VisionConfig) and config.position == "rope":
         unused += ["interpolation", "class_position"]
     return {name: value for name, value in found.items() if name not in unused}
