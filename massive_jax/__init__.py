@@ -24,17 +24,20 @@ if TYPE_CHECKING:
     from massive_jax.model import ImageModel, Model, TextModel
     from massive_jax.probe import Capture, Edit, Measure, PerToken, Stats
     from massive_jax.random_models import init
+    from massive_jax.sweep import EditGrid, Sweep
 
 __version__ = "0.1.0"
 __all__ = [
     "Capture",
     "Edit",
+    "EditGrid",
     "ImageModel",
     "Measure",
     "Model",
     "Output",
     "PerToken",
     "Stats",
+    "Sweep",
     "TextModel",
     "bias",
     "convert",
@@ -51,12 +54,14 @@ __all__ = [
 _HOMES = {
     "Capture": "massive_jax.probe",
     "Edit": "massive_jax.probe",
+    "EditGrid": "massive_jax.sweep",
     "ImageModel": "massive_jax.model",
     "Measure": "massive_jax.probe",
     "Model": "massive_jax.model",
     "Output": "massive_jax.forward",
     "PerToken": "massive_jax.probe",
     "Stats": "massive_jax.probe",
+    "Sweep": "massive_jax.sweep",
     "TextModel": "massive_jax.model",
     "convert": "massive_jax.loading",
     "export": "massive_jax.exporting",
@@ -79,6 +84,7 @@ _ROOMS = (
     "parallel",
     "probe",
     "report",
+    "sweep",
     "train",
     "weights",
     "zoo",

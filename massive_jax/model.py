@@ -35,6 +35,7 @@ from massive_jax.probe import (
     compile_captures,
     compile_edits,
 )
+from massive_jax.sweep import EditUnits, Sweep, sweep
 
 if TYPE_CHECKING:
     from massive_jax.inputs.images import ImageProcessor
@@ -91,6 +92,7 @@ class Model:
         unembed: ClassVar[Callable[..., jax.Array]]
         logit_lens: ClassVar[Callable[..., Lens]]
         logit_attribution: ClassVar[Callable[..., Attribution]]
+        sweep: ClassVar[Callable[..., Sweep]]
         bos_id: ClassVar[Callable[..., int]]
         first_delimiter: ClassVar[Callable[..., np.ndarray]]
         check_tokens: ClassVar[Callable[..., Any]]
@@ -255,6 +257,10 @@ class TextModel(Model):
     def logit_attribution(self, tokens: Any, target: Any = None, **options: Any) -> Attribution:
         """Splits a logit into what each part of the model adds to it: see `massive_jax.attribution`."""
         return logit_attribution(self, tokens, target, **options)
+
+    def sweep(self, tokens: Any, edits: EditUnits, metric: str | Callable[..., Any], **options: Any) -> Sweep:
+        """Measures a metric under each of many edits: see `massive_jax.sweep.sweep` for the options."""
+        return sweep(self, tokens, edits, metric, **options)
 
     def tokenize(self, text: str | Sequence[str], bos: bool = False) -> np.ndarray:
         """Turns one text, or several of equal length, into token ids: int32 [B, T]. No special token unless `bos`.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from massive_jax.arguments import shown, whole_number
@@ -17,7 +16,7 @@ from massive_jax.evaluate.scores import Scores
 from massive_jax.forward import forward
 from massive_jax.model import Model, TextModel
 from massive_jax.models import head_of
-from massive_jax.models.loss import chunked_nll
+from massive_jax.models.loss import sequence_nll
 from massive_jax.parallel import mesh_of_params, mesh_set
 from massive_jax.probe import CapturePlan, Edit
 
@@ -120,13 +119,4 @@ def token_nll(model: Model, tokens: Any, edits: Edit | Sequence[Edit] | None = N
 @functools.partial(jax.jit, static_argnames=("module",))
 def _nll(module: Any, params: Any, edits: Any, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
     hidden = forward(module, params, edits, CapturePlan(), tokens, logits=False, positions=positions).last_hidden
-    if positions is not None:
-        # Each sequence's own tokens first, in their order: a token is predicted by the one before it.
-        order = jnp.argsort(positions < 0, axis=1, stable=True)
-        hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
-        tokens = jnp.take_along_axis(tokens, order, axis=1)
-    nll = chunked_nll(module.config, hidden[:, :-1], head_of(module.config, params), tokens[:, 1:])
-    if positions is None:
-        return nll
-    lengths = jnp.sum(positions >= 0, axis=1, keepdims=True)
-    return jnp.where(jnp.arange(1, tokens.shape[1]) < lengths, nll, 0.0)
+    return sequence_nll(module.config, hidden, head_of(module.config, params), tokens, positions)

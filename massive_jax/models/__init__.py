@@ -12,6 +12,7 @@ from massive_jax.models.config import (
 )
 from massive_jax.models.language_model import Head, LanguageModel, empty_cache, head_logits, head_of, last_of
 from massive_jax.models.parameters import Parameter, declared
+from massive_jax.models.stack import Resume
 from massive_jax.models.vision import VisionTransformer
 from massive_jax.models.vision_config import VisionConfig
 
@@ -31,6 +32,7 @@ __all__ = [
     "LanguageModel",
     "NormConfig",
     "Parameter",
+    "Resume",
     "RopeConfig",
     "TransformerConfig",
     "VisionConfig",

@@ -59,6 +59,22 @@ class Surroundings:
     slot_places: SlotPlaces | None = None
     query_scale: jax.Array | None = None
 
+    def rows(self, start: Any, size: int) -> Surroundings:
+        """Gives the same for `size` of the tokens, from `start` on, which attend to all: keys are those of a cache."""
+
+        def cut(x: jax.Array | None, axis: int) -> Any:
+            whole = x is None or x.shape[axis] == 1
+            return x if whole else jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+        return dataclasses.replace(
+            self,
+            rope=None if self.rope is None else tuple(cut(x, 1) for x in self.rope),
+            bias=cut(self.bias, 2),
+            mask=cut(self.mask, 1),
+            cache_slots=cut(self.cache_slots, 1),
+            slot_places=None if self.slot_places is None else self.slot_places.rows(start, size),
+        )
+
 
 class Attention(Module):
     """Mixes tokens by self-attention: projections, rotary embedding, mixture of values, output projection."""

@@ -151,6 +151,11 @@ class SlotPlaces:
     mask: jax.Array | None = None
     tokens: tuple[jax.Array, jax.Array] | None = None
 
+    def rows(self, start: Any, size: int) -> SlotPlaces:
+        """Gives the same for `size` of the queries, from `start` on."""
+        mask = None if self.mask is None else jax.lax.dynamic_slice_in_dim(self.mask, start, size, axis=1)
+        return dataclasses.replace(self, mask=mask)
+
 
 _FEW = 4  # slots
 

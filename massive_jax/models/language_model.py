@@ -20,7 +20,7 @@ from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
 from massive_jax.models.parameters import Module, Role
 from massive_jax.models.positions import alibi_bias, rope_tables
-from massive_jax.models.stack import LayerKinds, Pass, outer_tap, run_blocks, sow
+from massive_jax.models.stack import LayerKinds, Pass, Resume, outer_tap, run_blocks, sow, taken_up
 from massive_jax.probe import UNPADDED, CapturePlan, Coordinates
 
 
@@ -51,6 +51,7 @@ class LanguageModel(Module):
         capture: CapturePlan | None = None,
         logits: bool = True,
         last_only: bool = False,
+        resume: Resume | None = None,
     ) -> tuple[jax.Array | None, jax.Array]:
         """Runs the model.
 
@@ -64,12 +65,13 @@ class LanguageModel(Module):
           logits: whether to compute the logits (static).
           last_only: computes the logits of each sequence's last token only (static); a capture or edit of them needs
             all.
+          resume: where to take up a pass over these tokens that was made before; with `positions`, without `slots`.
 
         Returns:
           logits [B, T, V] float32 (None unless asked for) and the output of the final norm [B, T, D]; zeros at padding.
         """
         with product_precision(self.config.dtype):
-            return self._run(tokens, positions, slots, capture, logits, last_only)
+            return self._run(tokens, positions, slots, capture, logits, last_only, resume)
 
     def _run(
         self,
@@ -79,6 +81,7 @@ class LanguageModel(Module):
         plan: CapturePlan | None,
         want_logits: bool,
         last_only: bool,
+        resume: Resume | None,
     ) -> tuple[jax.Array | None, jax.Array]:
         cfg = self.config
         B, T = tokens.shape
@@ -86,9 +89,10 @@ class LanguageModel(Module):
         tap = outer_tap(self, cfg, plan, places.coordinates(cfg.num_slots))
 
         embedding, x = self._embed(tokens, places.queries)
-        x = tap("embed", x)
+        x = tap("embed", x) if resume is None else taken_up(tap, resume)
         sequence = Pass(x, self._surroundings(places), places.keys.shape[1])
-        x, results = run_blocks(cfg, tap, sequence, self._sink_tokens(), remat=self.remat, unroll=self.unroll)
+        options = {"remat": self.remat, "unroll": self.unroll, "resume": resume}
+        x, results = run_blocks(cfg, tap, sequence, self._sink_tokens(), **options)
 
         x = tap("final_norm", Norm(cfg.norm, name="norm")(x) if cfg.final_norm else x)
         if cfg.embedding_size is not None:

@@ -41,6 +41,33 @@ def chunked_nll(config: TransformerConfig, hidden: jax.Array, head: Head, target
     return jnp.moveaxis(nll, 0, 1).reshape(B, -1)[:, :T]
 
 
+def sequence_nll(
+    config: TransformerConfig, hidden: jax.Array, head: Head, tokens: jax.Array, positions: jax.Array | None = None
+) -> jax.Array:
+    """Computes -log p of every token after the first, given those before it, some positions at a time.
+
+    Args:
+      config: see `chunked_nll`, as for the next two.
+      hidden: [B, T, D].
+      head: the output head.
+      tokens: int [B, T].
+      positions: int [B, T], each token's place in its sequence, ascending, -1 for padding; None for no padding.
+
+    Returns:
+      float32 [B, T - 1]: at [b, i] that of sequence b's own token i + 1; 0 beyond its end.
+    """
+    if positions is not None:
+        # Each sequence's own tokens first, in their order: a token is predicted by the one before it.
+        order = jnp.argsort(positions < 0, axis=1, stable=True)
+        hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
+        tokens = jnp.take_along_axis(tokens, order, axis=1)
+    nll = chunked_nll(config, hidden[:, :-1], head, tokens[:, 1:])
+    if positions is None:
+        return nll
+    lengths = jnp.sum(positions >= 0, axis=1, keepdims=True)
+    return jnp.where(jnp.arange(1, tokens.shape[1]) < lengths, nll, 0.0)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4, 5))
 def mean_nll(
     config: TransformerConfig,

@@ -90,8 +90,40 @@ class Pass:
     num_keys: int
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """Says where a pass over tokens that was made before, without edits, is taken up again.
+
+    Edits of later blocks and columns change nothing before: that is not computed. What is left out of the stream stays
+    what it was given as. Nothing is captured.
+
+    Attributes:
+      layer: int32 [], the blocks that are left out: those up to this number (1-based; 0 for none).
+      stream: [B, T, D], the output of that block, or the embedding; `block_out` is edited there, too.
+      first: int32 [], the first chunk of columns that is run.
+      keys: [L, B, T, K, N], what the site `key` held in every block; None where T is one chunk.
+      values: likewise.
+      chunk: how many columns are run at a time; T is a multiple of it.
+    """
+
+    layer: jax.Array
+    stream: jax.Array
+    first: jax.Array
+    keys: jax.Array | None
+    values: jax.Array | None
+    chunk: int = dataclasses.field(metadata={"static": True})
+
+
 def run_blocks(
-    config: BlockConfig, tap: Tap, sequence: Pass, sink: Pass | None = None, *, remat: str = "none", unroll: int = 1
+    config: BlockConfig,
+    tap: Tap,
+    sequence: Pass,
+    sink: Pass | None = None,
+    *,
+    remat: str = "none",
+    unroll: int = 1,
+    resume: Resume | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Runs the L blocks under `nn.scan`; their parameters are the submodule "layers" of the module that calls.
 
@@ -102,20 +134,23 @@ def run_blocks(
       sink: sink tokens, B = 1, which run beside the sequence and are slots of its attention; None for none.
       remat: what of a block is computed again in the backward pass instead of kept: a name in `REMAT`.
       unroll: blocks in the body of the loop.
+      resume: where to begin; None for the first block.
 
     Returns:
       The output of block L [B, T, D], and what was captured in the blocks, for `sow`.
     """
     edits, plan, coordinates = tap.all_edits, tap.plan, tap.coordinates
-    layers = (jnp.arange(1, config.num_layers + 1), jnp.asarray(config.windowed_layers), dict(plan.slots))
+    numbers = jnp.arange(1, config.num_layers + 1)
     nothing_kept = empty_results(_KEYS_AND_VALUES, config.sizes(1, config.num_slots), config.jnp_dtype)
+    cache = None if resume is None else (resume.keys, resume.values)
     B, T, _ = sequence.x.shape
+    layers = (numbers, jnp.asarray(config.windowed_layers), dict(plan.slots), cache)
     sizes = config.sizes(B, T, sequence.num_keys)
     carry = (sequence.x, None if sink is None else sink.x, empty_results(plan, sizes, config.jnp_dtype, coordinates))
 
     def step(block: Block, carry: Any, layer: Any, around: Any, alone: Any, edits: Any) -> tuple[Any, None]:
         x, sink, results = carry
-        number, windowed, slots = layer
+        number, windowed, slots, cache = layer
         around = _of_layer(config, around, number, windowed)
         if sink is not None:
             kept = Tap({}, _KEYS_AND_VALUES, slots=_FIRST_SLOT, results=nothing_kept)
@@ -123,7 +158,7 @@ def run_blocks(
             tokens = (kept.results["key"].tensor[0], kept.results["value"].tensor[0])
             around = dataclasses.replace(around, slot_places=dataclasses.replace(around.slot_places, tokens=tokens))
         tap = Tap(edits, plan, number, slots, results, coordinates)
-        x = block(x, around, tap)
+        x = block(x, around, tap) if resume is None else _resumed(block, x, around, tap, number, resume, cache)
         return (x, sink, tap.results), None
 
     scan = nn.scan(
@@ -138,6 +173,47 @@ def run_blocks(
     alone = None if sink is None else sink.around
     (x, _, results), _ = scan(Block(config, name="layers"), carry, layers, sequence.around, alone, edits)
     return x, results
+
+
+def taken_up(tap: Tap, resume: Resume) -> jax.Array:
+    """Gives the stream that a pass is taken up with, [B, T, D], after the edits of it."""
+    edits, coordinates = tap.all_edits, tap.coordinates
+
+    def after(x: jax.Array) -> jax.Array:
+        return Tap(edits, CapturePlan(), resume.layer, coordinates=coordinates)("block_out", x)
+
+    return jax.lax.cond(resume.layer > 0, after, lambda x: tap("embed", x), resume.stream)
+
+
+def _resumed(
+    block: Block, x: jax.Array, around: Surroundings, tap: Tap, number: jax.Array, resume: Resume, cache: Any
+) -> jax.Array:
+    """What the block of this number makes of the chunks of a stream that are run; nothing where it is left out."""
+    alone = Block(block.config, parent=None)
+    params, size = {"params": block.variables["params"]}, resume.chunk
+    keys, values = cache
+    if keys is not None:
+        around = dataclasses.replace(around, cache_slots=jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]))
+
+    def run(chunk: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        x, cache = carry
+        if cache is None:
+            return alone.apply(params, x, around, tap), None
+        start = chunk * size
+        its = Tap(tap.all_edits, CapturePlan(), number, coordinates=tap.coordinates.rows(start, size))
+        new, state = alone.apply(
+            {**params, "cache": cache},
+            jax.lax.dynamic_slice_in_dim(x, start, size, axis=1),
+            around.rows(start, size),
+            its,
+            mutable=["cache"],
+        )
+        return jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=1), state["cache"]
+
+    chunks = x.shape[1] // size
+    kept = None if keys is None else {"attn": {"cached_key": keys, "cached_value": values}}
+    first = jnp.where(number > resume.layer, resume.first, chunks)
+    return jax.lax.fori_loop(first, chunks, run, (x, kept))[0]
 
 
 def _of_layer(config: BlockConfig, around: LayerKinds, number: jax.Array, windowed: jax.Array) -> Surroundings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,14 @@ class Coordinates:
             here |= given == positions[:, None]
         here &= given >= 0
         return jnp.argmax(here, axis=1).astype(jnp.int32), jnp.any(here, axis=1)
+
+    def rows(self, start: Any, size: int) -> Coordinates:
+        """Gives those of `size` of the tokens, from `start` on; keys stay."""
+        if (given := self.positions.get("T")) is None:
+            return self
+        return dataclasses.replace(
+            self, positions={**self.positions, "T": jax.lax.dynamic_slice_in_dim(given, start, size, axis=1)}
+        )
 
     def spread(self, axis: str, size: int, given: jax.Array, dim: int) -> jax.Array:
         """Gives what is given by position along an axis, slots last, by column.
