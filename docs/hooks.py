@@ -42,7 +42,8 @@ REFERENCE = {
     **{
         room: [f"massive_jax.{room}"]
         for room in (
-            "analysis", "bias", "collect", "data", "evaluate", "models", "parallel", "probe", "report", "train", "zoo",
+            "analysis", "bias", "collect", "data", "evaluate", "models", "parallel", "probe", "report", "sweep",
+            "train", "zoo",
         )
     },
 }  # fmt: skip

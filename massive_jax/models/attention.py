@@ -63,8 +63,9 @@ class Surroundings:
         """Gives the same for `size` of the tokens, from `start` on, which attend to all: keys are those of a cache."""
 
         def cut(x: jax.Array | None, axis: int) -> Any:
-            whole = x is None or x.shape[axis] == 1
-            return x if whole else jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+            if x is None or x.shape[axis] == 1:
+                return x
+            return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
         return dataclasses.replace(
             self,

@@ -91,8 +91,8 @@ class LanguageModel(Module):
         embedding, x = self._embed(tokens, places.queries)
         x = tap("embed", x) if resume is None else taken_up(tap, resume)
         sequence = Pass(x, self._surroundings(places), places.keys.shape[1])
-        options = {"remat": self.remat, "unroll": self.unroll, "resume": resume}
-        x, results = run_blocks(cfg, tap, sequence, self._sink_tokens(), **options)
+        sink, remat, unroll = self._sink_tokens(), self.remat, self.unroll
+        x, results = run_blocks(cfg, tap, sequence, sink, remat=remat, unroll=unroll, resume=resume)
 
         x = tap("final_norm", Norm(cfg.norm, name="norm")(x) if cfg.final_norm else x)
         if cfg.embedding_size is not None:

@@ -198,7 +198,7 @@ def _resumed(
     def run(chunk: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         x, cache = carry
         if cache is None:
-            return alone.apply(params, x, around, tap), None
+            return jnp.asarray(alone.apply(params, x, around, tap)), None
         start = chunk * size
         its = Tap(tap.all_edits, CapturePlan(), number, coordinates=tap.coordinates.rows(start, size))
         new, state = alone.apply(

@@ -86,7 +86,7 @@ class EditGrid:
         return found
 
     def cells(self, axes: Mapping[str, tuple[Any, ...]]) -> Iterator[Edit]:
-        """Yields the edit of each cell, the last axis first; `axes` as the method of that name gives.
+        """Gives the edit of each cell, the last axis first; `axes` as the method of that name gives.
 
         Raises:
           ValueError: a value with an axis in front that is not the grid's layers.

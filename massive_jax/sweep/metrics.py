@@ -139,6 +139,6 @@ def _ids(metric: str, given: Any, batch: int, vocabulary: int) -> np.ndarray:
     numbers = (given,) * batch if is_index(given) else several(given)
     if numbers is None or len(numbers) != batch or not all(map(is_index, numbers)):
         raise ValueError(f"metric {metric}: a token id is {shown(given)}; give a whole number, or one a sequence.")
-    if bad := [number for number in numbers if not 0 <= number < vocabulary]:
+    if bad := sorted({number for number in numbers if not 0 <= number < vocabulary}):
         raise ValueError(f"metric {metric}: token ids {listed(bad)} are not in the vocabulary, 0 to {vocabulary - 1}.")
     return np.array([int(number) for number in numbers], np.int32)

@@ -124,7 +124,7 @@ def sweep(
     axes = None
     if isinstance(edits, EditGrid):
         axes = edits.axes(config.input_sizes(tokens.shape), int(lengths.min()))
-        grid = [(edit,) for edit in edits.cells(axes)]
+        grid: list[tuple[Edit, ...]] = [(edit,) for edit in edits.cells(axes)]
     else:
         grid = as_units(edits)
     run = _Run.of(model, tokens, mask, grid, found_metric, data, batch, memory, path)
@@ -375,7 +375,7 @@ def _swept(
     def last_hidden(edits: EditCollection) -> jax.Array:
         resume = Resume(layer, unedited.streams[layer], first, unedited.keys, unedited.values, chunk)
         _, hidden = module.apply({"params": params, "edits": edits}, tokens, resume=resume, logits=False, **padded)
-        return jnp.where(run, hidden, unedited.hidden)[:, pad:]
+        return jnp.where(run, jnp.asarray(hidden), unedited.hidden)[:, pad:]
 
     def value(hidden: jax.Array, edits: EditCollection) -> jax.Array:
         return _value(module.config, metric, params, hidden, edits, whole, tokens[:, pad:], own, data)
@@ -417,7 +417,7 @@ def _value(
         if metric.of == "output":
             return metric.output(logits, hidden, data)
         nll = _nll_of(logits, tokens, positions)
-    return metric.text(nll, B * (T - 1) if positions is None else jnp.sum(positions > 0))
+    return metric.text(nll, jnp.asarray(B * (T - 1)) if positions is None else jnp.sum(positions > 0))
 
 
 def _nll_of(logits: jax.Array, tokens: jax.Array, positions: jax.Array | None) -> jax.Array:

@@ -47,7 +47,7 @@ class Store:
         if where is None or not where.exists():
             return empty
         try:
-            with np.load(where, allow_pickle=False) as file:
+            with where.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 found = dict(zip(file["marks"].tolist(), file["checksums"].tolist(), strict=True))
                 values, done = file["values"], file["done"]
         except Exception as error:  # a zip file can be damaged in many ways
@@ -98,5 +98,5 @@ def checksum(*things: Any) -> str:
             kind = leaf if array is None else f"{array.dtype}{array.shape}"
             found.update(f"{jax.tree_util.keystr(path)}{kind}".encode())
             if array is not None:
-                found.update(array.reshape(-1).view(np.uint8))
+                found.update(array.reshape(-1).view(np.uint8).data)
     return found.hexdigest()
