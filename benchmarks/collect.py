@@ -2,11 +2,11 @@
 
   python -m benchmarks.collect --windows=64 --context=128 --layer=15 --repeats=3
 
-Prints a line a task: tokens per second (median over repeats) of `collect_activations`; of Hugging Face's model with a
-hook on that layer, which is how most people do it; and of the same where the hook also ends the pass there, as this
-project does. Both write rows, tokens, places, norms and the mask of massive tokens as safetensors; the second task
-tells sinks too, for which PyTorch's attention has to be eager. Both are warmed up; the repeats alternate. The largest
-difference of two rows is printed, relative to their norm.
+Prints two lines a task: tokens per second (median over repeats; wall and of the processor) of `collect_activations`; of
+Hugging Face's model with a hook on that layer, which is how most people do it; and of the same where the hook also ends
+the pass there, as this project does. Both write rows, tokens, places, norms and the mask of massive tokens as
+safetensors; the second task tells sinks too, for which PyTorch's attention has to be eager. Both are warmed up; the
+repeats alternate. The largest difference of two rows is printed, relative to their norm.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
     capture, count = mj.Capture("block_out", layers=_LAYER.value), windows.tokens.size
     print(f"jax {jax.__version__}, torch {torch.__version__}, {jax.devices()[0]}, {torch.get_num_threads()} threads")
     print(f"{count:,} tokens, layer {_LAYER.value} of {model.config.num_layers}, float32")
-    print(f"{'tokens/s':28}{'ours':>8}{'hook':>8}{'ending':>8}{'ours / hook':>14}{'ours / ending':>15}{'apart':>10}")
+    print(f"{'tokens/s':32}{'ours':>8}{'hook':>8}{'ending':>8}{'ours / hook':>14}{'ours / ending':>15}{'apart':>10}")
     for sinks in (False, True):
         with tempfile.TemporaryDirectory() as directory:
             root = pathlib.Path(directory)
@@ -116,17 +116,19 @@ def main(argv: list[str]) -> None:
                 path = root / f"theirs{run}{stop}.safetensors"
                 hooked(peers[sinks], windows, _LAYER.value, path, sinks=sinks, stop=stop)
 
-            rates: list[tuple[float, ...]] = []
+            found: list[tuple[tuple[float, float], ...]] = []
             for run in range(_REPEATS.value + 1):
                 seconds = (_time(ours, run), _time(theirs, run, False), _time(theirs, run, True))
                 if run:
-                    rates.append(tuple(count / s for s in seconds))
+                    found.append(seconds)
             apart = _apart(ActivationStore(root / "ours1"), root / "theirs1True.safetensors", _LAYER.value)
-            medians = [statistics.median(rate) for rate in zip(*rates, strict=True)]
-            ratios = [statistics.median(rate[0] / rate[i] for rate in rates) for i in (1, 2)]
             words = "rows, massive, sinks" if sinks else "rows, massive"
-            numbers = "".join(f"{rate:8,.0f}" for rate in medians)
-            print(f"{words:28}{numbers}{ratios[0]:14.2f}{ratios[1]:15.2f}{apart:10.1e}", flush=True)
+            for kind, which in (("wall", 0), ("processor", 1)):
+                rates = [tuple(count / side[which] for side in seconds) for seconds in found]
+                numbers = "".join(f"{statistics.median(rate):8,.0f}" for rate in zip(*rates, strict=True))
+                ratios = [statistics.median(rate[0] / rate[i] for rate in rates) for i in (1, 2)]
+                label = f"{words}, {kind}"
+                print(f"{label:32}{numbers}{ratios[0]:14.2f}{ratios[1]:15.2f}{apart:10.1e}", flush=True)
 
 
 def _apart(store: ActivationStore, path: pathlib.Path, layer: int) -> float:
@@ -139,10 +141,11 @@ def _apart(store: ActivationStore, path: pathlib.Path, layer: int) -> float:
     return float((np.linalg.norm(ours[f"block_out.{layer}"] - theirs["rows"], axis=1) / theirs["norm"]).max())
 
 
-def _time(run: Callable[..., None], *args: object) -> float:
-    started = time.perf_counter()
+def _time(run: Callable[..., None], *args: object) -> tuple[float, float]:
+    """Seconds of the wall and of the processors."""
+    wall, processor = time.perf_counter(), time.process_time()
     run(*args)
-    return time.perf_counter() - started
+    return time.perf_counter() - wall, time.process_time() - processor
 
 
 if __name__ == "__main__":
