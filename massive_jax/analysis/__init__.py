@@ -15,7 +15,7 @@ from massive_jax.analysis.census import (
     steps,
     uniform_sink_mass,
 )
-from massive_jax.analysis.effects import carrier, shares_alone
+from massive_jax.analysis.effects import carrier, rank_correlation, shares_alone
 from massive_jax.analysis.emergence import PARAMETERS, EmergenceFit, emergence_curve, fit_emergence
 from massive_jax.analysis.massive import (
     DEFINITION,
@@ -118,6 +118,7 @@ __all__ = [
     "padded_sets",
     "percentiles",
     "random_sets",
+    "rank_correlation",
     "rank_locations",
     "rank_of",
     "resampled_means",

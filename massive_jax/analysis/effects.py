@@ -1,9 +1,11 @@
-"""Which of several edited places does what all of them do together."""
+"""Which of several edited places does what all of them do together; which of two measures orders them alike."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from massive_jax.arguments import number
 
@@ -47,3 +49,20 @@ def carrier(
         return None
     found = [i for i, part in enumerate(shares_alone(original, together, alone)) if part >= share]
     return found[0] if len(found) == 1 else None
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Gives Spearman's rank correlation of two arrays of a shape, ties at their mean rank; None where one is constant.
+
+    Examples:
+      >>> rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([10.0, 30.0, 20.0]))
+      0.5
+    """
+
+    def ranks(values: np.ndarray) -> np.ndarray:
+        _, inverse, counts = np.unique(np.ravel(values), return_inverse=True, return_counts=True)
+        return (np.cumsum(counts) - (counts - 1) / 2)[inverse.ravel()]
+
+    a, b = (ranks(values) - (values.size + 1) / 2 for values in (np.asarray(first), np.asarray(second)))
+    spread = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / spread if spread else None

@@ -59,6 +59,7 @@ from massive_jax.evaluate.register_neurons import (
 from massive_jax.evaluate.registers import mean_registers, register_shape
 from massive_jax.evaluate.scores import Scores
 from massive_jax.evaluate.super_weights import measure_super_weights, super_weight_passes
+from massive_jax.evaluate.sweep_map import SweepMap, measure_sweep
 
 __all__ = [
     "APART",
@@ -86,6 +87,7 @@ __all__ = [
     "RegisterNeuron",
     "Scores",
     "Spreads",
+    "SweepMap",
     "VectorNumbers",
     "add_register",
     "attach_head",
@@ -112,6 +114,7 @@ __all__ = [
     "measure_of",
     "measure_profile",
     "measure_super_weights",
+    "measure_sweep",
     "move_neurons",
     "names_of",
     "nowhere",

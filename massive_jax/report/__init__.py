@@ -33,6 +33,7 @@ from massive_jax.report.super_weights import (
     super_weight_title,
     told_in_words,
 )
+from massive_jax.report.sweep import plot_sweep
 from massive_jax.report.variants import markdown_table, plot_variant_curves, plot_variants, variant_rows
 from massive_jax.report.words import label, number, precision
 
@@ -69,6 +70,7 @@ __all__ = [
     "plot_profiles",
     "plot_registers",
     "plot_super_weights",
+    "plot_sweep",
     "plot_variant_curves",
     "plot_variants",
     "precision",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -94,6 +95,48 @@ class Metric:
         assert self.fn is not None
         out = Output(logits, last_hidden, {})
         return jnp.asarray(self.fn(out, data) if self.with_data else self.fn(out))
+
+
+@functools.lru_cache(maxsize=64)  # one function, so one program
+def metric_function(name: str) -> Callable[[Output, Any], jax.Array]:
+    """Gives a named metric as a function for `Model.gradient`, of sequences without padding.
+
+    Args:
+      name: in `METRICS`, but "kl", whose gradient at the unedited run is 0.
+
+    Returns:
+      A function of an `Output` and data, the token ids as `sweep` takes them in arrays [B], or for "loss" and
+      "perplexity" the tokens [B, T]; it gives a number.
+
+    Raises:
+      ValueError: no such metric.
+    """
+    if name not in METRICS or name == "kl":
+        known = ", ".join(other for other in METRICS if other != "kl")
+        raise ValueError(f"metric {shown(name)} has no function of an output; those that have are {known}.")
+    metric = Metric(METRICS[name].of, name)
+
+    def of_output(out: Output, data: Any) -> jax.Array:
+        assert out.logits is not None
+        if metric.of == "last":
+            return metric.last(out.logits[:, -1], data)
+        nll = nll_of(out.logits, data)
+        return metric.text(nll, jnp.asarray(nll.size))
+
+    return of_output
+
+
+def nll_of(logits: jax.Array, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
+    """Gives what `massive_jax.models.loss.sequence_nll` gives, from all logits [B, T, V]."""
+    if positions is not None:
+        order = jnp.argsort(positions < 0, axis=1, stable=True)
+        logits = jnp.take_along_axis(logits, order[..., None], axis=1)
+        tokens = jnp.take_along_axis(tokens, order, axis=1)
+    log_probs = jax.nn.log_softmax(logits[:, :-1], axis=-1)
+    nll = -jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
+    if positions is None:
+        return nll
+    return jnp.where(jnp.arange(1, tokens.shape[1]) < jnp.sum(positions >= 0, axis=1, keepdims=True), nll, 0.0)
 
 
 def find_metric(given: Any, data: Any, batch: int, vocabulary: int) -> tuple[Metric, Any]:

@@ -31,7 +31,7 @@ from massive_jax.probe import Capture, CapturePlan, Coordinates, Edit, EditColle
 from massive_jax.probe.functions import result_shapes
 from massive_jax.sweep import plan as planning
 from massive_jax.sweep.grid import EditGrid
-from massive_jax.sweep.metrics import Metric, find_metric
+from massive_jax.sweep.metrics import Metric, find_metric, nll_of
 from massive_jax.sweep.store import Store, checked_path, checksum
 from massive_jax.sweep.units import Units, as_units, program_text, stacked
 
@@ -416,21 +416,8 @@ def _value(
             return metric.last(last_of(logits, positions)[:, 0], data)
         if metric.of == "output":
             return metric.output(logits, hidden, data)
-        nll = _nll_of(logits, tokens, positions)
+        nll = nll_of(logits, tokens, positions)
     return metric.text(nll, jnp.asarray(B * (T - 1)) if positions is None else jnp.sum(positions > 0))
-
-
-def _nll_of(logits: jax.Array, tokens: jax.Array, positions: jax.Array | None) -> jax.Array:
-    """What `sequence_nll` gives, from all logits."""
-    if positions is not None:
-        order = jnp.argsort(positions < 0, axis=1, stable=True)
-        logits = jnp.take_along_axis(logits, order[..., None], axis=1)
-        tokens = jnp.take_along_axis(tokens, order, axis=1)
-    log_probs = jax.nn.log_softmax(logits[:, :-1], axis=-1)
-    nll = -jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
-    if positions is None:
-        return nll
-    return jnp.where(jnp.arange(1, tokens.shape[1]) < jnp.sum(positions >= 0, axis=1, keepdims=True), nll, 0.0)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "metric"))

@@ -74,6 +74,7 @@ from massive_jax.report.results.registers import (
 )
 from massive_jax.report.results.source import ImageSource, Named, Numbers, On, Run, TextSource
 from massive_jax.report.results.super_weights import SuperWeightsOf
+from massive_jax.report.results.sweeps import SweepResult
 from massive_jax.report.results.training import (
     Census,
     CensusActivation,
@@ -163,6 +164,7 @@ __all__ = [
     "SecondarySinks",
     "Spread",
     "SuperWeightsOf",
+    "SweepResult",
     "TextSource",
     "TopActivation",
     "TrainGPT2",
