@@ -230,7 +230,7 @@ class _Plan:
 
 
 def _path(directory: Any) -> pathlib.Path:
-    if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
+    if not isinstance(directory, str | os.PathLike) or not str(directory) or "\0" in str(directory):
         raise ValueError(f"directory is {shown(directory)}; give the path of one.")
     return user_path(directory)
 

@@ -127,7 +127,7 @@ class ActivationStore:
         size = whole_number("batch_size", batch_size, 1)
         seed = None if seed is None else seed_number(seed)
         wanted = (sites,) if isinstance(sites, str) else tuple(self.sites) if sites is None else several(sites)
-        if not wanted or (unknown := [name for name in wanted if name not in self.sites]):
+        if not wanted or (unknown := [name for name in wanted if name not in list(self.sites)]):
             what = shown(unknown[0]) if wanted else shown(sites)
             raise ValueError(f"{self.directory} has no site {what}; it has {', '.join(self.sites)}.")
         if not self.count(where):
@@ -191,7 +191,7 @@ class ActivationStore:
         return WHERE if self.index["about"]["sinks"] is not None else WHERE[:-1]
 
     def _checked(self, where: str) -> str:
-        if where not in self._counts:
+        if not isinstance(where, str) or where not in self._counts:
             why = " (it was collected without sinks)" if where == "sink" else ""
             raise ValueError(f"where is {shown(where)}; this store tells {', '.join(self._counts)}{why}.")
         return where

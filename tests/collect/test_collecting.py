@@ -285,7 +285,7 @@ def test_bad_input_is_one_line_before_anything_runs(collect, windows, tiny_visio
             collect(tmp_path / "a", **options)
         assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
-    for directory in (None, "", 3):
+    for directory in (None, "", 3, "a\0b"):
         with pytest.raises(ValueError, match="directory is .*; give the path of one"):
             collect(directory)
 

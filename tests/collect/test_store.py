@@ -95,6 +95,8 @@ def test_a_batch_has_its_tokens_with_its_rows(written):
     [
         ((0,), "batch_size is 0"),
         ((2, 1.5), "seed is 1.5"),
+        ((2, 0, ["all"]), r"where is \['all'\]; this store tells"),
+        ((2, 0, "all", [["embed"]]), r"has no site \['embed'\]; it has embed"),
         ((2, 0, "odd"), "where is 'odd'; this store tells all, normal, massive, sink"),
         ((2, 0, "all", "block_out.3"), "has no site 'block_out.3'; it has embed"),
         ((2, 0, "all", ()), r"has no site \(\); it has embed"),
