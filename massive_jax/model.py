@@ -39,6 +39,7 @@ from massive_jax.sweep import EditUnits, Sweep, sweep
 
 if TYPE_CHECKING:
     from massive_jax.inputs.images import ImageProcessor
+    from massive_jax.nnx_bridge import NnxModel
     from massive_jax.weights.source import Origin
 
 _PADDED_TO = 64  # lengths of `tokenize_batch`
@@ -173,6 +174,18 @@ class Model:
     def with_params(self, config: TransformerConfig | VisionConfig, params: Any) -> Self:
         """Gives this model with other parameters, and the config that they go with: of the same kind."""
         return dataclasses.replace(self, module=build(config), params=params, config=config)
+
+    def to_nnx(self) -> NnxModel:
+        """Gives this model as a module of Flax's NNX, which shares its arrays: `massive_jax.nnx_bridge.NnxModel`."""
+        from massive_jax.nnx_bridge import to_nnx
+
+        return to_nnx(self.module, self.params)
+
+    def from_nnx(self, module: Any) -> Self:
+        """Gives this model with the parameters of what `to_nnx` made, trained perhaps; ValueError where they differ."""
+        from massive_jax.nnx_bridge import params_of
+
+        return self.with_params(self.config, params_of(module, self.params))
 
     def compile_edits(
         self, edits: Edit | Sequence[Edit] | EditCollection | None, inputs: Any, mask: Any = None

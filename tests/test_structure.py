@@ -15,7 +15,7 @@ FLOORS = (
     ("inputs", "parallel", "probe"),
     ("models",),
     ("weights", "forward", "model_card"),
-    ("zoo", "generate", "lens", "attribution", "gradients", "sweep", "compile_cache"),
+    ("zoo", "generate", "nnx_bridge", "lens", "attribution", "gradients", "sweep", "compile_cache"),
     ("model",),
     ("loading", "exporting", "data", "analysis", "bias", "random_models"),
     ("evaluate",),

@@ -6,6 +6,7 @@ from massive_jax.train.config import ImageTrainConfig, RunConfig, TrainConfig
 from massive_jax.train.data import TokenFile, adopt, batches_of
 from massive_jax.train.language import train
 from massive_jax.train.loop import DivergedError, Preempted, Task, Trained, mesh_of, run
+from massive_jax.train.lora import lora_init, lora_merge
 from massive_jax.train.metrics import flops_per_token, read_lines
 from massive_jax.train.objective import Classification, NextToken, Objective
 from massive_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer, matrices
@@ -34,6 +35,8 @@ __all__ = [
     "batches_of",
     "decayed",
     "flops_per_token",
+    "lora_init",
+    "lora_merge",
     "make_optimizer",
     "matrices",
     "mesh_of",
