@@ -34,7 +34,7 @@ GENERATED = {
 REFERENCE = {
     "massive_jax": [
         *("massive_jax.loading", "massive_jax.random_models", "massive_jax.model", "massive_jax.forward"),
-        *("massive_jax.exporting", "massive_jax.compile_cache"),
+        *("massive_jax.exporting", "massive_jax.nnx_bridge", "massive_jax.compile_cache"),
     ],
     "lens": ["massive_jax.lens", "massive_jax.attribution", "massive_jax.gradients"],
     "generate": ["massive_jax.generate"],

@@ -20,7 +20,9 @@ class NnxModel(nnx.bridge.ToNNX):
     `nnx.jit`, `nnx.grad`, `nnx.Optimizer` and `nnx.split` take it as they take any module.
     """
 
-    def __call__(self, inputs: Any, *, mask: Any = None, logits: bool = True, **other: Any) -> Output:
+    def __call__(  # type: ignore[override]
+        self, inputs: Any, *, mask: Any = None, logits: bool = True, **other: Any
+    ) -> Output:
         """Runs the model.
 
         Args:
