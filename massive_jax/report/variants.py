@@ -1,5 +1,6 @@
 """Variants of a training: sinks against spikes, how the spikes emerged, and the table."""
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _Box = tuple[float, float, float, float]  # left, bottom, right, top, in inches
+_Point = tuple[float, float, str, str]  # x, y in inches, name, colour
 _Given = Variants | Mapping[str, Any]
 
 WIDTH, HEIGHT = 7.0, 4.6  # inches: of a figure, of the axes of sinks against spikes
@@ -99,7 +101,7 @@ def draw(result: _Given) -> "Figure":
     shown = [variant for variant in found.variants if variant.sink is not None]
     verdicts = [(variant.sink, variant.spike) for variant in shown]
     said = [f"{verdicts.count(kind)} {name}" for name, kind in _KINDS.items() if kind in verdicts]
-    title = f"Of {words.count(len(shown), 'variant')}: {', '.join(said) or 'none reached its end'}"
+    title = f"Of {words.count(len(shown), 'variant')}: {', '.join(said)}" if said else _no_end(found)
     lost = [variant.name for variant in found.variants if variant.sink is None]
     notes = [
         _about(found),
@@ -154,6 +156,8 @@ def draw_curves(result: _Given) -> "Figure":
     shown = [(variant, variant.curve) for variant in found.variants if variant.curve is not None]
     explained = [curve.r_squared for _, curve in shown if curve.r_squared is not None]
     title = f"How the first token's largest grew over the median in {words.count(len(shown), 'variant')}"
+    if not shown:
+        title = _no_end(found)
     if explained:
         title += f"; curves through {len(explained)}, R² {min(explained):.3f} to {max(explained):.3f}"
     notes = [
@@ -162,7 +166,7 @@ def draw_curves(result: _Given) -> "Figure":
         f"dotted: {SPIKE_RATIO:g}. Of the middle block with the largest.",
     ]
     header = style.Header(title, notes, WIDTH)
-    rows = max(1, math.ceil(len(shown) / _COLUMNS))
+    rows = math.ceil(len(shown) / _COLUMNS)
     made = style.figure(WIDTH, _BOTTOM + rows * (_ROW + _GAP) - _GAP / 2 + header.height)
     header.draw(made)
     across = (WIDTH - _LEFT - style.MARGIN) / _COLUMNS
@@ -182,7 +186,8 @@ def draw_curves(result: _Given) -> "Figure":
         style.text(made, box[0], top, variant.name, size=style.SMALL, weight="bold", color=_colour(variant))
         style.text(made, box[0] + box[2], top, r_squared, size=style.SMALL, color=style.GREY, ha="right")
     middle = _BOTTOM + rows * (_ROW + _GAP) / 2
-    style.text(made, style.MARGIN, middle, "First token's largest / median", rotation=90, va="center")
+    if shown:
+        style.text(made, style.MARGIN, middle, "First token's largest / median", rotation=90, va="center")
     return made
 
 
@@ -235,10 +240,10 @@ def _corners(made: Any, box: _Box) -> list[_Box]:
     return taken
 
 
-def _name_points(
-    made: Any, points: Sequence[tuple[float, float, str, str]], taken: Sequence[_Box], box: _Box
-) -> list[_Box]:
+def _name_points(made: Any, points: Sequence[_Point], taken: Sequence[_Box], box: _Box) -> list[_Box]:
     """Writes names beside points (x, y, name, colour), where nothing else is; a line leads to one that is far away.
+
+    The names of points as close as where nothing emerged are put in a column.
 
     Args:
       made: the figure.
@@ -249,9 +254,28 @@ def _name_points(
     high, near = style.text_height(style.SMALL) * 0.9, 0.09
     marks = [_around_mark(x, y, 0.06) for x, y, _, _ in points]
     boxes: list[_Box] = []
-    for x, y, name, colour in sorted(points, key=lambda point: (-point[1], point[0])):
-        wide = style.text_width(name, style.SMALL) + 0.04
-        busy = [*taken, *marks, *boxes]
+
+    def write(point: _Point, found: _Box, beside: bool = False) -> None:
+        x, y, name, colour = point
+        boxes.append(found)
+        end = min(max(x, found[0]), found[2]), min(max(y, found[1]), found[3])
+        if beside:
+            end = end[0], (found[1] + found[3]) / 2
+        if math.dist((x, y), end) > 1.1 * near:
+            style.line(made, [x, end[0]], [y, end[1]], color=colour, linewidth=0.5)
+        style.text(
+            made, found[0], (found[1] + found[3]) / 2, name, size=style.SMALL, color=colour, va="center_baseline"
+        )
+
+    single = []
+    for crowd in _crowds(sorted(points, key=lambda point: (-point[1], point[0])), high):
+        column = _column(crowd, high, [*taken, *marks, *boxes], box) if len(crowd) > 3 else []
+        single += [] if column else crowd
+        for point, found in zip(crowd, column, strict=False):
+            write(point, found, beside=True)
+    for point in single:
+        x, y, name, _ = point
+        wide, busy = style.text_width(name, style.SMALL) + 0.04, [*taken, *marks, *boxes]
         found = next(
             (
                 candidate
@@ -260,14 +284,37 @@ def _name_points(
             ),
             (x + near, y - high / 2, x + near + wide, y + high / 2),
         )
-        boxes.append(found)
-        end = min(max(x, found[0]), found[2]), min(max(y, found[1]), found[3])
-        if math.dist((x, y), end) > 1.1 * near:
-            style.line(made, [x, end[0]], [y, end[1]], color=colour, linewidth=0.5)
-        style.text(
-            made, found[0], (found[1] + found[3]) / 2, name, size=style.SMALL, color=colour, va="center_baseline"
-        )
+        write(point, found)
     return boxes
+
+
+def _crowds(points: Sequence[_Point], high: float) -> list[list[_Point]]:
+    """Points, from above, in groups of which each is closer to the one before than two names can be."""
+    found: list[list[_Point]] = []
+    for point in points:
+        group = next((g for g in found if abs(g[-1][0] - point[0]) < 0.3 and g[-1][1] - point[1] < high), None)
+        if group is None:
+            found.append([point])
+        else:
+            group.append(point)
+    return found
+
+
+def _column(crowd: Sequence[_Point], high: float, busy: Sequence[_Box], box: _Box) -> list[_Box]:
+    """Boxes for the names of a crowd, one below the other, so that no line to them crosses another; [] for no room."""
+    widths = [style.text_width(name, style.SMALL) + 0.04 for _, _, name, _ in crowd]
+    left, right = min(x for x, _, _, _ in crowd), max(x for x, _, _, _ in crowd)
+    middle = (crowd[0][1] + crowd[-1][1] + len(crowd) * high) / 2
+    for away, up, side in itertools.product(np.arange(0.35, 3.0, 0.1), np.arange(0.0, 2.0, 0.1), (1, -1)):
+        top = middle + up
+        starts = [right + away if side > 0 else left - away - wide for wide in widths]
+        found = [
+            (x, top - (i + 1) * high, x + w, top - i * high)
+            for i, (x, w) in enumerate(zip(starts, widths, strict=True))
+        ]
+        if all(_inside(one, box) and not any(_overlap(one, other) for other in busy) for one in found):
+            return found
+    return []
 
 
 def _around_mark(x: float, y: float, size: float) -> _Box:
@@ -305,6 +352,10 @@ def _colour(variant: VariantResult) -> str:
     if variant.spike:
         return style.MASSIVE
     return style.BLUE if variant.sink else style.GREEN
+
+
+def _no_end(found: Variants) -> str:
+    return f"Of {words.count(len(found.variants), 'variant')} none reached its end"
 
 
 def _about(found: Variants) -> str:

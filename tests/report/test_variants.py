@@ -87,17 +87,31 @@ def test_a_chart_a_variant(drawn):
 
 
 def test_names_do_not_lie_on_each_other():
-    """Fourteen variants at one place, as where nothing emerged."""
+    """Fourteen variants at one place, as where nothing emerged; no line to a name crosses another name."""
     box = (0.0, 0.0, 6.0, 4.0)
     rng = np.random.default_rng(0)
     places = np.array([0.3, 1.0]) + np.array([0.02, 0.05]) * rng.random((14, 2))
     points = [(x, y, f"a_long_name_{i}", "black") for i, (x, y) in enumerate(places.tolist())]
     taken = [(0.0, 3.8, 1.0, 4.0)]
-    boxes = variants._name_points(style.figure(6.0, 4.0), points, taken, box)
+    made = style.figure(6.0, 4.0)
+    boxes = variants._name_points(made, points, taken, box)
     assert len(boxes) == 14
     for one, other in itertools.combinations([*taken, *boxes], 2):
         assert not variants._overlap(one, other)
     assert all(variants._inside(one, box) for one in boxes)
+    lines = [artist.get_xydata() for artist in made.artists if hasattr(artist, "get_xydata")]
+    assert len(lines) > 5
+    for start, end in lines:
+        way = np.linspace(start, end, 100)[:-1]
+        for low_x, low_y, high_x, high_y in boxes:
+            assert not ((way > [low_x, low_y]) & (way < [high_x, high_y])).all(axis=1).any()
+
+
+def test_where_every_training_diverged():
+    with style.context():
+        for made in (variants.draw(result(LOST)), variants.draw_curves(result(LOST))):
+            assert "Of 1 variant none reached its end" in words(made)
+    assert "First token's largest / median" not in words(made)  # there are no curves whose axis it would be
 
 
 def test_the_table():
