@@ -24,6 +24,7 @@ _Given = Variants | Mapping[str, Any]
 WIDTH, HEIGHT = 7.0, 4.6  # inches: of a figure, of the axes of sinks against spikes
 _LEFT, _BOTTOM = 0.75, 0.5
 _COLUMNS, _ROW, _GAP = 4, 1.05, 0.34  # of the curves: charts a row, their height, what is between rows
+_CROWD = 4  # points whose names are put in a column
 _KINDS = {
     "with a sink and a spike": (True, True),
     "with a sink only": (True, False),
@@ -267,13 +268,7 @@ def _name_points(made: Any, points: Sequence[_Point], taken: Sequence[_Box], box
             made, found[0], (found[1] + found[3]) / 2, name, size=style.SMALL, color=colour, va="center_baseline"
         )
 
-    single = []
-    for crowd in _crowds(sorted(points, key=lambda point: (-point[1], point[0])), high):
-        column = _column(crowd, high, [*taken, *marks, *boxes], box) if len(crowd) > 3 else []
-        single += [] if column else crowd
-        for point, found in zip(crowd, column, strict=False):
-            write(point, found, beside=True)
-    for point in single:
+    def write_near(point: _Point) -> None:
         x, y, name, _ = point
         wide, busy = style.text_width(name, style.SMALL) + 0.04, [*taken, *marks, *boxes]
         found = next(
@@ -285,6 +280,15 @@ def _name_points(made: Any, points: Sequence[_Point], taken: Sequence[_Box], box
             (x + near, y - high / 2, x + near + wide, y + high / 2),
         )
         write(point, found)
+
+    crowds = _crowds(sorted(points, key=lambda point: (-point[1], point[0])), high)
+    for crowd in sorted(crowds, key=lambda crowd: len(crowd) >= _CROWD):
+        column = _column(crowd, high, boxes, [*taken, *marks], box) if len(crowd) >= _CROWD else []
+        for i, point in enumerate(crowd):
+            if column:
+                write(point, column[i], beside=True)
+            else:
+                write_near(point)
     return boxes
 
 
@@ -300,19 +304,25 @@ def _crowds(points: Sequence[_Point], high: float) -> list[list[_Point]]:
     return found
 
 
-def _column(crowd: Sequence[_Point], high: float, busy: Sequence[_Box], box: _Box) -> list[_Box]:
-    """Boxes for the names of a crowd, one below the other, so that no line to them crosses another; [] for no room."""
+def _column(
+    crowd: Sequence[_Point], high: float, names: Sequence[_Box], marks: Sequence[_Box], box: _Box
+) -> list[_Box]:
+    """Boxes for the names of a crowd, one below the other, so that no line crosses a name; [] for no room."""
     widths = [style.text_width(name, style.SMALL) + 0.04 for _, _, name, _ in crowd]
     left, right = min(x for x, _, _, _ in crowd), max(x for x, _, _, _ in crowd)
     middle = (crowd[0][1] + crowd[-1][1] + len(crowd) * high) / 2
     for away, up, side in itertools.product(np.arange(0.35, 3.0, 0.1), np.arange(0.0, 2.0, 0.1), (1, -1)):
-        top = middle + up
-        starts = [right + away if side > 0 else left - away - wide for wide in widths]
+        edge = right + away if side > 0 else left - away
+        tops = middle + up - high * np.arange(len(crowd))
         found = [
-            (x, top - (i + 1) * high, x + w, top - i * high)
-            for i, (x, w) in enumerate(zip(starts, widths, strict=True))
+            (min(edge, edge + side * w), y - high, max(edge, edge + side * w), y)
+            for y, w in zip(tops, widths, strict=True)
         ]
-        if all(_inside(one, box) and not any(_overlap(one, other) for other in busy) for one in found):
+        lines = [np.linspace((x, y), (edge, top - high / 2), 30) for (x, y, _, _), top in zip(crowd, tops, strict=True)]
+        if (
+            all(_inside(one, box) and not any(_overlap(one, other) for other in (*names, *marks)) for one in found)
+            and not any(((line > name[:2]) & (line < name[2:])).all(axis=1).any() for line in lines for name in names)
+        ):  # fmt: skip
             return found
     return []
 

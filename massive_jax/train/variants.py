@@ -88,11 +88,14 @@ def variants_named(names: Sequence[str]) -> dict[str, Variant]:
     """Gives the variants called `names`, in that order; those of "all" are every one.
 
     Raises:
-      ValueError: no names; names that there are not, with those that there are; one that is given twice.
+      ValueError: no names; names that there are not, with those that there are; one that is given twice; "all" and
+        others.
     """
     names = list(VARIANTS) if list(names) == ["all"] else list(names)
     if not names:
         raise ValueError(f"no variants; give some of {', '.join(VARIANTS)}, or all.")
+    if "all" in names:
+        raise ValueError("variants all and others; give all alone, or names.")
     if unknown := [name for name in names if name not in VARIANTS]:
         raise ValueError(f"no variants {', '.join(map(repr, unknown))}; there are {', '.join(VARIANTS)}, and all.")
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -267,6 +267,7 @@ def test_two_processes_do_not_train_the_same(copied, laboratory):
     [
         (["--variants=kv,nothing,x"], "no variants 'nothing', 'x'; there are none, sink_token, kv,"),
         (["--variants=kv, kv"], "variants given twice: kv"),
+        (["--variants=all,kv"], "variants all and others; give all alone, or names"),
         (["--text=python"], "--text has no effect beside --variants"),
         (["--attention_bias=kv"], "--attention_bias has no effect beside --variants"),
         (["--checkpoints=x"], "--checkpoints and --variants are given; give one of"),

@@ -91,12 +91,13 @@ def test_names_do_not_lie_on_each_other():
     box = (0.0, 0.0, 6.0, 4.0)
     rng = np.random.default_rng(0)
     places = np.array([0.3, 1.0]) + np.array([0.02, 0.05]) * rng.random((14, 2))
-    points = [(x, y, f"a_long_name_{i}", "black") for i, (x, y) in enumerate(places.tolist())]
-    taken = [(0.0, 3.8, 1.0, 4.0)]
+    places = [*places.tolist(), [0.3, 0.7]]  # and one not far from them
+    points = [(x, y, f"a_long_name_{i}", "black") for i, (x, y) in enumerate(places)]
+    taken = [(0.0, 3.8, 1.0, 4.0), *(variants._around_mark(x, y, 0.025) for x, y in places)]  # seeds at the means
     made = style.figure(6.0, 4.0)
     boxes = variants._name_points(made, points, taken, box)
-    assert len(boxes) == 14
-    for one, other in itertools.combinations([*taken, *boxes], 2):
+    assert len(boxes) == 15
+    for one, other in itertools.combinations([taken[0], *boxes], 2):
         assert not variants._overlap(one, other)
     assert all(variants._inside(one, box) for one in boxes)
     lines = [artist.get_xydata() for artist in made.artists if hasattr(artist, "get_xydata")]
