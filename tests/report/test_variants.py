@@ -91,9 +91,9 @@ def test_names_do_not_lie_on_each_other():
     box = (0.0, 0.0, 6.0, 4.0)
     rng = np.random.default_rng(0)
     places = np.array([0.3, 1.0]) + np.array([0.02, 0.05]) * rng.random((14, 2))
-    places = [*places.tolist(), [0.3, 0.7]]  # and one not far from them
-    points = [(x, y, f"a_long_name_{i}", "black") for i, (x, y) in enumerate(places)]
-    taken = [(0.0, 3.8, 1.0, 4.0), *(variants._around_mark(x, y, 0.025) for x, y in places)]  # seeds at the means
+    around = [*places.tolist(), [0.3, 0.7]]  # and one not far from them
+    points = [(x, y, f"a_long_name_{i}", "black") for i, (x, y) in enumerate(around)]
+    taken = [(0.0, 3.8, 1.0, 4.0), *(variants._around_mark(x, y, 0.025) for x, y in around)]  # seeds at the means
     made = style.figure(6.0, 4.0)
     boxes = variants._name_points(made, points, taken, box)
     assert len(boxes) == 15
