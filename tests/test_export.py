@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import flax.traverse_util
 import jax
@@ -252,3 +254,34 @@ def test_every_preset_has_a_config_to_go_back_to():
             wrong[name] = str(error)
     assert wrong.keys() == {"mpt_7b_storywriter"}
     assert "alibi.max_exponent 16.0 (only 8.0)" in wrong["mpt_7b_storywriter"]
+
+
+@pytest.mark.slow
+def test_the_default_model_which_is_a_gguf_file(tmp_path, default_model):
+    directory = mj.export(default_model, tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    for text in ("Summer is warm. Winter is cold.\n", "  12345 naïve\t<|im_start|>user\n🙂 def f(x):\n    return x"):
+        assert tokenizer(text)["input_ids"] == default_model.encode(text)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (
+        default_model.tokenizer.bos_id,
+        default_model.tokenizer.eos_id,
+    )
+    tokens = default_model.tokenize("Summer is warm. Winter is cold.")
+    theirs = torch_load(directory)(torch.tensor(tokens).long()).logits.detach()
+    assert hf.relative_error(theirs, default_model(tokens).logits) <= TOLERANCE
+    again = parity.load(directory)
+    assert dataclasses.replace(again.config, rope=default_model.config.rope) == default_model.config
+    parity.assert_same_params(again.params, default_model.params)
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path, tiny_model):
+    mj.save(tiny_model, tmp_path / "model")
+    command = [sys.executable, "-m", "checkpoints.export", f"--model={tmp_path / 'model'}", f"--out={tmp_path / 'out'}"]
+    done = subprocess.run([*command, "--dtype=bfloat16"], capture_output=True, text=True, check=False)
+    assert "transformers and --model=" in done.stdout, done.stderr
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode != 0
+    assert "exists already" in again.stderr
+    assert "Traceback" not in again.stderr
+    assert torch_load(tmp_path / "out").dtype == torch.bfloat16

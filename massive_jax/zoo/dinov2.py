@@ -135,7 +135,7 @@ WITH_REGISTERS = Family(
     mapping=functools.partial(config, registers=_REGISTERS),
     fields_of=fields_of,
     spelling=spelling,
-    unread={"dinov2_with_registers.embeddings.mask_token": "11D"},
+    unread={"dinov2_with_registers.embeddings.mask_token": "1D"},
     table=table("dinov2_with_registers."),
     presets={
         f"dinov2_reg_{size}": Preset(
