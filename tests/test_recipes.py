@@ -221,10 +221,10 @@ def patch(t, tokens, other, layer, position):
     return t.logits(tokens, {("block_out", layer): put(t.read(other, "block_out", layer), EVERY, position)})
 
 
-@same_as((A, B, "difference", IDS), (B, C, "difference", OTHER_IDS))
-def patch_map(t, tokens, other, metric, ids):
-    found = [[difference(patch(t, tokens, other, layer, at), ids) for at in range(6)] for layer in (1, 2, 3)]
-    return torch.stack([torch.stack(row) for row in found])
+@same_as((A, B, IDS), (B, C, OTHER_IDS))
+def patch_map(t, tokens, other, ids):
+    found = [[difference(patch(t, tokens, other, layer, at), ids).mean() for at in range(6)] for layer in (1, 2, 3)]
+    return torch.tensor(found)
 
 
 @same_as((A, B, 1, [1]), (B, C, 3, [0, 2]))
@@ -308,6 +308,15 @@ def learn_subspace(t, tokens, other, ids, basis, layer, position):
 @same_as((A, 1, [1]), (B, 3, [0, 2]))
 def knock_out(t, tokens, layer, heads):
     return t.logits(tokens, {("head_out", layer): put_heads(0.0, heads)})
+
+
+@same_as((A,), (B,))
+def head_effects(t, tokens):
+    def loss(logits):
+        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), torch.tensor(tokens)[:, 1:].flatten())
+
+    found = [[loss(knock_out(t, tokens, layer, head)) for head in range(H)] for layer in (1, 2, 3)]
+    return torch.tensor(found) - loss(t.logits(tokens))
 
 
 @same_as((A, [1]), (B, [2, 3]))
@@ -464,8 +473,7 @@ def test_a_recipe_is_what_torch_does(name, pair, compilations):
     reference, cases = REFERENCES[name]
     found, compiled = [], []
     for case in cases:
-        given = [names.get(x, x) if isinstance(x, str) else x for x in case]
-        found.append(arrays(names[name](model, *given)))
+        found.append(arrays(names[name](model, *case)))
         compiled.append(compilations())
         expected = arrays(reference(theirs, *case))
         assert len(found[-1]) == len(expected)
