@@ -53,14 +53,15 @@ class Side:
         )
         self.load_seconds: float = self._reply()["seconds"]
         self.peak: int | None = None
+        self.values: list[float] | None = None  # of a sweep
 
-    def run(self, task: str, tokens: np.ndarray) -> tuple[float, float]:
+    def run(self, task: str, tokens: np.ndarray, **options: Any) -> tuple[float, float]:
         """Does a task: seconds and checksum."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"task": task, "tokens": tokens.tolist()}) + "\n")
+        self._process.stdin.write(json.dumps({"task": task, "tokens": tokens.tolist(), "options": options}) + "\n")
         self._process.stdin.flush()
         reply = self._reply()
-        self.peak = reply["peak"]
+        self.peak, self.values = reply["peak"], reply.get("values")
         return reply["seconds"], reply["checksum"]
 
     def close(self) -> None:
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> None:
     del argv
     if unknown := [kind for kind in _SIDES.value if kind not in KINDS]:
         raise app.UsageError(f"--sides has {', '.join(unknown)}; known: {', '.join(KINDS)}.")
-    python = _python(pathlib.Path(_ENVIRONMENT.value).expanduser())
+    python = python_of(pathlib.Path(_ENVIRONMENT.value).expanduser())
     import massive_jax as mj
     from benchmarks.peer import torch_llama
     from massive_jax.data import cut_windows, load_text
@@ -124,7 +125,7 @@ def main(argv: list[str]) -> None:
         print(f"{'peak memory, MiB':42}" + "".join(f"{peak:>18}" for peak in peaks))
 
 
-def _python(directory: pathlib.Path) -> str:
+def python_of(directory: pathlib.Path) -> str:
     """The interpreter of the peers' environment, made if need be."""
     python, done = directory / "bin" / "python", directory / "installed"
     if not done.is_file() or done.read_text() != " ".join(_PACKAGES):

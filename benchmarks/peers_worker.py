@@ -19,6 +19,7 @@ import numpy as np
 LAYER = 12  # of edits and of the one captured layer, 1-based
 EDITS = 64  # dims set to zero at position 0, one an edit
 _ROWS = 16  # edited at one time where all logits come with them
+SWEEP_DIM, SWEEP_VALUE, SWEEP_TOKEN = 5, 30.0, 5  # what is set, to what, and the next token whose logit is the metric
 
 
 class Ours:
@@ -49,6 +50,11 @@ class Ours:
         """Gives the output of one layer [B, T, D]."""
         capture = self._mj.Capture("block_out", layers=LAYER)
         return np.asarray(self._model(tokens, capture=capture, logits=False).intermediates["block_out"][0])
+
+    def sweep(self, tokens: np.ndarray, layers: list[int]) -> np.ndarray:
+        """Gives the logit of a next token after an edit in each of `layers` at each position: [layers × T]."""
+        grid = self._mj.EditGrid("block_out", layers=layers, dims=[SWEEP_DIM], value=SWEEP_VALUE)
+        return self._model.sweep(tokens, grid, "logit", data=SWEEP_TOKEN).values.reshape(-1)
 
     def edits(self, tokens: np.ndarray) -> np.ndarray:
         """Gives the last hidden state of the last token after each edit, [64, D]."""
@@ -104,6 +110,19 @@ class Hooks:
             return output
 
         return self._run(np.repeat(tokens, EDITS, axis=0), {LAYER - 1: hook})[:, -1].numpy()
+
+    def sweep(self, tokens: np.ndarray, layers: list[int]) -> np.ndarray:
+        """See `Ours`: the positions of a layer are rows of one batch, of whose last tokens only logits are computed."""
+        rows = self._torch.arange(tokens.shape[1])
+
+        def hook(module: Any, inputs: Any, output: Any) -> Any:
+            output = output.clone()
+            output[rows, rows, SWEEP_DIM] = SWEEP_VALUE
+            return output
+
+        batch, head = np.repeat(tokens, len(rows), axis=0), self._model.lm_head.weight[SWEEP_TOKEN]
+        with self._torch.inference_mode():
+            return np.concatenate([(self._run(batch, {i - 1: hook})[:, -1] @ head).numpy() for i in layers])
 
 
 class Lens:
@@ -165,6 +184,25 @@ class Lens:
             self._run(np.repeat(tokens, _ROWS, axis=0), hooks)
         return np.concatenate(found)
 
+    def sweep(self, tokens: np.ndarray, layers: list[int]) -> np.ndarray:
+        """See `Ours`: rows of a batch each, as many at one time as there is memory for their logits."""
+        found, T = [], tokens.shape[1]
+        for layer in layers:
+            for first in range(0, T, _ROWS):
+                rows = self._torch.arange(min(_ROWS, T - first))
+
+                def write(value: Any, hook: Any, rows: Any = rows, first: int = first) -> Any:
+                    value = value.clone()
+                    value[rows, first + rows, SWEEP_DIM] = SWEEP_VALUE
+                    return value
+
+                with self._torch.inference_mode():
+                    ids = self._torch.from_numpy(np.repeat(tokens, len(rows), axis=0).astype(np.int64))
+                    hooks = [(f"blocks.{layer - 1}.hook_out", write)]
+                    logits = self._bridge.run_with_hooks(ids, return_type="logits", fwd_hooks=hooks)
+                    found.append(logits[:, -1, SWEEP_TOKEN].numpy())
+        return np.concatenate(found)
+
 
 class Nnsight:
     """Nnsight, around the model without its head."""
@@ -180,6 +218,7 @@ class Nnsight:
         model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval().model
         model.config.use_cache = False
         self._layers, self._model = len(model.layers), NNsight(model)
+        self._embedding = model.embed_tokens.weight  # the head is tied to it
 
     def statistics(self, tokens: np.ndarray) -> np.ndarray:
         """See `Ours`."""
@@ -208,6 +247,19 @@ class Nnsight:
             found = save(model.norm.output)
         return found[:, -1].numpy()
 
+    def sweep(self, tokens: np.ndarray, layers: list[int]) -> np.ndarray:
+        """See `Ours`: the positions of a layer are rows of one batch, of whose last tokens only logits are computed."""
+        model, rows, save, kept = self._model, self._torch.arange(tokens.shape[1]), self._save, []
+        ids = self._torch.from_numpy(np.repeat(tokens, len(rows), axis=0).astype(np.int64))
+        for layer in layers:
+            with model.trace(ids):
+                edited = model.layers[layer - 1].output.clone()
+                edited[rows, rows, SWEEP_DIM] = SWEEP_VALUE
+                model.layers[layer - 1].output = edited
+                found = save(model.norm.output)
+            kept.append((found[:, -1] @ self._embedding[SWEEP_TOKEN]).numpy())
+        return np.concatenate(kept)
+
 
 def reduced(hidden: Any) -> np.ndarray:
     """Gives the largest magnitude and the median of a torch tensor [B, T, D], [B, 2]; the top three are found."""
@@ -219,7 +271,10 @@ KINDS = {"ours": Ours, "torch": Hooks, "transformer_lens": Lens, "nnsight": Nnsi
 
 
 def main(kind: str, directory: str) -> None:
-    """Loads the model, says how long that took, and does tasks: {"task", "tokens"} -> {"seconds", "checksum"}."""
+    """Loads the model, says how long that took, and does tasks.
+
+    {"task", "tokens"} (and "options") -> {"seconds", "checksum", "peak"} (and "values", of a sweep).
+    """
     replies = sys.stdout
     sys.stdout = sys.stderr  # where libraries may print
     started = time.perf_counter()
@@ -229,9 +284,15 @@ def main(kind: str, directory: str) -> None:
         asked = json.loads(line)
         tokens = np.asarray(asked["tokens"], np.int32)
         started = time.perf_counter()
-        found = getattr(side, asked["task"])(tokens)
+        found = getattr(side, asked["task"])(tokens, **asked.get("options", {}))
         seconds = time.perf_counter() - started
-        reply = {"seconds": seconds, "checksum": float(np.abs(found).astype(np.float64).sum()), "peak": _peak()}
+        reply: dict[str, Any] = {
+            "seconds": seconds,
+            "checksum": float(np.abs(found).astype(np.float64).sum()),
+            "peak": _peak(),
+        }
+        if asked["task"] == "sweep":
+            reply["values"] = found.tolist()
         print(json.dumps(reply), file=replies, flush=True)
 
 
