@@ -56,8 +56,9 @@ def export(
     Examples:
       >>> import tempfile
       >>> import massive_jax as mj
-      >>> directory = mj.export(model, tempfile.mkdtemp() + "/smollm2", dtype="bfloat16")
-      >>> sorted(path.name for path in directory.iterdir())
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     out = mj.export(model, f"{directory}/smollm2", dtype="bfloat16")
+      ...     sorted(path.name for path in out.iterdir())
       ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json']
     """
     model = Model.of(model)

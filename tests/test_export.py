@@ -18,6 +18,7 @@ from massive_jax import zoo
 from massive_jax.inputs.image_settings import from_timm
 from massive_jax.inputs.images import ImageProcessor
 from massive_jax.models import AttentionBias, NormConfig, RopeConfig
+from massive_jax.train import presets
 from massive_jax.weights import safetensors_writer
 from massive_jax.zoo import timm
 from tests.fixtures import families, parity
@@ -200,6 +201,20 @@ def test_what_transformers_cannot_say_is_named(tmp_path, make_model, changes, me
         mj.export(make_model(**changes), tmp_path / "out")
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["paper", "emergence"])
+def test_what_this_project_trains_has_a_place(name):
+    """A nanoGPT is a GPT-2, and the small Llama that was found to have a sink is a Llama."""
+    config = presets.PRESETS[name].model(attention_bias=None, dtype="bfloat16", kernel="xla")
+    expected = {"paper": "GPT2LMHeadModel", "emergence": "LlamaForCausalLM"}
+    assert zoo.target(config, name).fields["architectures"] == [expected[name]]
+
+
+def test_a_vision_model_of_no_family(tmp_path, tiny_vision):
+    """Its model type is the default one, a language model's: the nearest class of images is what the message is of."""
+    with pytest.raises(ValueError, match=r"ViTForImageClassification cannot say layer_scale True .*, registers 2"):
+        mj.export(tiny_vision, tmp_path / "out")
 
 
 def test_another_family_may_say_it(tmp_path, make_model):

@@ -172,17 +172,17 @@ def target(config: TransformerConfig | VisionConfig, name: str) -> Target:
     Raises:
       ValueError: no class of transformers computes the same; it names the options that the nearest one does not have.
     """
-    own = FAMILIES.get(config.model_type)
-    others = [family for family in (_VISION if isinstance(config, VisionConfig) else _LANGUAGE) if family is not own]
+    families = _VISION if isinstance(config, VisionConfig) else _LANGUAGE
+    own = next((family for family in families if family.model_type == config.model_type), None)
     refused: list[tuple[int, str]] = []
-    for family in [own, *others] if own is not None else others:
+    for family in sorted(families, key=lambda family: family is not own):
         if family.fields_of is None:
             continue
         fields = family.fields_of(config)
         try:
             found, read_by = map_config(fields, name)
         except ValueError as error:
-            refused.append((1, str(error)))
+            refused.append((len(fields), str(error)))  # of all its fields: the others tell more
             continue
         if not (cannot := differences(config, found)):
             return Target(fields, found, read_by.table.spelled(read_by.spelling(found)), read_by.unread)

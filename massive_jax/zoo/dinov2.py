@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 from massive_jax.models import NormConfig, VisionConfig
@@ -66,11 +65,10 @@ def fields_of(config: VisionConfig) -> dict[str, Any]:
     }
 
 
-def _mlp_ratio(hidden_size: int, intermediate_size: int, gated: bool) -> float:
-    """The ratio that gives the MLP's width: an integer where one does, as transformers has it."""
-    found = intermediate_size * (1.5 if gated else 1.0) / hidden_size
-    near = math.floor(found) if gated else found  # a gated one's width is rounded up
-    return int(near) if near == int(near) and near else found
+def _mlp_ratio(hidden_size: int, intermediate_size: int, gated: bool) -> int:
+    """The ratio that gives the MLP's width, or what is nearest: transformers takes integers above 0 alone."""
+    # A gated MLP has two thirds of the width, rounded up.
+    return max(1, intermediate_size * 3 // (2 * hidden_size) if gated else intermediate_size // hidden_size)
 
 
 def spelling(config: VisionConfig) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -46,10 +45,9 @@ def fields_of(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def query_scalar_of(config: TransformerConfig) -> float:
-    """Gives `query_pre_attn_scalar` of a config, as the integer that it is in every model."""
-    scalar = config.scale**-2 if config.scale else 0.0
-    return round(scalar) if math.isclose(scalar, round(scalar), rel_tol=1e-12) else scalar
+def query_scalar_of(config: TransformerConfig) -> int:
+    """Gives `query_pre_attn_scalar` of a config, or what is nearest: transformers takes integers above 0 alone."""
+    return max(1, round(config.scale**-2)) if config.scale else 1
 
 
 def query_scalar(fields: Mapping[str, Any], layers_of_27b: int) -> float:
