@@ -12,6 +12,7 @@ import pathlib
 import re
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,11 @@ class Ours:
         capture = self._mj.Capture("block_out", layers=LAYER)
         return np.asarray(self._model(tokens, capture=capture, logits=False).intermediates["block_out"][0])
 
-    def sweep(self, tokens: np.ndarray, layers: list[int]) -> np.ndarray:
-        """Gives the logit of a next token after an edit in each of `layers` at each position: [layers × T]."""
+    def sweep(self, tokens: np.ndarray, layers: list[int], rows: int) -> np.ndarray:
+        """Gives the logit of a next token after an edit in each of `layers` at each position: [layers × T].
+
+        The others run `rows` edits of a layer at a time, rows of a batch.
+        """
         grid = self._mj.EditGrid("block_out", layers=layers, dims=[SWEEP_DIM], value=SWEEP_VALUE)
         return self._model.sweep(tokens, grid, "logit", data=SWEEP_TOKEN).values.reshape(-1)
 
@@ -111,18 +115,20 @@ class Hooks:
 
         return self._run(np.repeat(tokens, EDITS, axis=0), {LAYER - 1: hook})[:, -1].numpy()
 
-    def sweep(self, tokens: np.ndarray, layers: list[int]) -> np.ndarray:
-        """See `Ours`: the positions of a layer are rows of one batch, of whose last tokens only logits are computed."""
-        rows = self._torch.arange(tokens.shape[1])
+    def sweep(self, tokens: np.ndarray, layers: list[int], rows: int) -> np.ndarray:
+        """See `Ours`: of the logits only those of the last tokens are computed."""
+        found, head = [], self._model.lm_head.weight[SWEEP_TOKEN]
+        for layer, at in _batches(layers, tokens.shape[1], rows):
 
-        def hook(module: Any, inputs: Any, output: Any) -> Any:
-            output = output.clone()
-            output[rows, rows, SWEEP_DIM] = SWEEP_VALUE
-            return output
+            def hook(module: Any, inputs: Any, output: Any, at: Any = at) -> Any:
+                output = output.clone()
+                output[np.arange(len(at)), at, SWEEP_DIM] = SWEEP_VALUE
+                return output
 
-        batch, head = np.repeat(tokens, len(rows), axis=0), self._model.lm_head.weight[SWEEP_TOKEN]
-        with self._torch.inference_mode():
-            return np.concatenate([(self._run(batch, {i - 1: hook})[:, -1] @ head).numpy() for i in layers])
+            last = self._run(np.repeat(tokens, len(at), axis=0), {layer - 1: hook})[:, -1]
+            with self._torch.inference_mode():
+                found.append((last @ head).numpy())
+        return np.concatenate(found)
 
 
 class Lens:
@@ -184,23 +190,21 @@ class Lens:
             self._run(np.repeat(tokens, _ROWS, axis=0), hooks)
         return np.concatenate(found)
 
-    def sweep(self, tokens: np.ndarray, layers: list[int]) -> np.ndarray:
-        """See `Ours`: rows of a batch each, as many at one time as there is memory for their logits."""
-        found, T = [], tokens.shape[1]
-        for layer in layers:
-            for first in range(0, T, _ROWS):
-                rows = self._torch.arange(min(_ROWS, T - first))
+    def sweep(self, tokens: np.ndarray, layers: list[int], rows: int) -> np.ndarray:
+        """See `Ours`: as many at one time as there is memory for their logits."""
+        found = []
+        for layer, at in _batches(layers, tokens.shape[1], min(rows, _ROWS)):
 
-                def write(value: Any, hook: Any, rows: Any = rows, first: int = first) -> Any:
-                    value = value.clone()
-                    value[rows, first + rows, SWEEP_DIM] = SWEEP_VALUE
-                    return value
+            def write(value: Any, hook: Any, at: Any = at) -> Any:
+                value = value.clone()
+                value[np.arange(len(at)), at, SWEEP_DIM] = SWEEP_VALUE
+                return value
 
-                with self._torch.inference_mode():
-                    ids = self._torch.from_numpy(np.repeat(tokens, len(rows), axis=0).astype(np.int64))
-                    hooks = [(f"blocks.{layer - 1}.hook_out", write)]
-                    logits = self._bridge.run_with_hooks(ids, return_type="logits", fwd_hooks=hooks)
-                    found.append(logits[:, -1, SWEEP_TOKEN].numpy())
+            with self._torch.inference_mode():
+                ids = self._torch.from_numpy(np.repeat(tokens, len(at), axis=0).astype(np.int64))
+                hooks = [(f"blocks.{layer - 1}.hook_out", write)]
+                logits = self._bridge.run_with_hooks(ids, return_type="logits", fwd_hooks=hooks)
+                found.append(logits[:, -1, SWEEP_TOKEN].numpy())
         return np.concatenate(found)
 
 
@@ -247,18 +251,25 @@ class Nnsight:
             found = save(model.norm.output)
         return found[:, -1].numpy()
 
-    def sweep(self, tokens: np.ndarray, layers: list[int]) -> np.ndarray:
-        """See `Ours`: the positions of a layer are rows of one batch, of whose last tokens only logits are computed."""
-        model, rows, save, kept = self._model, self._torch.arange(tokens.shape[1]), self._save, []
-        ids = self._torch.from_numpy(np.repeat(tokens, len(rows), axis=0).astype(np.int64))
-        for layer in layers:
+    def sweep(self, tokens: np.ndarray, layers: list[int], rows: int) -> np.ndarray:
+        """See `Ours`: of the logits only those of the last tokens are computed."""
+        model, save, kept = self._model, self._save, []
+        for layer, at in _batches(layers, tokens.shape[1], rows):
+            ids, batch = self._torch.from_numpy(np.repeat(tokens, len(at), axis=0).astype(np.int64)), np.arange(len(at))
             with model.trace(ids):
                 edited = model.layers[layer - 1].output.clone()
-                edited[rows, rows, SWEEP_DIM] = SWEEP_VALUE
+                edited[batch, at, SWEEP_DIM] = SWEEP_VALUE
                 model.layers[layer - 1].output = edited
                 found = save(model.norm.output)
             kept.append((found[:, -1] @ self._embedding[SWEEP_TOKEN]).numpy())
         return np.concatenate(kept)
+
+
+def _batches(layers: list[int], length: int, rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Each layer, and the positions that are run together."""
+    return (
+        (layer, np.arange(first, min(first + rows, length))) for layer in layers for first in range(0, length, rows)
+    )
 
 
 def reduced(hidden: Any) -> np.ndarray:

@@ -4,8 +4,9 @@
 
 Default model, 64 tokens, one dim of block_out set to a number, the metric a logit of the next token. Ours measures the
 whole grid, layers × positions; the others, whose time for an edit is the same wherever it is, the layers --layers of
-it. They batch the positions of a layer, 64 runs at a time (TransformerLens, which computes all logits, 16). All sides
-are processes with the same weights, and take turns. Prints edits a minute, median over the repeats, and how far the
+it. By hand they are made to run --rows positions of a layer in one batch (TransformerLens, which computes all logits,
+16 at most); with --rows=1 one at a time, as their own patching loops do. All sides are processes with the same weights,
+and take turns. Prints edits a minute, median over the repeats, and how far the
 values are apart. See `benchmarks.peers` for the environment; needs 3 GB of memory a side.
 """
 
@@ -25,6 +26,7 @@ from absl import app, flags
 from benchmarks.peers import Side, python_of
 
 _TOKENS = flags.DEFINE_integer("tokens", 64, "Tokens of the prompt.", lower_bound=2)
+_ROWS = flags.DEFINE_integer("rows", 64, "Edits that the peers run at one time.", lower_bound=1)
 _LAYERS = flags.DEFINE_list("layers", ["8", "23"], "Of the peers' edits.")
 
 
@@ -56,7 +58,7 @@ def main(argv: list[str]) -> None:
             for kind, side in sides.items():
                 its = every if kind == "ours" else layers
                 its = its if repeat or kind == "ours" else its[:1]
-                seconds, _ = side.run("sweep", tokens, layers=its)
+                seconds, _ = side.run("sweep", tokens, layers=its, rows=_ROWS.value)
                 found = np.reshape(side.values, (len(its), -1))
                 if repeat:
                     rates[kind].append(60 * found.size / seconds)
