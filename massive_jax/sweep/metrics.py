@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from massive_jax.arguments import is_index, several, shown
+from massive_jax.dtypes import wide
 from massive_jax.files import listed
 from massive_jax.forward import Output
 
@@ -94,7 +95,8 @@ class Metric:
         """Of logits [B, T, V] and the last hidden state [B, T, W]: [] or [B]."""
         assert self.fn is not None
         out = Output(logits, last_hidden, {})
-        return jnp.asarray(self.fn(out, data) if self.with_data else self.fn(out))
+        found = jnp.asarray(self.fn(out, data) if self.with_data else self.fn(out))
+        return found.astype(wide(found.dtype)) if jnp.issubdtype(found.dtype, jnp.floating) else found
 
 
 @functools.lru_cache(maxsize=64)  # one function, so one program
