@@ -18,6 +18,7 @@ CHOICE = (7, 11)
 SLOW = pytest.mark.slow
 KINDS = {
     "default": {},
+    "every site": {},
     "alibi, parallel, window, slots": {
         "position": "alibi",
         "alibi": AlibiConfig(),
@@ -29,7 +30,7 @@ KINDS = {
     "learned, softcap": {"position": "learned", "logit_softcap": 3.0, "attention_softcap": 2.0},
     "sink tokens": {"attention_bias": AttentionBias("sink_token", slots=2), "norm_placement": "pre_and_output"},
 }
-QUICK = tuple(KINDS)[:2]
+QUICK = ("default", "alibi, parallel, window, slots")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,8 @@ def difference(logits):
     return (logits[:, -1, CHOICE[0]] - logits[:, -1, CHOICE[1]]).mean()
 
 
-FEW = ("block_out", "key", "attn_probs", "mlp_out")  # the others go the same way in every family
+FEW = ("block_out", "attn_probs")
+MORE = (*FEW, "embed", "key", "mlp_hidden", "final_norm", "logits")  # the others go the same way in every family
 
 
 def units_of_sites(config, names, positions):
@@ -75,7 +77,11 @@ def units_of_sites(config, names, positions):
 @pytest.mark.parametrize("kind", [kind if kind in QUICK else pytest.param(kind, marks=SLOW) for kind in KINDS])
 def test_every_value_is_that_of_a_run(make_model, texts, kind):
     model, (tokens, mask) = make_model(num_layers=3, **KINDS[kind]), texts
-    units = list(units_of_sites(model.config, TINY_SITES if kind == "default" else FEW, (0, 9, -1)))
+    units = list(
+        units_of_sites(
+            model.config, TINY_SITES if kind == "every site" else MORE if kind == "default" else FEW, (0, 9, -1)
+        )
+    )
     before = programs(_swept)
     found = model.sweep(tokens, units, "logit_difference", data=CHOICE, mask=mask)
     np.testing.assert_allclose(found.values, one_by_one(model, tokens, units, difference, mask), rtol=2e-4, atol=2e-4)
@@ -149,12 +155,13 @@ def flipped(x, value):
 def test_what_looks_ahead_runs_whole(small, tiny_tokens):
     """Later tokens' values, where a token's own may depend on them; logits that are edited."""
     units = [
-        [mj.Edit(site, layer=layer, op=op, value=value, **fields) for site, layer, op, value, fields in edits]
-        for edits in (
-            [("mlp_out", 2, flipped, np.float32(0.5), {})],
-            [("attn_out", 1, "shuffle", 0.0, {"dim": 3}), ("attn_out", 2, "shuffle", 0.0, {"dim": 1})],
-            [("attn_probs", 1, "set", 0.4, {"key": 6, "head": 1}), ("logits", None, "add", 1.0, {"dim": 7})],
-        )
+        [
+            mj.Edit("attn_out", layer=1, dim=dim, op="shuffle"),
+            mj.Edit("attn_probs", layer=layer, key=6, head=1, value=0.4),
+            mj.Edit("mlp_out", layer=layer, op=flipped, value=np.float32(scale)),
+            mj.Edit("logits", dim=7, op="add", value=scale),
+        ]
+        for dim, layer, scale in ((3, 1, 0.5), (1, 2, 0.7))
     ]
     found = small.sweep(tiny_tokens, units, "logit_difference", data=CHOICE)
     np.testing.assert_allclose(found.values, one_by_one(small, tiny_tokens, units, difference), rtol=2e-4, atol=2e-4)
