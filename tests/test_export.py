@@ -187,7 +187,7 @@ def test_timm_is_written_as_timm_has_it(tmp_path, monkeypatch, architecture):
         ),
         (
             {"norm": NormConfig("dynamic_tanh"), "position": "learned", "mlp": "plain", "value_scale": "fixed"},
-            r"norm\.kind 'dynamic_tanh' \(only 'rms'\).*position 'learned' \(only.*value_scale 'fixed'.*mlp 'plain'",
+            r"GPT2LMHeadModel cannot say .*norm\.kind 'dynamic_tanh' \(only 'layer'\).*value_scale 'fixed'",
         ),
         ({"activation": "relu2", "model_type": "nothing"}, "cannot say activation 'relu2'"),
         (
@@ -209,6 +209,13 @@ def test_what_this_project_trains_has_a_place(name):
     config = presets.PRESETS[name].model(attention_bias=None, dtype="bfloat16", kernel="xla")
     expected = {"paper": "GPT2LMHeadModel", "emergence": "LlamaForCausalLM"}
     assert zoo.target(config, name).fields["architectures"] == [expected[name]]
+
+
+def test_of_what_this_project_trains_the_nearest_class_is_named():
+    """The preset's model type is nanoGPT's; a Llama lacks one option of it, a GPT-2 nine."""
+    config = presets.PRESETS["emergence"].model(attention_bias=None, dtype="float32", kernel="xla")
+    with pytest.raises(ValueError, match=r"Llama.* cannot say norm_placement 'after_residual' \(only 'pre'\)\.$"):
+        zoo.target(dataclasses.replace(config, norm_placement="after_residual"), "emergence")
 
 
 def test_a_vision_model_of_no_family(tmp_path, tiny_vision):

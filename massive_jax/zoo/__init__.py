@@ -188,7 +188,7 @@ def target(config: TransformerConfig | VisionConfig, name: str) -> Target:
             return Target(fields, found, read_by.table.spelled(read_by.spelling(found)), read_by.unread)
         its_class = fields.get("architectures", ["the model"])[0]
         refused.append((len(cannot), f"{name}: transformers' {its_class} cannot say {files.listed(cannot, 8)}."))
-    _, message = refused[0] if own is not None else min(refused)
+    _, message = min(refused, key=lambda one: one[0])  # of as many its own, which is first
     if getattr(config, "attention_bias", None) is not None:
         message += " An attention bias stays in this project's own checkpoints (save), or remove_bias takes it out."
     raise ValueError(message)
