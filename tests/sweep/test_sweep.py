@@ -51,7 +51,6 @@ def difference(logits):
 
 
 FEW = ("block_out", "attn_probs")
-MORE = (*FEW, "embed", "key", "mlp_hidden", "final_norm", "logits")  # the others go the same way in every family
 
 
 def units_of_sites(config, names, positions):
@@ -77,11 +76,7 @@ def units_of_sites(config, names, positions):
 @pytest.mark.parametrize("kind", [kind if kind in QUICK else pytest.param(kind, marks=SLOW) for kind in KINDS])
 def test_every_value_is_that_of_a_run(make_model, texts, kind):
     model, (tokens, mask) = make_model(num_layers=3, **KINDS[kind]), texts
-    units = list(
-        units_of_sites(
-            model.config, TINY_SITES if kind == "every site" else MORE if kind == "default" else FEW, (0, 9, -1)
-        )
-    )
+    units = list(units_of_sites(model.config, TINY_SITES if kind == "every site" else FEW, (0, 9, -1)))
     before = programs(_swept)
     found = model.sweep(tokens, units, "logit_difference", data=CHOICE, mask=mask)
     np.testing.assert_allclose(found.values, one_by_one(model, tokens, units, difference, mask), rtol=2e-4, atol=2e-4)
