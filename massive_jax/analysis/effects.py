@@ -58,11 +58,8 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
       >>> rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([10.0, 30.0, 20.0]))
       0.5
     """
+    from scipy.stats import rankdata
 
-    def ranks(values: np.ndarray) -> np.ndarray:
-        _, inverse, counts = np.unique(np.ravel(values), return_inverse=True, return_counts=True)
-        return (np.cumsum(counts) - (counts - 1) / 2)[inverse.ravel()]
-
-    a, b = (ranks(values) - (values.size + 1) / 2 for values in (np.asarray(first), np.asarray(second)))
+    a, b = (rankdata(values) - (values.size + 1) / 2 for values in (np.asarray(first), np.asarray(second)))
     spread = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / spread if spread else None

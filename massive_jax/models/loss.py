@@ -6,6 +6,7 @@ Axis letters: see `massive_jax.probe.sites`; C positions of a chunk.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,12 +57,24 @@ def sequence_nll(
     Returns:
       float32 [B, T - 1]: at [b, i] that of sequence b's own token i + 1; 0 beyond its end.
     """
+    return _of_sequences(lambda x, targets: chunked_nll(config, x, head, targets), hidden, tokens, positions)
+
+
+def logits_nll(logits: jax.Array, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
+    """Computes what `sequence_nll` does from logits [B, T, V] that are there."""
+    return _of_sequences(_nll, logits, tokens, positions)
+
+
+def _of_sequences(
+    nll_of: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, tokens: jax.Array, positions: jax.Array | None
+) -> jax.Array:
+    """-log p of every token after the first, from x [B, T, …] at the token before it."""
     if positions is not None:
         # Each sequence's own tokens first, in their order: a token is predicted by the one before it.
         order = jnp.argsort(positions < 0, axis=1, stable=True)
-        hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
+        x = jnp.take_along_axis(x, order[..., None], axis=1)
         tokens = jnp.take_along_axis(tokens, order, axis=1)
-    nll = chunked_nll(config, hidden[:, :-1], head, tokens[:, 1:])
+    nll = nll_of(x[:, :-1], tokens[:, 1:])
     if positions is None:
         return nll
     lengths = jnp.sum(positions >= 0, axis=1, keepdims=True)

@@ -15,6 +15,7 @@ from massive_jax.arguments import is_index, several, shown
 from massive_jax.dtypes import wide
 from massive_jax.files import listed
 from massive_jax.forward import Output
+from massive_jax.models.loss import logits_nll
 
 
 def _at(x: jax.Array, ids: jax.Array) -> jax.Array:
@@ -122,23 +123,10 @@ def metric_function(name: str) -> Callable[[Output, Any], jax.Array]:
         assert out.logits is not None
         if metric.of == "last":
             return metric.last(out.logits[:, -1], data)
-        nll = nll_of(out.logits, data)
+        nll = logits_nll(out.logits, data)
         return metric.text(nll, jnp.asarray(nll.size))
 
     return of_output
-
-
-def nll_of(logits: jax.Array, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
-    """Gives what `massive_jax.models.loss.sequence_nll` gives, from all logits [B, T, V]."""
-    if positions is not None:
-        order = jnp.argsort(positions < 0, axis=1, stable=True)
-        logits = jnp.take_along_axis(logits, order[..., None], axis=1)
-        tokens = jnp.take_along_axis(tokens, order, axis=1)
-    log_probs = jax.nn.log_softmax(logits[:, :-1], axis=-1)
-    nll = -jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
-    if positions is None:
-        return nll
-    return jnp.where(jnp.arange(1, tokens.shape[1]) < jnp.sum(positions >= 0, axis=1, keepdims=True), nll, 0.0)
 
 
 def find_metric(given: Any, data: Any, batch: int, vocabulary: int) -> tuple[Metric, Any]:

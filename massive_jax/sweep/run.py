@@ -25,13 +25,13 @@ from massive_jax.dtypes import product_precision
 from massive_jax.files import locked
 from massive_jax.forward import forward, own_positions
 from massive_jax.models import LanguageModel, Resume, TransformerConfig, head_logits, head_of, last_of
-from massive_jax.models.loss import sequence_nll
+from massive_jax.models.loss import logits_nll, sequence_nll
 from massive_jax.parallel import mesh_of_params, mesh_set
 from massive_jax.probe import Capture, CapturePlan, Coordinates, Edit, EditCollection, Tap, compile_captures
 from massive_jax.probe.functions import result_shapes
 from massive_jax.sweep import plan as planning
 from massive_jax.sweep.grid import EditGrid
-from massive_jax.sweep.metrics import Metric, find_metric, nll_of
+from massive_jax.sweep.metrics import Metric, find_metric
 from massive_jax.sweep.store import Store, checked_path, checksum
 from massive_jax.sweep.units import Units, as_units, program_text, stacked
 
@@ -416,7 +416,7 @@ def _value(
             return metric.last(last_of(logits, positions)[:, 0], data)
         if metric.of == "output":
             return metric.output(logits, hidden, data)
-        nll = nll_of(logits, tokens, positions)
+        nll = logits_nll(logits, tokens, positions)
     return metric.text(nll, jnp.asarray(B * (T - 1)) if positions is None else jnp.sum(positions > 0))
 
 
