@@ -30,7 +30,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from massive_jax.models import AttentionBias, LanguageModel, TransformerConfig
 from massive_jax.models.attention import Surroundings, attend
 from massive_jax.models.attention_bias import AttentionSlots, SlotPlaces
-from massive_jax.parallel import mesh_set
+from massive_jax.parallel import AXES, BATCH_AXES, mesh_set, mesh_text
 from massive_jax.probe import Capture, compile_captures
 from massive_jax.train import OptimizerConfig, Trainer
 from massive_jax.train.step import _step
@@ -95,9 +95,9 @@ def training(mesh: Mesh) -> Iterator[tuple[str, Callable[[], Any]]]:
     for bias in (None, AttentionBias("kv")):
         module = LanguageModel(dataclasses.replace(_CONFIG, attention_bias=bias), remat="cheap")
         trainer = Trainer(module, OptimizerConfig(), mesh=mesh)
-        sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+        sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
         batch = jax.ShapeDtypeStruct((1, _B, _T), jnp.int32, sharding=sharding)
-        name = f"training step, {bias.kind if bias else 'no bias'}, mesh {' × '.join(map(str, mesh.devices.shape))}"
+        name = f"training step, {bias.kind if bias else 'no bias'}, mesh {mesh_text(mesh.shape)}"
         yield name, lambda trainer=trainer, batch=batch: _step.lower(trainer, trainer.abstract(), batch)
 
 
@@ -114,7 +114,7 @@ def main(argv: list[str]) -> None:
     for topology in _TOPOLOGIES.value:
         devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
         one, four = (
-            Mesh(devices[: a * b].reshape(a, b), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+            Mesh(devices[: a * b].reshape(1, a, b, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
             for a, b in ((1, 1), (2, 2))
         )
         for programs, mesh in ((kernels, one), (forward, one), (training, one), (training, four)):

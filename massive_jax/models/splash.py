@@ -15,6 +15,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jax.sharding import PartitionSpec
 
 from massive_jax.dtypes import product_precision
+from massive_jax.parallel import batch_axes
 
 _LANES = 128  # lengths and blocks are multiples of it
 _BLOCKS = (512, 384, 256, _LANES)  # sizes of the blocks of queries and of keys: the first that divides the length,
@@ -67,11 +68,8 @@ def splash_attention(
     if mesh.size <= 1:
         return attend(query, key, value)
     # As the parameters are (`massive_jax.parallel.RULES`); an axis that does not divide is not split.
-    sequences, heads = (
-        axis if size % mesh.shape.get(axis, size + 1) == 0 else None
-        for axis, size in (("data", query.shape[0]), ("model", key.shape[2]))
-    )
-    spec = PartitionSpec(sequences, None, heads)
+    heads = "tensor" if key.shape[2] % mesh.shape.get("tensor", key.shape[2] + 1) == 0 else None
+    spec = PartitionSpec(batch_axes(query.shape[0], mesh), None, heads)
     return jax.shard_map(
         attend, in_specs=(spec,) * 3, out_specs=(spec, spec) if return_residual else spec, check_vma=False
     )(query, key, value)

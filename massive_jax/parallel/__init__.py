@@ -1,5 +1,17 @@
 """Meshes and sharding rules, and several processes."""
 
+from massive_jax.parallel.meshes import (
+    AXES,
+    BATCH_AXES,
+    batch_axes,
+    check_mesh,
+    make_mesh,
+    mesh_of_params,
+    mesh_set,
+    mesh_sizes,
+    mesh_text,
+    parse_mesh,
+)
 from massive_jax.parallel.processes import (
     check_shared,
     from_first,
@@ -10,10 +22,13 @@ from massive_jax.parallel.processes import (
     process_part,
     whole,
 )
-from massive_jax.parallel.rules import RULES, check_mesh, make_mesh, mesh_of_params, mesh_set, param_sharding, spec_of
+from massive_jax.parallel.rules import RULES, param_sharding, spec_of
 
 __all__ = [
+    "AXES",
+    "BATCH_AXES",
     "RULES",
+    "batch_axes",
     "check_mesh",
     "check_shared",
     "from_first",
@@ -22,9 +37,12 @@ __all__ = [
     "make_mesh",
     "mesh_of_params",
     "mesh_set",
+    "mesh_sizes",
+    "mesh_text",
     "on_mesh",
     "once",
     "param_sharding",
+    "parse_mesh",
     "process_part",
     "spec_of",
     "whole",

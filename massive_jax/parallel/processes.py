@@ -8,6 +8,7 @@ up after 30 seconds.
 from __future__ import annotations
 
 import itertools
+import math
 import pathlib
 import secrets
 from collections.abc import Callable
@@ -31,28 +32,26 @@ def is_first() -> bool:
 
 
 def process_part(mesh: Mesh | None) -> tuple[int, int]:
-    """Gives (number, count): the part of a batch, split over "data", that this process feeds, of how many.
+    """Gives (number, count): the part of a batch, split over "data" and "fsdp", that this process feeds, of how many.
 
-    Processes whose devices lie along "model" only hold, and feed, the same part.
+    Processes whose devices lie along "tensor" and "expert" only hold, and feed, the same part.
 
     Raises:
       ValueError: a process holds a piece of another's part: the mesh cuts across the processes' devices.
     """
     if mesh is None:
         return 0, 1
+    shape = mesh.devices.shape
+    split = mesh.devices.reshape(math.prod(shape[: len(shape) // 2]), -1)  # the axes of the batch come first
     rows: dict[int, set[int]] = {}
-    for (row, _), device in np.ndenumerate(mesh.devices):
+    for (row, _), device in np.ndenumerate(split):
         rows.setdefault(device.process_index, set()).add(row)
     parts = sorted({tuple(sorted(held)) for held in rows.values()})
-    if (
-        jax.process_index() not in rows
-        or len({len(part) for part in parts}) > 1
-        or sum(map(len, parts)) > len(mesh.devices)
-    ):
-        data, model = mesh.devices.shape
+    if jax.process_index() not in rows or len({len(part) for part in parts}) > 1 or sum(map(len, parts)) > len(split):
         raise ValueError(
-            f"a mesh of {data} × {model} gives {jax.process_count()} processes of {jax.local_device_count()} devices "
-            "parts of a batch that overlap; make MODEL a divisor or a multiple of a process's devices, and use all."
+            f"a mesh of {' × '.join(map(str, shape))} gives {jax.process_count()} processes of "
+            f"{jax.local_device_count()} devices parts of a batch that overlap; make tensor × expert a divisor or a "
+            "multiple of a process's devices, and use all."
         )
     return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 

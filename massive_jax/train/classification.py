@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from massive_jax.data import ImageProcessor, LabelledImages
 from massive_jax.models import VisionTransformer
-from massive_jax.parallel import mesh_set, process_part
+from massive_jax.parallel import BATCH_AXES, mesh_set, process_part
 from massive_jax.train.census import take_census
 from massive_jax.train.config import ImageTrainConfig
 from massive_jax.train.loop import Task, Trained, mesh_of, run
@@ -178,8 +178,8 @@ class _Classes(Task):
         for start in range(0, count, size):
             which = np.arange(start, min(start + size, count))
             batch = {"images": self._held_out[which], "labels": self._held_out.labels[which]}
-            even = len(which) % self.config.mesh[0] == 0
-            placed = self.trainer.on_devices(batch, PartitionSpec("data") if even else PartitionSpec())
+            even = len(which) % self.config.batch_devices == 0
+            placed = self.trainer.on_devices(batch, PartitionSpec(BATCH_AXES) if even else PartitionSpec())
             with mesh_set(self.trainer.mesh):
                 nll, hits = _judge(self._objective, self.trainer.module, params, placed)
             total, right = total + float(nll), right + int(hits)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from massive_jax.arguments import SEEDS, is_index, shown
 from massive_jax.models import TransformerConfig, VisionConfig
+from massive_jax.parallel import BATCH_AXES, mesh_sizes
 from massive_jax.train.optimizer import OptimizerConfig
 
 # What a resumed training may have otherwise than it began: nothing here changes a step.
@@ -36,7 +38,7 @@ class RunConfig:
       seed: of the parameters and of the data's order.
       log_every, eval_every, census_every, checkpoint_every: in steps; 0 for never (the last step always has all).
       keep: newest checkpoints that are kept.
-      mesh: devices along the axes "data" and "model".
+      mesh: devices along "fsdp" and "tensor"; or four numbers, along `massive_jax.parallel.AXES`.
     """
 
     optimizer: OptimizerConfig
@@ -53,7 +55,7 @@ class RunConfig:
     census_every: int = 100
     checkpoint_every: int = 500
     keep: int = 2
-    mesh: tuple[int, int] = (1, 1)
+    mesh: tuple[int, ...] = (1, 1)
 
     def __post_init__(self) -> None:
         if problems := list(self._problems()):
@@ -64,14 +66,22 @@ class RunConfig:
         yield from self._below(1, "steps", "batch", "accumulate", "unroll", "log_every", "keep")
         yield from self._below(0, "eval_every", "census_every", "checkpoint_every")
         yield from self._below(0, "seed", most=SEEDS - 1)
-        if len(self.mesh) != 2 or not all(is_index(n) and n >= 1 for n in self.mesh):
-            yield f"mesh is {self.mesh}, expected two numbers of devices, at least 1 each"
+        try:
+            split = self.batch_devices
+        except ValueError as problem:
+            yield str(problem)
             return
-        micro = self.accumulate * self.mesh[0]
+        micro = self.accumulate * split
         if is_index(self.batch) and is_index(self.accumulate) and micro >= 1 and self.batch % micro:
-            yield f"batch is {self.batch}, no multiple of accumulate {self.accumulate} × {self.mesh[0]} devices"
+            yield f"batch is {self.batch}, no multiple of accumulate {self.accumulate} × {split} devices"
         if not self._is_share("ema"):
             yield f"ema is {shown(self.ema)}, expected a decay from 0 to below 1"
+
+    @property
+    def batch_devices(self) -> int:
+        """Gives how many parts the mesh splits a batch into."""
+        sizes = mesh_sizes(self.mesh)
+        return math.prod(sizes[axis] for axis in BATCH_AXES)
 
     def _is_share(self, name: str) -> bool:
         """Whether a field is a number from 0 to below 1."""

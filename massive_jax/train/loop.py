@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from massive_jax.parallel import check_shared, from_first, in_any, is_first, make_mesh, once
+from massive_jax.parallel import check_shared, from_first, in_any, is_first, make_mesh, mesh_sizes, once
 from massive_jax.train.checkpoints import Checkpoints
 from massive_jax.train.config import RunConfig, check_same
 from massive_jax.train.metrics import Metrics, NoMetrics, peak_flops, read_lines
@@ -98,12 +98,13 @@ def mesh_of(config: RunConfig) -> Any:
       ValueError: there are not that many devices; of several processes it does not take all.
     """
     if jax.process_count() > 1 and math.prod(config.mesh) != jax.device_count():
-        data, model = config.mesh
         raise ValueError(
-            f"a mesh of {data} × {model} leaves out some of the {jax.device_count()} devices of {jax.process_count()} "
-            f"processes; give one of all, such as --mesh={jax.device_count()},1."
+            f"a mesh of {' × '.join(map(str, config.mesh))} leaves out some of the {jax.device_count()} devices of "
+            f"{jax.process_count()} processes; give one of all, such as --mesh=fsdp:{jax.device_count()}."
         )
-    return None if config.mesh == (1, 1) else make_mesh(*config.mesh)
+    if math.prod(config.mesh) == 1:
+        return None
+    return make_mesh(*config.mesh) if len(config.mesh) == 2 else make_mesh(**mesh_sizes(config.mesh))
 
 
 def run(task: Task, workdir: pathlib.Path, *, say: Callable[[str], Any] = lambda line: None) -> Trained:

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from massive_jax.models import LanguageModel, Parameter, VisionTransformer, declared
-from massive_jax.parallel import mesh_set, on_mesh, param_sharding
+from massive_jax.parallel import BATCH_AXES, mesh_set, on_mesh, param_sharding
 from massive_jax.train.objective import NEXT_TOKEN, Objective
 from massive_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer, matrices
 
@@ -97,7 +97,7 @@ class Trainer:
         micro = jax.tree.map(lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), batch)
         if self.mesh is None:
             return micro
-        sharding = NamedSharding(self.mesh, PartitionSpec(None, "data"))
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES))
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), micro)
 
     def compile(
@@ -119,7 +119,7 @@ class Trainer:
 
     def loss(self, params: Any, batch: Any) -> jax.Array:
         """Gives the objective's loss on a batch, float32 []; every process gives the whole batch."""
-        batch = self.on_devices(batch, PartitionSpec("data"))
+        batch = self.on_devices(batch, PartitionSpec(BATCH_AXES))
         with mesh_set(self.mesh):
             return _loss(self, params, batch)
 

@@ -22,12 +22,12 @@ from massive_jax.models import (
 from massive_jax.models.attention_bias import ATTENTION_BIASES, SLOT_KINDS
 from massive_jax.models.norms import Norm
 from massive_jax.models.parameters import Module
-from massive_jax.parallel import RULES, spec_of
+from massive_jax.parallel import AXES, RULES, spec_of
 from massive_jax.train import OptimizerConfig, Trainer, decayed, flops_per_token
 from massive_jax.train.step import starting_scale
 from tests.fixtures.tiny import TINY, TINY_VISION
 
-MESH = AbstractMesh((2, 2), ("data", "model"))
+MESH = AbstractMesh((1, 2, 2, 2), AXES)
 EXPERTS = dataclasses.replace(TINY, mlp="experts", experts=ExpertsConfig(6, 2))
 CLAMPED = dataclasses.replace(TINY, mlp="experts", experts=ExpertsConfig(6, 2, clamped=True), attention_bias=None)
 
@@ -91,17 +91,18 @@ def test_axes_are_those_of_the_shape_and_users_see_plain_arrays(name):
         assert it.shape == tuple(sizes[letter] for letter in it.axes), path
         assert it.per_layer == path.startswith("layers/"), path
         assert it.per_expert == ("experts/" in path and "router" not in path), path
-        # An axis of equal parameters is never split, and no device axis is used twice.
+        # Layers are never split, experts are where they are stacked, and no device axis is used twice.
         spec = spec_of(it.axes, it.shape, MESH)
         assert len(spec) == len(it.shape), path
         used = [axis for axis in spec if axis is not None]
         assert len(used) == len(set(used)), path
         for letter, axis in zip(it.axes, spec, strict=True):
             assert axis in (None, RULES.get(letter)), path
-            assert axis is None or letter not in "LE1", path
+            assert axis is None or letter not in "L1", path
+        assert it.per_expert == ("expert" in spec), path
         # What is large is split, over both axes where it has both and they divide.
         if it.role in ("kernel", "residual", "head") and it.own_axes[-1] != "E":
-            used += ["model"] if name in VISION and path == "head" else []  # of five classes
+            used += ["tensor"] if name in VISION and path == "head" else []  # of five classes
             assert set(used) >= {RULES[letter] for letter in it.own_axes if letter in RULES}, path
     shapes = jax.eval_shape(module.init, jax.random.key(0), config.example)
     assert set(shapes) == {"params"}
@@ -112,31 +113,31 @@ def test_axes_are_those_of_the_shape_and_users_see_plain_arrays(name):
 @pytest.mark.parametrize(
     ("name", "path", "expected"),
     [
-        ("gate_head", "layers/attn/gate/gate/kernel", P(None, "data", "model")),
-        ("gate_element", "layers/attn/gate/gate/kernel", P(None, "data", "model", None)),
-        ("biases", "layers/attn/query/bias", P(None, "model", None)),
-        ("biases", "layers/attn/out/kernel", P(None, "model", None, "data")),
+        ("gate_head", "layers/attn/gate/gate/kernel", P(None, "fsdp", "tensor")),
+        ("gate_element", "layers/attn/gate/gate/kernel", P(None, "fsdp", "tensor", None)),
+        ("biases", "layers/attn/query/bias", P(None, "tensor", None)),
+        ("biases", "layers/attn/out/kernel", P(None, "tensor", None, "fsdp")),
         ("biases", "layers/attn/out/bias", P(None, None)),
         ("biases", "layers/attn_norm/scale", P(None, None)),
-        ("biases", "layers/mlp/up/bias", P(None, "model")),
-        ("biases", "embedding", P("model", "data")),
-        ("biases", "head_bias", P("model")),
+        ("biases", "layers/mlp/up/bias", P(None, "tensor")),
+        ("biases", "embedding", P("tensor", "fsdp")),
+        ("biases", "head_bias", P("tensor")),
         ("biases", "norm/scale", P(None)),
-        ("norms_of_all_heads", "layers/attn/key_norm/scale", P(None, "model", None)),
+        ("norms_of_all_heads", "layers/attn/key_norm/scale", P(None, "tensor", None)),
         ("norms_of_heads", "layers/attn/key_norm/scale", P(None, None)),
         ("dynamic_tanh", "layers/attn/key_norm/alpha", P(None, None)),
-        ("dynamic_tanh", "layers/attn/value_scale", P(None, "model")),
+        ("dynamic_tanh", "layers/attn/value_scale", P(None, "tensor")),
         ("single_scale", "layers/attn_norm/scale", P(None, None)),
-        ("experts", "layers/experts/gate", P(None, None, "data", "model")),
-        ("experts", "layers/experts/down", P(None, None, "model", "data")),
-        ("clamped_experts", "layers/experts/up_bias", P(None, None, "model")),
-        ("clamped_experts", "layers/experts/down_bias", P(None, None, None)),
+        ("experts", "layers/experts/gate", P(None, "expert", "fsdp", "tensor")),
+        ("experts", "layers/experts/down", P(None, "expert", "tensor", "fsdp")),
+        ("clamped_experts", "layers/experts/up_bias", P(None, "expert", "tensor")),
+        ("clamped_experts", "layers/experts/down_bias", P(None, "expert", None)),
         ("clamped_experts", "layers/experts/router/bias", P(None, None)),
-        ("kv", "layers/attn/slots/key", P(None, "model", None, None)),
+        ("kv", "layers/attn/slots/key", P(None, "tensor", None, None)),
         ("kv_shared", "layers/attn/slots/key", P(None, None, None, None)),
-        ("sink", "layers/attn/slots/logit", P(None, "model")),
-        ("attention_pool", "pool/out/kernel", P("model", None, "data")),
-        ("vision", "patch/kernel", P(None, None, None, "data")),
+        ("sink", "layers/attn/slots/logit", P(None, "tensor")),
+        ("attention_pool", "pool/out/kernel", P("tensor", None, "fsdp")),
+        ("vision", "patch/kernel", P(None, None, None, "fsdp")),
     ],
 )
 def test_split(name, path, expected):
@@ -146,7 +147,7 @@ def test_split(name, path, expected):
 
 def test_what_does_not_divide_is_whole():
     assert spec_of("DHN", (9, 3, 8), MESH) == P(None, None, None)
-    assert spec_of("WD", (9, 8), MESH) == P(None, "data")
+    assert spec_of("WD", (9, 8), MESH) == P(None, "fsdp")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

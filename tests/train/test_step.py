@@ -167,7 +167,8 @@ for kind, runs in {
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found[0], other)
 # The compiler for TPUs would refuse to split the kernel itself: here it is split already.
 jax.default_backend = lambda: "tpu"
-x = jax.ShapeDtypeStruct((4, 8, 2, 16), np.float32, sharding=NamedSharding(eight, PartitionSpec("data", None, "model")))
+split = NamedSharding(eight, PartitionSpec("fsdp", None, "tensor"))
+x = jax.ShapeDtypeStruct((4, 8, 2, 16), np.float32, sharding=split)
 attend = jax.jit(functools.partial(splash_attention, scale=1.0, is_causal=True))
 with mesh_set(eight):
     assert "tpu_custom_call" in attend.trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
