@@ -1,7 +1,7 @@
 """What the documentation takes from elsewhere in the repository when it is built, so that nothing is written twice.
 
-Whole files (README.md, BUILD.md, …), the sites and operations of `massive_jax.probe`, the docstrings of the experiments
-and a reference page for every room.
+Whole files (README.md, BUILD.md, …), the sites and operations of `massive_jax.probe`, the docstrings of the
+experiments, the atlas and a reference page for every room.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ WHOLE = {
 }
 # Page -> the source that it is generated from, which a link leads to where there is no site.
 GENERATED = {
+    "atlas.md": "massive_jax/zoo/atlas/atlas.json",
     "sites.md": "massive_jax/probe/sites.py",
     "experiments.md": "experiments",
     "reference/train.md": "massive_jax/train",
@@ -131,6 +132,54 @@ of language models `'first_delimiter'`.
 """
 
 
+def atlas_page() -> str:
+    """Renders the atlas: a row a model, and what its sources are."""
+    from massive_jax.zoo import atlas
+
+    heads = ("model", "largest", "median", "largest / median", "dims", "tokens", "layers", "BOS", "source", "note")
+    right = ("largest", "median", "largest / median")
+    rows = ["| " + " | ".join(heads) + " |", "|" + "|".join(" ---: " if h in right else " --- " for h in heads) + "|"]
+    for entry in atlas.entries().values():
+        ratio = entry.largest / entry.median if entry.largest and entry.median else None
+        name = f"`{entry.name}`"
+        cells = (
+            f"[{name}](https://huggingface.co/{entry.hub_id})" if entry.hub_id else name,
+            *("–" if number is None else f"{number:,.6g}" for number in (entry.largest, entry.median)),
+            "–" if ratio is None else f"{ratio:,.0f}",
+            ", ".join(map(str, entry.dims)) or "–",
+            entry.positions or "–",
+            "–" if entry.layers is None else f"{entry.layers[0]} to {entry.layers[1]}",
+            {True: "yes", False: "no", None: "–"}[entry.bos],
+            ", ".join(entry.sources),
+            entry.note[:1].upper() + entry.note[1:],
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+    said = "\n".join(f"- **{name}**: {_linked_papers(words)}" for name, words in atlas.sources().items())
+    return f"""# Atlas
+
+What is known of each model's massive activations, as others reported it and as it was measured here. Layers count from
+1, and the first and last are those whose output has them; – is what nobody reported. A click on a head sorts the table,
+and the field above it keeps the rows that have its words.
+
+<div class="browse" markdown>
+
+{chr(10).join(rows)}
+
+</div>
+
+{said}
+
+`python -m experiments.verify --model=NAME` measures a model and says where it agrees; in Python,
+`massive_jax.zoo.atlas.find(NAME)` is the row. More measurements of this project, each with its setting:
+[two models on WikiText-2](observatory.md), with and without BOS; [ten variants trained side by side](emergence.md) over
+three seeds; [vision transformers](vision.md); [the ledger](ledger.md), what papers claim beside what was found.
+"""
+
+
+def _linked_papers(words: str) -> str:
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", words)
+
+
 def reference_pages() -> dict[str, str]:
     """Makes the pages of the reference: name -> text."""
     pages = {
@@ -162,7 +211,7 @@ def _listed(module: str) -> list[str]:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Points the links of the pages in docs/ at pages, in the repository they lead to files; gives wide tables room."""
-    if page.file.src_uri == "ledger.md":
+    if page.file.src_uri in ("ledger.md", "atlas.md"):
         page.meta["hide"] = ["toc"]
     return relinked(markdown, f"docs/{page.file.src_uri}") if page.file.generated_by is None else markdown
 
@@ -179,7 +228,8 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     pages = {page: relinked((ROOT / path).read_text(encoding="utf-8"), path) for page, path in WHOLE.items()}
-    pages |= {"experiments.md": experiments_page(), "sites.md": sites_page(), **reference_pages()}
+    pages |= {"experiments.md": experiments_page(), "sites.md": sites_page(), "atlas.md": atlas_page()}
+    pages |= reference_pages()
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files

@@ -12,6 +12,7 @@ import transformers
 import massive_jax as mj
 from massive_jax import loading
 from massive_jax.probe import ALL_SITES, OPERATIONS
+from massive_jax.zoo import atlas
 
 ROOT = pathlib.Path(mj.__file__).parent.parent
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -94,6 +95,15 @@ def test_every_site_and_operation_is_on_the_page(hooks):
     page = hooks.sites_page()
     assert [name for name in (*ALL_SITES, *OPERATIONS) if f"| `{name}` |" not in page] == []
     assert "| `query` | [B, T, H, N] | yes |" in page
+
+
+def test_every_model_of_the_atlas_is_on_its_page(hooks):
+    page = hooks.atlas_page()
+    rows = [row for row in page.splitlines() if row.startswith("| ")]
+    assert [name for name in atlas.entries() if sum(f"`{name}`" in row for row in rows) != 1] == []
+    assert len({row.count("|") for row in rows}) == 1
+    assert "| 23,147.1 | 1.721 | 13,450 | 507 | first token | 12 to 28 | no | measured |" in page
+    assert "[arXiv 2503.22329](https://arxiv.org/abs/2503.22329)" in page
 
 
 def test_every_program_is_on_the_page_of_experiments(hooks):
