@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pathlib
+import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
@@ -49,6 +50,7 @@ _FILE_BYTES = 32 << 20  # on disk: the first file is flushed while the others ar
 _METADATA = "_CHECKPOINT_METADATA"  # Orbax's names
 _FINISHED = "commit_success.txt"
 _UNFINISHED = ".partial_save"
+_STRAGGLING = 10  # seconds that threads may go on writing after one of them has failed
 _SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}  # of buckets, and the packages that reach them
 _AGAIN = "Copy it again, or convert the model again."
 
@@ -458,8 +460,16 @@ def _reaching(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _remove_unfinished(target: epath.Path) -> None:
-    for left in target.parent.glob(target.name + ".partial_save*") if target.parent.exists() else ():
-        left.rmtree()
+    """Removes what a save left. Threads of a failed one may still write, into it or anew: looks until it stays gone."""
+    until = time.monotonic() + _STRAGGLING
+    while left := list(target.parent.glob(f"{target.name}{_UNFINISHED}*")) if target.parent.exists() else []:
+        for directory in left:
+            try:
+                directory.rmtree()
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+        time.sleep(0.1)
 
 
 def _stored_json(path: epath.Path) -> Any:

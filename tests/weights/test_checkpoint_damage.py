@@ -1,15 +1,20 @@
 """Converted checkpoints that are not what was written, or of something else: one line, and no other weights."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 import massive_jax as mj
 from massive_jax import files, loading
@@ -180,6 +185,32 @@ def test_two_writers(saved, tmp_path):
     with pytest.raises(ValueError, match="it exists already"):
         loading.save(saved[1], str(path))
     assert os.listdir(tmp_path) == ["it"]
+
+
+def test_threads_that_write_on_after_a_failure_leave_nothing(tmp_path):
+    """Tensorstore's do: the first error ends a save while the others are still under way."""
+    out = tmp_path / "it"
+    unfinished = tmp_path / "it.partial_save.orbax-checkpoint-tmp"
+
+    def write_on():
+        for number in range(200):
+            unfinished.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                (unfinished / str(number)).write_bytes(b"0")
+            time.sleep(0.001)
+
+    def fail():
+        with checkpoint._target(out, epath.Path(out)):
+            straggler.start()
+            while not unfinished.exists():
+                pass
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    straggler = threading.Thread(target=write_on)
+    with pytest.raises(ValueError, match="cannot be written: No space left"):
+        fail()
+    straggler.join()
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(saved, tmp_path):
