@@ -136,8 +136,8 @@ def atlas_page() -> str:
     """Renders the atlas: a row a model, and what its sources are."""
     from massive_jax.zoo import atlas
 
-    heads = ("model", "largest", "median", "largest / median", "dims", "tokens", "layers", "BOS", "source", "note")
-    right = ("largest", "median", "largest / median")
+    heads = ("model", "largest", "median", "ratio", "dims", "tokens", "layers", "BOS", "source", "note")
+    right = ("largest", "median", "ratio")
     rows = ["| " + " | ".join(heads) + " |", "|" + "|".join(" ---: " if h in right else " --- " for h in heads) + "|"]
     for entry in atlas.entries().values():
         ratio = entry.largest / entry.median if entry.largest and entry.median else None
@@ -158,8 +158,8 @@ def atlas_page() -> str:
     return f"""# Atlas
 
 What is known of each model's massive activations, as others reported it and as it was measured here. Layers count from
-1, and the first and last are those whose output has them; – is what nobody reported. A click on a head sorts the table,
-and the field above it keeps the rows that have its words.
+1, and the first and last are those whose output has them; the ratio is the largest magnitude over the median;
+– is what nobody reported. A click on a head sorts the table, and the field above it keeps the rows that have its words.
 
 <div class="browse" markdown>
 
