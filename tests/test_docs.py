@@ -147,7 +147,8 @@ def test_the_reference_shows_what_the_rooms_show(hooks):
         ("![a](docs/a.png)", "![a](a.png)"),
         ("[a](docs/first_steps.md)", "[a](first_steps.md)"),
         ("[a](experiments)", "[a](experiments.md)"),
-        ("[the atlas](massive_jax/zoo/atlas/atlas.json)", "the atlas"),
+        ("[the atlas](massive_jax/zoo/atlas/atlas.json)", "[the atlas](atlas.md)"),
+        ("[the flags](pyproject.toml)", "the flags"),
         ("[a](https://b.c/d), [e](#f)", "[a](https://b.c/d), [e](#f)"),
     ],
 )
