@@ -27,6 +27,7 @@ from massive_jax.analysis import attention_shares, find_massive
 from massive_jax.evaluate import LayerTable, input_length, measure_layers
 from massive_jax.files import atomic_write, write_json
 from massive_jax.models.attention import LOWEST, attention_probs
+from massive_jax.parallel import fetch
 from massive_jax.report import as_json, label, plot_attention
 from massive_jax.report.results import AttentionMap
 
@@ -78,7 +79,7 @@ def look(model: mj.Model, inputs: np.ndarray, number: int, block: int | None = N
     captures = [mj.Capture("attn_probs", mass=True), mj.Capture("attn_logits", layers=(number,))]
     if block is not None:
         captures.append(mj.Capture("block_out", layers=(block,)))
-    found = jax.device_get(model(inputs, capture=captures, logits=False).intermediates)
+    found = fetch(model(inputs, capture=captures, logits=False).intermediates)
     hidden = None if block is None else np.asarray(found["block_out"][0, 0], np.float32)
     return Seen(found["attn_probs"].mass, found["attn_logits"][0, 0], hidden)
 

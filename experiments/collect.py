@@ -83,7 +83,7 @@ def show(store: ActivationStore) -> None:
 
 def main() -> None:
     """Runs the binary."""
-    kept, out = parse_activations(_ACTIVATIONS.value), common.workdir() / "activations"
+    kept, out = parse_activations(_ACTIVATIONS.value), common.workdir(shared=True) / "activations"
     if _TOKENS.value is not None:
         common.without_effect(("windows",), "beside --tokens")
     content = load_text(text.name())

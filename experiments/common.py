@@ -19,6 +19,7 @@ from absl import logging as absl_logging
 import massive_jax as mj
 from experiments import streams
 from experiments.flags import model as model_flags
+from experiments.flags import processes
 from experiments.inputs import (
     check_device,
     check_inputs,
@@ -40,6 +41,7 @@ from experiments.inputs import (
 )
 from experiments.tables import fitted, place, print_table, profile_curves, profile_layers, progress
 from massive_jax.files import locked, printable
+from massive_jax.parallel import check_shared, everywhere, leave, once, watch
 
 __all__ = [
     "check_device",
@@ -74,14 +76,24 @@ __all__ = [
 _held: contextlib.ExitStack | None = None  # what a run of `guarded` holds until it ends
 
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "On an error, shows where in the code it was raised.")
+flags.adopt_module_key_flags(processes)  # whoever adopts the flags of this module has those, too
 
 
 def run_experiment(main: Callable[[], Any]) -> None:
     """Parses flags and runs `main`. Bad input ends in one clear line on stderr and exit status 1."""
     streams.secure()
     mj.keep_compiled()  # the second run of an experiment starts in seconds
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
+    signal.signal(signal.SIGTERM, terminate)  # so that temporary files are removed
     app.run(lambda argv: guarded(main, argv), flags_parser=parse_flags)
+
+
+class _Terminated(SystemExit):
+    """SIGTERM has come."""
+
+
+def terminate(*_: Any) -> None:
+    """What SIGTERM does in an experiment: everything is closed, and it ends with status 143."""
+    raise _Terminated(143)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -118,8 +130,14 @@ def guarded(main: Callable[[], Any], argv: Sequence[str]) -> None:
         _check_flags_have_effect()
         if model_flags.DTYPE.value == "float64":
             jax.config.update("jax_enable_x64", True)
+        processes.start(processes.program())
+        if jax.distributed.is_initialized():
+            watch(_end)
+            check_device()
         with contextlib.ExitStack() as _held:
+            _held.enter_context(processes.silent_but_first())
             main()
+            everywhere(lambda: None)  # nobody ends before process 0 has written everything
         streams.flush()  # here, where it can still be told, and not at the interpreter's end
     except BrokenPipeError:  # whoever read our output has seen enough; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -128,24 +146,24 @@ def guarded(main: Callable[[], Any], argv: Sequence[str]) -> None:
     except (ValueError, OSError, MemoryError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
         if _TRACEBACK.value:
             raise
-        _fail(_in_words(error) + _others())
+        _fail(_in_words(error))
+    except _Terminated:
+        leave("stopped by SIGTERM; start all processes again to go on.", 143)  # the others would wait
+        raise
     finally:
         _held = None
 
 
 def _fail(message: str, status: int = 1) -> None:
-    print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr)
+    print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr, flush=True)
+    leave(message, status)
     sys.exit(status)
 
 
-def _others() -> str:
-    """A second sentence for errors in one of several processes, which are often another's."""
-    if not jax.distributed.is_initialized():
-        return ""
-    return (
-        f" (Process {jax.process_index()} of {jax.process_count()}; where another has ended, the cause is in its "
-        "output. Start all of them again to go on from the last checkpoint.)"
-    )
+def _end(reason: str, status: int) -> None:
+    """Ends this process, one of several, whatever its main thread waits for, because another has ended."""
+    print(f"error: {printable(reason, keep=chr(10))}", file=sys.stderr, flush=True)
+    os._exit(status)
 
 
 def _in_words(error: Exception) -> str:
@@ -155,21 +173,40 @@ def _in_words(error: Exception) -> str:
             return (
                 f"out of memory; try a smaller --batch, a shorter --context or --prompt, or --dtype=bfloat16. ({first})"
             )
+        if jax.distributed.is_initialized():
+            return (
+                f"process {jax.process_index()} of {jax.process_count()} cannot go on: another has ended, or no longer "
+                f"answers; its own output may say why. Start all again, to go on where this can. ({first})"
+            )
         return first
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
     return str(error)
 
 
-def workdir(*, reserve: bool = True) -> pathlib.Path:
+def workdir(*, reserve: bool = True, shared: bool = False) -> pathlib.Path:
     """The directory for results, this process's alone until `guarded` ends; it is made with its first file.
+
+    Of several processes that do one thing together process 0 holds it, and writes.
 
     Args:
       reserve: False in processes that share it with the one that holds it.
+      shared: whether all of several processes have to see it.
 
     Raises:
-      ValueError: files cannot be made in it; another process is writing there.
+      ValueError: files cannot be made in it; another process is writing there; not all see it.
     """
+    if not jax.distributed.is_initialized():
+        return _workdir(reserve)
+    once(lambda: _workdir(reserve), "write to --workdir")
+    path = pathlib.Path(os.path.expanduser(model_flags.WORKDIR.value))
+    if shared:
+        everywhere(lambda: _workdir(reserve=False))
+        check_shared(path)
+    return path
+
+
+def _workdir(reserve: bool) -> pathlib.Path:
     if not model_flags.WORKDIR.value:
         raise ValueError("--workdir is empty; give a directory, or . for this one.")
     path = pathlib.Path(os.path.expanduser(model_flags.WORKDIR.value))

@@ -18,6 +18,8 @@ from experiments.flags import text as text_flags
 from massive_jax.data import ImageList, Windows, cut_windows, image_batches, list_images, text_name
 from massive_jax.evaluate import Images
 from massive_jax.inputs.images import stack_images
+from massive_jax.loading import check
+from massive_jax.parallel import everywhere, is_first
 from massive_jax.report.results import ImageSource, TextSource
 
 _IMAGES = 16  # that are held in memory, where no number is given
@@ -36,12 +38,14 @@ def check_device() -> None:
 def load_model(name: str | None = None, revision: str | None = None) -> mj.Model:
     """The model that the flags ask for, or the one of that name, or that revision."""
     check_device()  # before anything is downloaded for it
-    return mj.load(
-        model_flags.MODEL.value if name is None else name,
-        dtype=model_flags.DTYPE.value,
-        revision=model_flags.REVISION.value if revision is None else revision,
-        allow_nonfinite=model_flags.ALLOW_NONFINITE.value,
-    )
+    name = model_flags.MODEL.value if name is None else name
+    options = {
+        "dtype": model_flags.DTYPE.value,
+        "revision": model_flags.REVISION.value if revision is None else revision,
+    }
+    if jax.process_count() > 1:  # all have it, and can read it, before the first reads weights
+        everywhere(lambda: check(name, **options, fetch=True))
+    return mj.load(name, **options, allow_nonfinite=model_flags.ALLOW_NONFINITE.value, progress=is_first())
 
 
 def prompt_tokens(model: mj.Model) -> np.ndarray:

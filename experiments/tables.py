@@ -12,6 +12,7 @@ import tqdm
 from massive_jax.analysis import PARAMETERS, fit_emergence
 from massive_jax.evaluate import Profile
 from massive_jax.files import printable
+from massive_jax.parallel import is_first
 from massive_jax.report import label, number
 from massive_jax.report.results import Activation, Estimate, ProfileCurves, ProfileLayer
 
@@ -19,7 +20,8 @@ from massive_jax.report.results import Activation, Estimate, ProfileCurves, Prof
 @contextlib.contextmanager
 def progress(total: int, what: str, unit: str = "tok") -> Iterator[Callable[[int], Any]]:
     """A progress bar over `total` tokens (or `unit`) that shows itself when the work takes more than two seconds."""
-    with tqdm.tqdm(total=total, desc=what, unit=unit, unit_scale=True, delay=2.0, disable=None) as bar:
+    shown = None if is_first() else True  # None: where there is a terminal
+    with tqdm.tqdm(total=total, desc=what, unit=unit, unit_scale=True, delay=2.0, disable=shown) as bar:
         yield bar.update
 
 

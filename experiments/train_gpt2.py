@@ -56,7 +56,7 @@ _EMBEDDING_SCALE = flags.DEFINE_float("embedding_scale", None, "Multiplies the e
 _VERIFY = flags.DEFINE_bool("verify_data", True, "Reads the token file whole at the start, to compare its checksum.")
 
 if __name__ == "__main__":
-    for module in (common, seed, training, processes):
+    for module in (common, seed, training):
         flags.adopt_module_key_flags(module)
     for name in ("workdir", "dtype", "context"):
         flags.declare_key_flag(name)
@@ -139,10 +139,9 @@ def main() -> None:
     keep_freed_memory()
     preset = training.preset(PRESETS)
     name = data_name(preset)
-    processes.start()
     training.check(preset.optimizer, preset.options)  # wrong flags are told before anything is made
     config = configure(preset)
-    workdir = training.workdir()
+    workdir = common.workdir(shared=True)
     file = open_data(name, workdir, config)
     config = dataclasses.replace(config, data=file.sha256)
     parts = file.split(config.validation, config.context)

@@ -52,7 +52,7 @@ _EMA = flags.DEFINE_float("ema", None, "Decay of the average of the parameters, 
 _SAMPLES = flags.DEFINE_integer("samples", 20, "Held-out images of each class that are written.", lower_bound=0)
 
 if __name__ == "__main__":
-    for module in (common, seed, training, processes):
+    for module in (common, seed, training):
         flags.adopt_module_key_flags(module)
     for name in ("workdir", "dtype", "image_size"):
         flags.declare_key_flag(name)
@@ -131,9 +131,8 @@ def main() -> None:
     """Runs the experiment."""
     keep_freed_memory()
     preset = training.preset(IMAGE_PRESETS)
-    processes.start()
     training.check(preset.optimizer, {**preset.options, **given()})  # wrong flags are told before anything is read
-    workdir = training.workdir()
+    workdir = common.workdir(shared=True)
     images, held_out = load_labelled(_DATASET.value, image_flags.IMAGE_SIZE.value)
     config = configure(preset, images)
     processes.say(

@@ -94,7 +94,9 @@ def load(
         return Model(module, params, config, **inputs, name=zoo.full_name(model), origin=origin)
 
 
-def check(model: str | os.PathLike[str], *, dtype: str = "float32", revision: str | None = None) -> None:
+def check(
+    model: str | os.PathLike[str], *, dtype: str = "float32", revision: str | None = None, fetch: bool = False
+) -> None:
     """Checks what `load` would refuse of `model`, so far as it shows without the network and without its weights.
 
     Of several models that are loaded one after another, a wrong one shows before the first has run. Of a directory or
@@ -104,6 +106,7 @@ def check(model: str | os.PathLike[str], *, dtype: str = "float32", revision: st
       model: as for `load`.
       dtype: as for `load`.
       revision: as for `load`.
+      fetch: fetches what may have to be fetched, so that its config and tokenizer are looked at, too.
 
     Raises:
       ValueError: as for `load`.
@@ -111,7 +114,8 @@ def check(model: str | os.PathLike[str], *, dtype: str = "float32", revision: st
     model = _address(model)
     check_dtype(dtype)
     _check_revision(model, revision)
-    if model in zoo.PRESETS or "://" in model or (_is_hub_id(model) and not os.path.exists(model)):
+    elsewhere = model in zoo.PRESETS or "://" in model or (_is_hub_id(model) and not os.path.exists(model))
+    if elsewhere and not fetch:
         return
     if _is_checkpoint(model):
         checkpoint.read_metadata(model)

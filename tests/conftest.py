@@ -8,7 +8,11 @@ import gc
 import os
 import pathlib
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
+from typing import Any
 
 # Programs are compiled without LLVM's optimisations and by the older of XLA's two code generators for fused loops:
 # compiling takes longer than running a tiny model, and this is half the processor time of parity and edit tests. Nor is
@@ -44,6 +48,41 @@ gc.set_threshold(20_000, 20, 20)
 
 def pytest_collection_finish():
     gc.freeze()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """`start(devices, *arguments)`: a Python with so many devices of a CPU; what it says is in a file, `.said()`.
+
+    `cwd=` is its directory. `start.free_port()` is one where processes can meet.
+    """
+    started = []
+
+    def start(devices, *arguments, cwd=None):
+        log = tmp_path / f"log_{len(started)}"
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
+            "--xla_llvm_disable_expensive_passes=true",  # to compile is most of the work
+            "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)]),
+        }
+        with log.open("w") as file:
+            command = [sys.executable, *map(str, arguments)]
+            process: Any = subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=cwd)
+        process.said = log.read_text
+        started.append(process)
+        return process
+
+    def free_port():
+        with socket.socket() as found:
+            found.bind(("localhost", 0))
+            return found.getsockname()[1]
+
+    start.free_port = free_port  # type: ignore[attr-defined]
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -195,3 +195,16 @@ def test_offenders_and_other_libraries_messages_are_escaped_and_on_one_line():
     assert files.one_line("two\n  lines.\x1b.") == r"two lines.\x1b"
     assert files.one_line(MemoryError()) == "MemoryError"
     assert files.one_line("x" * 1000, 10) == "x" * 9 + "…"
+
+
+def test_what_another_process_writes_is_not_kept(tmp_path):
+    with files.discarding():
+        files.write_json(tmp_path / "a" / "b.json", {})
+        files.write_arrays(tmp_path / "c.npz", x=np.zeros(2))
+        with files.atomic_directory(tmp_path / "d") as directory, files.locked(tmp_path / "d"):
+            (directory / "e").touch()
+        with files.locked(tmp_path / "d"), files.atomic_write(tmp_path / "f.txt") as path:
+            assert (path.name, path.read_bytes()) == ("f.txt", b"")
+    assert not list(tmp_path.iterdir())
+    files.write_json(tmp_path / "b.json", {})
+    assert files.read_json(tmp_path / "b.json") == {}

@@ -22,7 +22,6 @@ from massive_jax.models.config import NormPlacement, ValueScale
 from massive_jax.models.kernels import KERNELS, AttentionKernel, gpu_problem
 from massive_jax.models.norms import NormKind
 from massive_jax.models.stack import REMAT
-from massive_jax.parallel import once
 from massive_jax.report import as_record
 from massive_jax.report.results import Census
 from massive_jax.train import OptimizerConfig, Preempted, RunConfig, mesh_of, read_lines
@@ -169,13 +168,6 @@ def _given(flag_of: Mapping[str, flags.FlagHolder[Any]]) -> dict[str, Any]:
 def options(of_preset: Mapping[str, Any]) -> dict[str, Any]:
     """The other fields of a `massive_jax.train.RunConfig`."""
     return {**of_preset, **_given(_INTEGERS), "remat": _REMAT.value, "mesh": mesh(), "seed": seed.SEED.value}
-
-
-def workdir() -> pathlib.Path:
-    """The directory for results, which process 0 holds for all; see `experiments.common.workdir`."""
-    path = common.workdir(reserve=False)
-    once(common.workdir, "take --workdir for this training")
-    return path
 
 
 @contextlib.contextmanager

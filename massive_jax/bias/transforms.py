@@ -20,6 +20,7 @@ import numpy as np
 from massive_jax.forward import check_tokens, forward
 from massive_jax.model import Model
 from massive_jax.models import AttentionBias, LanguageModel, TransformerConfig
+from massive_jax.parallel import fetch
 from massive_jax.probe import Capture, Edit, EditCollection, compile_captures
 
 Params: TypeAlias = Mapping[str, Any]
@@ -97,7 +98,7 @@ def absorb_mean(
         batch = slice(start, start + _SEQUENCES)
         found = _keys_and_values(config, params, tokens[batch])
         at = positions[rows[batch]]
-        total = total + np.stack([np.asarray(x, np.float64)[:, np.arange(len(at)), at].sum(axis=1) for x in found])
+        total = total + np.stack([fetch(x).astype(np.float64)[:, np.arange(len(at)), at].sum(axis=1) for x in found])
     keys, values = (jnp.asarray(x / len(rows), config.jnp_dtype)[:, None] for x in total)
     new = dataclasses.replace(config, attention_bias=AttentionBias("kv", prefix=True))
     return new, _with_slots(params, keys, values)
@@ -132,7 +133,7 @@ def sink_tokens_alone(config: TransformerConfig, params: Params) -> tuple[Model,
     plain, rest = dataclasses.replace(config, attention_bias=None), _without(params, _SLOTS, _SINK_TOKEN)
     model = Model(LanguageModel(plain), rest, plain)
     tokens = np.zeros((1, config.num_slots), np.int32)
-    vectors = np.asarray(params[_SINK_TOKEN], np.float32)
+    vectors = np.asarray(fetch(params[_SINK_TOKEN]), np.float32)
     edits = [Edit("embed", position=i, value=vector) for i, vector in enumerate(vectors)]
     return model, tokens, model.compile_edits(edits, tokens)
 
@@ -199,7 +200,7 @@ def remove_bias(config: TransformerConfig, params: Params) -> tuple[TransformerC
     rest = dict(_without(params, _SLOTS, _GATE, _SINK_TOKEN))
     if config.gate_axes is not None:
         gates = flax.traverse_util.flatten_dict(dict(params), sep="/")
-        if any(np.any(np.asarray(x)) for path, x in gates.items() if path.startswith(_GATE)):
+        if any(np.any(fetch(x)) for path, x in gates.items() if path.startswith(_GATE)):
             raise ValueError("the gates have been trained: without them the model is another.")
         flat = flax.traverse_util.flatten_dict(rest, sep="/")
         flat[_OUT] = flat[_OUT] / 2

@@ -8,6 +8,7 @@ Axis letters: see `massive_jax.probe.sites`; W windows, n rows of a shard.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -45,6 +46,7 @@ from massive_jax.evaluate.batches import TOKENS_A_BATCH, Progress, not_finite
 from massive_jax.evaluate.perplexity import check_windows
 from massive_jax.files import locked, read_json, user_path, write_json
 from massive_jax.model import Model, TextModel
+from massive_jax.parallel import check_shared, from_first, is_first, once, whole
 from massive_jax.probe import Captures
 
 _AHEAD = 2  # batches that wait to be written while the next is computed
@@ -99,21 +101,33 @@ def collect_activations(
     """
     plan = _Plan.of(model, windows, captures, dtype, rows, shuffle, seed, shard_rows, sinks, thresholds, sink_share)
     path, described = _path(directory), plan.about(about)
-    with locked(path):
-        shards = _begun(path, described)
-        if shards is None:
-            if progress is not None:
-                progress(windows.tokens.size)
-            return ActivationStore(path)
-        unfinished = {"format": FORMAT, "about": described, "versions": _versions()}
-        write_json(path / UNFINISHED, unfinished | {"shards": shards})  # from here on it is known what the files are
+    unfinished = {"format": FORMAT, "about": described, "versions": _versions()}
+    shards: list[Shard] = []  # of several processes process 0 has and writes them
+    check_shared(path)
+    with contextlib.ExitStack() as held:
+
+        def begin() -> int:
+            held.enter_context(locked(path))
+            there = _begun(path, described)
+            if there is None:
+                return -1
+            shards.extend(there)
+            write_json(path / UNFINISHED, unfinished | {"shards": shards})  # now it is known what the files are
+            return len(shards)
+
+        def finish() -> None:
+            write_json(path / INDEX, unfinished | _summary(plan, path, shards))
+            (path / UNFINISHED).unlink()
+
+        done = from_first(once(begin, f"write activations to {path}") or 0)
         if progress is not None:
-            progress(min(len(shards) * plan.windows_a_shard, len(windows.tokens)) * plan.length)
-        for shard in _collect(plan, path, len(shards), progress):
-            shards.append(shard)
-            write_json(path / UNFINISHED, unfinished | {"shards": shards})
-        write_json(path / INDEX, unfinished | _summary(plan, path, shards))
-        (path / UNFINISHED).unlink()
+            before = done * plan.windows_a_shard * plan.length
+            progress(windows.tokens.size if done < 0 else min(before, windows.tokens.size))
+        if done >= 0:
+            for shard in _collect(plan, path, done, progress):
+                shards.append(shard)
+                write_json(path / UNFINISHED, unfinished | {"shards": shards})
+            once(finish, f"write the index of {path}")
     return ActivationStore(path)
 
 
@@ -299,9 +313,11 @@ def _collect(plan: _Plan, path: pathlib.Path, done: int, progress: Progress | No
                     which = of_shard[start : start + plan.batch]
                     # Full in every batch: one program, and a window's place in its batch is the same after a kill.
                     inputs = np.resize(plan.windows.tokens[which], (plan.batch, plan.length))
-                    found = model(inputs, capture=capture, logits=False).intermediates
+                    # Gathered here, not in the thread: several processes do it in one order.
+                    found = whole(model(inputs, capture=capture, logits=False).intermediates)
                     last = start + plan.batch >= len(of_shard)
-                    waiting.append(writer.submit(shard.take, found, measures, which, path if last else None))
+                    if is_first():
+                        waiting.append(writer.submit(shard.take, found, measures, which, path if last else None))
                     if len(waiting) > _AHEAD and (written := waiting.popleft().result()):
                         yield written
                     if progress is not None:

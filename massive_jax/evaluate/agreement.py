@@ -14,6 +14,7 @@ from massive_jax.evaluate.batches import Progress, batches, checked_inputs, edit
 from massive_jax.evaluate.perplexity import check_windows, window_nll
 from massive_jax.evaluate.scores import Scores
 from massive_jax.model import ImageModel, Model
+from massive_jax.parallel import fetch
 from massive_jax.probe import Edit
 
 Measure = Callable[[Sequence[Edit], Progress | None], float]
@@ -102,7 +103,7 @@ def features(
     images, found = checked_inputs(ImageModel.of(model), images), []
     for rows, batch in batches(images, progress, input_length(model, images)):
         out = model(batch, edits=edits_for(edits, rows))
-        found.append(np.asarray(out.pooled if out.logits is None else out.logits, np.float32))
+        found.append(np.asarray(fetch(out.pooled if out.logits is None else out.logits), np.float32))
     return np.concatenate(found)
 
 
@@ -131,7 +132,7 @@ def compare_logits(
         expected = jnp.asarray(model(behind[i : i + 1]).logits)[0, -len(ours) :]
         difference = ours - expected  # reduced where they are: only a number a position comes to the host
         largest.append(float(jnp.abs(difference).max()))
-        relative.append(np.asarray(jnp.linalg.norm(difference, axis=-1) / jnp.linalg.norm(expected, axis=-1)))
+        relative.append(fetch(jnp.linalg.norm(difference, axis=-1) / jnp.linalg.norm(expected, axis=-1)))
         if progress is not None:
             progress(len(ours) + behind.shape[1])
     by_position = np.concatenate(relative)

@@ -43,6 +43,7 @@ from massive_jax.evaluate.attention_block import (
 )
 from massive_jax.evaluate.batches import Progress, batches, input_length, not_finite
 from massive_jax.model import ImageModel, Model
+from massive_jax.parallel import fetch
 from massive_jax.probe import Measure
 
 ATTENTION_PASSES = 2  # of `measure_attention` over the windows
@@ -241,7 +242,7 @@ def _find_massive(
     for _, batch in batches(inputs, progress, input_length(model, inputs)):
         rows = rows or len(batch)
         full = np.resize(batch, (rows, *batch.shape[1:]))
-        found = jax.device_get(model(full, capture=capture, logits=False).intermediates["tokens"])
+        found = fetch(model(full, capture=capture, logits=False).intermediates["tokens"])
         size, median = (_first(found, len(batch))[name] for name in ("largest", "median"))
         finite = np.isfinite(size).all(axis=(1, 2)) & np.isfinite(median).all(axis=1)
         if not finite.all():
@@ -278,7 +279,7 @@ def _run(model: Model, batch: np.ndarray, data: Mapping[str, np.ndarray]) -> dic
         Measure(f"attention {window}", SITES, numbers_of_block(config.causal, window), dict(data), layers)
         for window, layers in groups.items()
     ]
-    found = jax.device_get(model(batch, capture=captures, logits=False).intermediates)
+    found = fetch(model(batch, capture=captures, logits=False).intermediates)
     parts: list[dict[str, Any]] = [found[capture.name] for capture in captures]
     order = np.argsort([layer for layers in groups.values() for layer in layers])
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *a: np.concatenate(a)[order], *parts)

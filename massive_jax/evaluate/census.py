@@ -41,6 +41,7 @@ from massive_jax.evaluate.agreement import Images, check_data
 from massive_jax.evaluate.batches import Progress, batches, input_length, not_finite
 from massive_jax.files import atomic_write
 from massive_jax.model import ImageModel, Model, TextModel
+from massive_jax.parallel import bytes_from_first, fetch, is_first
 from massive_jax.probe import Measure
 from massive_jax.probe.order_statistics import median_magnitude
 
@@ -252,7 +253,7 @@ def take_census(
 
     def done(found: Any, batch: np.ndarray, kind: np.ndarray, token: np.ndarray, rows: np.ndarray) -> None:
         nonlocal counted, saved
-        host = jax.tree.map(lambda a: a[:, : len(batch)], jax.device_get(found))
+        host = jax.tree.map(lambda a: a[:, : len(batch)], fetch(found))
         counted = _add(counted, host, kind, token, rows, sizes, thresholds, model)
         if state is not None and time.monotonic() > saved + _SAVE_EVERY:
             _save(pathlib.Path(state), counted, about)
@@ -273,7 +274,7 @@ def take_census(
     if waiting is not None:
         done(*waiting)
     assert counted is not None
-    if state is not None:
+    if state is not None and is_first():
         pathlib.Path(state).unlink(missing_ok=True)
     return counted
 
@@ -362,11 +363,12 @@ def _save(path: pathlib.Path, counted: Counted, about: Mapping[str, Any]) -> Non
 
 def _restore(path: pathlib.Path, about: Mapping[str, Any], sizes: tuple[int, int, int, int]) -> Counted | None:
     """What a census that was killed had counted; None where there is nothing."""
-    if not path.exists():
+    content = bytes_from_first(path.read_bytes() if is_first() and path.exists() else None)
+    if content is None:
         return None
     again = f"Give the same again, or remove {path} to begin anew."
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name.replace(":", "/"): file[name] for name in file.files}
         before = json.loads(bytes(arrays.pop("about")))
         counted = Counted.of(arrays, sizes)

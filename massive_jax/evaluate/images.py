@@ -14,6 +14,7 @@ from massive_jax.evaluate.agreement import cosine_similarity
 from massive_jax.evaluate.batches import Progress, edits_for
 from massive_jax.inputs.images import ImageList
 from massive_jax.model import ImageModel, Model
+from massive_jax.parallel import fetch
 from massive_jax.probe import Edit
 from massive_jax.weights.linear_head import LinearHead
 
@@ -56,9 +57,9 @@ def run_images(
     vision, features, logits = ImageModel.of(model), [], []
     for rows, images in batches:
         out = vision(images, edits=edits_for(edits, rows))
-        features.append(np.asarray(out.pooled, np.float32))
+        features.append(np.asarray(fetch(out.pooled), np.float32))
         if out.logits is not None:
-            logits.append(np.asarray(out.logits))
+            logits.append(fetch(out.logits))
         if progress is not None:
             progress(len(images))
     if not features:

@@ -20,6 +20,7 @@ from massive_jax.evaluate.agreement import Images, Measure, check_data, measure_
 from massive_jax.evaluate.batches import Progress, batches, input_length
 from massive_jax.evaluate.layers import measure_layers
 from massive_jax.model import Model
+from massive_jax.parallel import fetch
 from massive_jax.probe import RULES, Capture, Edit
 from massive_jax.probe.operations import OPERATIONS, VALUES
 from massive_jax.probe.sites import check_layers
@@ -124,7 +125,7 @@ def _hidden_states(model: Model, inputs: np.ndarray, layers: Sequence[int], mask
     """The outputs of some blocks: float32 [len(layers), B, T, D]."""
     check_layers(layers, model.config.num_layers, "layer")
     out = model(inputs, mask=mask, capture=Capture("block_out", layers=layers), logits=False)
-    return np.asarray(out.intermediates["block_out"], np.float32)
+    return np.asarray(fetch(out.intermediates["block_out"]), np.float32)
 
 
 def check_places(model: Model, data: Windows | Images, places: Sequence[Place]) -> None:

@@ -12,6 +12,7 @@ from massive_jax.analysis import DEFINITION, Location, Thresholds, full_size_lay
 from massive_jax.arguments import shown
 from massive_jax.evaluate.batches import Progress, batches, checked_inputs, input_length, not_finite
 from massive_jax.model import Model
+from massive_jax.parallel import fetch
 from massive_jax.probe import Capture, Stats
 
 _KEPT = 16  # values kept of each sequence and layer
@@ -138,7 +139,7 @@ def _statistics(
     found: list[dict[str, Stats]] = []
     for rows, batch in batches(inputs, progress, input_length(model, inputs)):
         out = model(batch, mask=None if mask is None else mask[rows], capture=capture, logits=False)
-        found.append(jax.device_get(out.intermediates))
+        found.append(fetch(out.intermediates))
     blocks: Stats = _concatenate([f["block_out"] for f in found], axis=1)
     final: Stats = _concatenate([f["final_norm"] for f in found], axis=0)
     finite = np.isfinite(blocks.top_values).all(axis=(1, 2)) & np.isfinite(blocks.median).all(axis=1)

@@ -17,7 +17,7 @@ from massive_jax.forward import forward
 from massive_jax.model import Model, TextModel
 from massive_jax.models import head_of
 from massive_jax.models.loss import sequence_nll
-from massive_jax.parallel import mesh_of_params, mesh_set
+from massive_jax.parallel import fetch, mesh_of_params, mesh_set
 from massive_jax.probe import CapturePlan, Edit
 
 
@@ -113,7 +113,7 @@ def token_nll(model: Model, tokens: Any, edits: Edit | Sequence[Edit] | None = N
     if "logits" in compiled:
         raise ValueError("perplexity does not build the logits whole, so it cannot edit them; use model(…).logits.")
     with mesh_set(mesh_of_params(model.params)):
-        return np.asarray(_nll(model.module, model.params, compiled, tokens, positions))
+        return fetch(_nll(model.module, model.params, compiled, tokens, positions))
 
 
 @functools.partial(jax.jit, static_argnames=("module",))

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from massive_jax.analysis import attention_shares, sink_shares
@@ -20,6 +19,7 @@ from massive_jax.evaluate.images import ImageBatches, run_images
 from massive_jax.evaluate.perplexity import check_windows, perplexity
 from massive_jax.evaluate.quantize import quantized_inputs
 from massive_jax.model import ImageModel, Model
+from massive_jax.parallel import fetch
 from massive_jax.probe import Capture
 
 
@@ -116,7 +116,7 @@ def _of_layers(model: Model, inputs: Iterable[np.ndarray], progress: Progress | 
     found = []
     capture = [Capture("block_out", max=True, median=True), Capture("attn_probs", mass=True)]
     for batch in inputs:
-        found.append(jax.device_get(model(batch, capture=capture, logits=False).intermediates))
+        found.append(fetch(model(batch, capture=capture, logits=False).intermediates))
         length = input_length(model, batch)
         if progress is not None:
             progress(len(batch))

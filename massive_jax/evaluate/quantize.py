@@ -8,6 +8,7 @@ import numpy as np
 from massive_jax.arguments import whole_number
 from massive_jax.model import Model
 from massive_jax.models import TransformerConfig, VisionConfig, declared
+from massive_jax.parallel import fetch
 from massive_jax.probe import ALL_SITES, Edit
 
 # What enters a linear map: queries, keys and values; attention's output projection; the MLP's two; the output head.
@@ -42,7 +43,7 @@ def quantized_weights(model: Model, bits: int = 8) -> Model:
     for path, parameter in declared(model.module).items():
         if parameter.role not in _LINEAR:
             continue
-        x = np.asarray(params[path], np.float32)
+        x = np.asarray(fetch(params[path]), np.float32)
         axes = tuple(range(x.ndim - len(parameter.own_axes), x.ndim))
         step = np.abs(x).max(axis=axes, keepdims=True) / np.float32(2 ** (bits - 1) - 1)
         step = np.maximum(step, np.finfo(np.float32).tiny)

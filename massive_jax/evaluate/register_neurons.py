@@ -22,6 +22,7 @@ from massive_jax.evaluate.batches import Progress
 from massive_jax.evaluate.images import ImageBatches, ImageOutputs
 from massive_jax.forward import forward
 from massive_jax.model import ImageModel, Model
+from massive_jax.parallel import fetch
 from massive_jax.probe import Capture, Edit
 from massive_jax.probe.sites import check_layers
 
@@ -90,7 +91,7 @@ def find_register_neurons(
     activity, norms, images_with = np.zeros((L, config.intermediate_size)), [], 0
     for _, images in batches:
         images = model.check_images(images)
-        sums, norm, found = jax.device_get(_on_outliers(model.module, model.params, plan, images, layer, outlier))
+        sums, norm, found = fetch(_on_outliers(model.module, model.params, plan, images, layer, outlier))
         activity += sums
         norms.append(norm)
         images_with += int(found)
@@ -156,7 +157,7 @@ def patch_norms(
     for _, images in batches:
         images = model.check_images(images)
         compiled = model.compile_edits(edits, images)
-        found.append(jax.device_get(_summary(model.module, model.params, compiled, plan, images)))
+        found.append(fetch(_summary(model.module, model.params, compiled, plan, images)))
         if progress is not None:
             progress(len(images))
     largest, median, other = (np.concatenate([norms[i] for norms, *_ in found], axis=1) for i in range(3))
@@ -195,10 +196,10 @@ def patch_maps(
     grid = config.grid(*image.shape[1:3])
     captures = [Capture("block_out", layers=(layer,)), Capture("attn_probs", layers=(config.num_layers,))]
     kept = model(image, capture=captures, edits=edits, logits=False).intermediates
-    norms = np.asarray(_norms(kept["block_out"][0, 0, config.prefix :])).reshape(grid)
+    norms = fetch(_norms(kept["block_out"][0, 0, config.prefix :])).reshape(grid)
     # After the patches come the slots of an attention bias.
     patches = slice(config.prefix, config.num_tokens(*image.shape[1:3]))
-    attention = np.asarray(kept["attn_probs"][0, 0, :, 0, patches]).mean(axis=0).reshape(grid)
+    attention = fetch(kept["attn_probs"][0, 0, :, 0, patches]).mean(axis=0).reshape(grid)
     return norms, attention if config.class_token else None
 
 

@@ -17,6 +17,7 @@ from massive_jax.evaluate.images import ImageBatches
 from massive_jax.forward import forward
 from massive_jax.model import ImageModel, Model
 from massive_jax.models import VisionConfig
+from massive_jax.parallel import fetch
 from massive_jax.probe import Capture
 
 
@@ -46,7 +47,7 @@ def mean_registers(model: Model, batches: ImageBatches, progress: Progress | Non
     )
     for _, images in batches:
         images = model.check_images(images)
-        total += np.asarray(_summed(model.module, model.params, plan, images))
+        total += fetch(_summed(model.module, model.params, plan, images))
         count += len(images)
         if progress is not None:
             progress(len(images))

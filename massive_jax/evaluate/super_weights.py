@@ -34,7 +34,7 @@ from massive_jax.evaluate.perplexity import check_windows, window_nll
 from massive_jax.evaluate.scores import Scores
 from massive_jax.model import Model, TextModel
 from massive_jax.models.mlp_weights import MLPWeights, mlp_weights, with_down
-from massive_jax.parallel import mesh_of_params, mesh_set
+from massive_jax.parallel import fetch, mesh_of_params, mesh_set
 from massive_jax.probe import Measure
 from massive_jax.probe.order_statistics import median_magnitude
 
@@ -123,7 +123,7 @@ def _signatures(model: TextModel, windows: Windows, progress: Progress | None) -
     found = []
     for rows, tokens in batches(windows.tokens, progress):
         out = model(tokens, mask=windows.rows(rows), capture=Measure("signature", _SITES, _of_block), logits=False)
-        found.append(jax.device_get(out.intermediates["signature"]))
+        found.append(fetch(out.intermediates["signature"]))
     whole = {name: np.concatenate([part[name] for part in found], axis=1) for name in found[0]}
     largest = whole.pop("largest").mean(axis=1, dtype=np.float64)
     if not np.isfinite(largest).all():
@@ -142,7 +142,7 @@ def _test(
     progress: Progress | None,
 ) -> SuperWeight:
     """The model without the weight, and without the largest others of its matrix."""
-    matrix = np.asarray(weights.down[signature.layer - 1], np.float32)
+    matrix = np.asarray(fetch(weights.down[signature.layer - 1]), np.float32)
     rows, columns = largest_others(matrix, signature.unit, signature.dim, others)
     # The one weight as often as there are others, so that it is one program that takes them out.
     one = np.full_like(rows, signature.unit), np.full_like(columns, signature.dim)
@@ -189,7 +189,7 @@ def _gains(model: TextModel, weights: MLPWeights) -> Sequence[Gain]:
     config = model.config
 
     def of(array: Any, layer: int) -> np.ndarray | None:
-        return None if array is None else np.asarray(array[layer], np.float32)
+        return None if array is None else np.asarray(fetch(array[layer]), np.float32)
 
     found = []
     for layer in range(config.num_layers):

@@ -11,6 +11,7 @@ from massive_jax.analysis import rank_correlation
 from massive_jax.arguments import shown
 from massive_jax.evaluate.batches import Progress
 from massive_jax.model import TextModel
+from massive_jax.parallel import fetch
 from massive_jax.probe.sites import find_site
 from massive_jax.sweep import EditGrid, Sweep, metric_function
 
@@ -77,7 +78,7 @@ def measure_sweep(
         return SweepMap(found, None, None)
     ids = tokens if data is None else tuple(np.full(1, i, np.int32) for i in np.atleast_1d(data))
     slopes = model.gradient(tokens, metric_function(metric), site, data=ids)
-    x, gradient = (np.asarray(of[site], np.float32) for of in (slopes.activations, slopes.gradients))
+    x, gradient = (np.asarray(fetch(of[site]), np.float32) for of in (slopes.activations, slopes.gradients))
     change = {"set": value - x, "scale": (value - 1) * x, "add": value + 0 * x}[op]
     product = change * gradient if dim is None else (change * gradient)[..., dim]
     at = 1 + find_site(site).axes.index("T")

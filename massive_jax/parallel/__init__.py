@@ -23,17 +23,24 @@ from massive_jax.parallel.processes import (
     whole,
 )
 from massive_jax.parallel.rules import RULES, param_sharding, spec_of
+from massive_jax.parallel.together import agree, bytes_from_first, check_same, everywhere, fetch, leave, watch
 
 __all__ = [
     "AXES",
     "BATCH_AXES",
     "RULES",
+    "agree",
     "batch_axes",
+    "bytes_from_first",
     "check_mesh",
+    "check_same",
     "check_shared",
+    "everywhere",
+    "fetch",
     "from_first",
     "in_any",
     "is_first",
+    "leave",
     "make_mesh",
     "mesh_of_params",
     "mesh_set",
@@ -45,5 +52,6 @@ __all__ = [
     "parse_mesh",
     "process_part",
     "spec_of",
+    "watch",
     "whole",
 ]

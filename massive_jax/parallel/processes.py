@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-_PATIENCE = 6 * 3600  # seconds that the others wait for one; a process that has ended is noticed long before
+PATIENCE = 6 * 3600  # seconds that the others wait for one; a process that has ended is noticed long before
 _barriers = itertools.count()
 
 _T = TypeVar("_T")
@@ -142,4 +142,4 @@ def _wait() -> None:
     """Waits until every process is here."""
     from orbax.checkpoint import multihost
 
-    multihost.get_barrier_sync_fn()(key=f"massive_jax.{next(_barriers)}", timeout_ms=1000 * _PATIENCE)
+    multihost.get_barrier_sync_fn()(key=f"massive_jax.{next(_barriers)}", timeout_ms=1000 * PATIENCE)

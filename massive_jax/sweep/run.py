@@ -26,7 +26,7 @@ from massive_jax.files import locked
 from massive_jax.forward import forward, own_positions
 from massive_jax.models import LanguageModel, Resume, TransformerConfig, head_logits, head_of, last_of
 from massive_jax.models.loss import logits_nll, sequence_nll
-from massive_jax.parallel import mesh_of_params, mesh_set
+from massive_jax.parallel import fetch, mesh_of_params, mesh_set
 from massive_jax.probe import Capture, CapturePlan, Coordinates, Edit, EditCollection, Tap, compile_captures
 from massive_jax.probe.functions import result_shapes
 from massive_jax.sweep import plan as planning
@@ -229,7 +229,7 @@ class _Run:
             unedited, params, data = _unedited(self.model, padded, positions), self.model.params, self.data
             if self.metric.name == "kl":
                 data = _last_logits(config, params, unedited.hidden[:, pad:], plain)
-            before = np.asarray(_value_of(config, self.metric, params, unedited.hidden[:, pad:], tokens, plain, data))
+            before = fetch(_value_of(config, self.metric, params, unedited.hidden[:, pad:], tokens, plain, data))
             if not np.isfinite(before).all():
                 raise ValueError(f"{self.model.name}: the {self.metric.title} of the unedited model is {before}.")
             done(int(store.done.sum()))
@@ -277,7 +277,7 @@ class _Run:
             given.own,
             data,
         )
-        return np.asarray(values)[: len(its.units)]
+        return fetch(values)[: len(its.units)]
 
     def _value_shape(self) -> tuple[tuple[int, ...], Any]:
         if self.metric.of != "output":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import pathlib
 import time
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ import xxhash
 
 from massive_jax.arguments import shown
 from massive_jax.files import one_line, user_path, write_arrays
+from massive_jax.parallel import bytes_from_first, is_first, whole
 
 _SECONDS = 2.0  # between two writings
 
@@ -44,10 +46,13 @@ class Store:
         """
         where = None if path is None else user_path(path)
         empty = cls(where, marks, np.full(shape, np.nan, dtype), np.zeros(shape[0], bool))
-        if where is None or not where.exists():
+        if where is None:
+            return empty
+        content = bytes_from_first(where.read_bytes() if is_first() and where.exists() else None)
+        if content is None:
             return empty
         try:
-            with where.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 found = dict(zip(file["marks"].tolist(), file["checksums"].tolist(), strict=True))
                 values, done = file["values"], file["done"]
         except Exception as error:  # a zip file can be damaged in many ways
@@ -94,7 +99,7 @@ def checksum(*things: Any) -> str:
     found = xxhash.xxh3_128()
     for thing in things:
         for path, leaf in jax.tree_util.tree_leaves_with_path(thing):
-            array = None if isinstance(leaf, str) else np.ascontiguousarray(leaf)
+            array = None if isinstance(leaf, str) else np.ascontiguousarray(whole(leaf))
             kind = leaf if array is None else f"{array.dtype}{array.shape}"
             found.update(f"{jax.tree_util.keystr(path)}{kind}".encode())
             if array is not None:

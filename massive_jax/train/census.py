@@ -17,7 +17,7 @@ from massive_jax.bias import sink_tokens_alone
 from massive_jax.dtypes import wide
 from massive_jax.forward import forward
 from massive_jax.models import LanguageModel, TransformerConfig, VisionTransformer
-from massive_jax.parallel import whole
+from massive_jax.parallel import fetch, whole
 from massive_jax.probe import Capture, Measure, compile_captures
 
 TOP_K = 3
@@ -55,7 +55,7 @@ def take_census(module: LanguageModel | VisionTransformer, params: Any, inputs: 
         *((_TOKENS,) if config.causal else ()),
     )
     plan = compile_captures(capture, config.num_layers, config.absent_sites)
-    found = jax.device_get(whole(forward(module, params, {}, plan, inputs, logits=False).intermediates))
+    found = fetch(forward(module, params, {}, plan, inputs, logits=False).intermediates)
     stats, mass = found["block_out"], np.asarray(found["attn_probs"].mass, np.float32)
     if config.attention_weights is not None:  # no softmax: they do not add up to 1
         mass = mass / np.maximum(mass.sum(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
@@ -93,7 +93,7 @@ def _first(
         alone, sequence, edits = sink_tokens_alone(config, own)
         plan = compile_captures(_TOKENS, config.num_layers, config.absent_sites)
         run = forward(alone.module, alone.params, edits, plan, sequence, logits=False)
-        learned = jax.device_get(whole(run.intermediates))["tokens"]
+        learned = fetch(run.intermediates)["tokens"]
         at, where, others, key = learned["largest"][..., 0], learned["dim"][..., 0], largest, T
     shares = mass[..., key].mean(axis=1)  # [L, H]
     return [

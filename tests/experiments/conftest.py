@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from absl import flags
+from PIL import Image
 
 import massive_jax as mj
 from massive_jax.files import read_json
@@ -74,6 +75,41 @@ def text_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "book.txt"
     path.write_text("".join(f"line {i:02d} of the small book. It is short.\n" for i in range(10)))
     return path
+
+
+@pytest.fixture(scope="session")
+def vision_directory(tmp_path_factory):
+    """Two blocks, two registers, 3 × 3 patches; reg1 has a massive activation at dim 7 from the embedding on."""
+    directory = tmp_path_factory.mktemp("tiny_dinov2")
+    config = transformers.Dinov2WithRegistersConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=42,
+        patch_size=14,
+        num_register_tokens=2,
+    )
+    from tests.fixtures import hf_reference
+
+    reference = hf_reference.Reference(transformers.Dinov2WithRegistersModel, {})
+    model = hf_reference.random_model(reference, config)
+    with torch.no_grad():
+        model.embeddings.register_tokens[0, 0, 7] = 30000.0
+    hf_reference.save(model, directory)
+    (directory / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 48}, "crop_size": 42})
+    )
+    return directory
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Three photographs."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (60, 70, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"photo{i}.png")
+    return folder
 
 
 @pytest.fixture

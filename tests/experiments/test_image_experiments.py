@@ -1,50 +1,11 @@
 """The experiments on images: one code path, another input."""
 
-import json
-
 import numpy as np
 import pytest
-import torch
-import transformers
-from PIL import Image
 
 import massive_jax as mj
-from tests.fixtures import hf_reference
 
 DIM, TOKEN = 7, "reg1"
-
-
-@pytest.fixture(scope="module")
-def vision_directory(tmp_path_factory):
-    """Two blocks, two registers, 3 × 3 patches; reg1 has a massive activation at dim 7 from the embedding on."""
-    directory = tmp_path_factory.mktemp("tiny_dinov2")
-    config = transformers.Dinov2WithRegistersConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=42,
-        patch_size=14,
-        num_register_tokens=2,
-    )
-    reference = hf_reference.Reference(transformers.Dinov2WithRegistersModel, {})
-    model = hf_reference.random_model(reference, config)
-    with torch.no_grad():
-        model.embeddings.register_tokens[0, 0, DIM] = 30000.0
-    hf_reference.save(model, directory)
-    (directory / "preprocessor_config.json").write_text(
-        json.dumps({"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 48}, "crop_size": 42})
-    )
-    return directory
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Three photographs."""
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(3):
-        pixels = np.random.default_rng(i).integers(0, 256, (60, 70, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"photo{i}.png")
-    return folder
 
 
 @pytest.fixture

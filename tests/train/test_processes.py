@@ -1,14 +1,9 @@
 """Several processes, as on several hosts: the numbers of one, one stop for all, and which part of a batch is whose."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 import types
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,42 +18,10 @@ def losses(workdir):
     return {record["step"]: record["loss"] for record in read_lines(workdir / "metrics.jsonl") if "loss" in record}
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
-@pytest.fixture
-def start(tmp_path):
-    """`start(devices, *arguments)`: a Python with so many devices of a CPU; what it says is in a file, `.said()`."""
-    started = []
-
-    def start(devices, *arguments):
-        log = tmp_path / f"log_{len(started)}"
-        environment = {
-            **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
-            "--xla_llvm_disable_expensive_passes=true",  # to compile is most of the work
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        }
-        with log.open("w") as file:
-            command = [sys.executable, *map(str, arguments)]
-            process: Any = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
-        process.said = log.read_text
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path, token_file, start):
     """The curve of one process with as many devices; stopped by a SIGTERM to one, it goes on to the last bit."""
-    port = free_port()
+    port = start.free_port()
     pair = [start(2, "-m", "tests.fixtures.pair", tmp_path / "two", token_file.path, port, n, 2) for n in range(2)]
     alone = start(4, "-m", "tests.fixtures.pair", tmp_path / "one", token_file.path, 0, 0, 1)
     for process in (*pair, alone):
@@ -94,7 +57,7 @@ def test_the_binary_stops_everywhere(tmp_path, start):
     """SIGTERM to the second of two processes: both end as preempted, with a whole checkpoint."""
     text = tmp_path / "text.txt"
     text.write_text("".join(f"line {i:02d} of the small book. It is short.\n" for i in range(40)))
-    workdir, port = tmp_path / "results", free_port()
+    workdir, port = tmp_path / "results", start.free_port()
     flags = ("--mesh=4,1", "--context=16", "--batch=8", "--steps=500", "--log_every=1", "--census_every=0")
     pair = [
         start(

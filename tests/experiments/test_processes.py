@@ -1,0 +1,244 @@
+"""Experiments in several processes, as on several hosts: the files of one process; one that is lost ends all."""
+
+import json
+import pathlib
+import time
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+import experiments
+import massive_jax as mj
+from experiments.flags import processes
+from massive_jax.files import read_json
+
+ROOT = pathlib.Path(experiments.__file__).parent
+NOT_COMPARED = {"seconds", "versions"}
+TRAINING = ("--context=16", "--batch=8", "--steps=6", "--checkpoint_every=3", "--eval_every=3", "--census_every=3")
+
+
+def binaries():
+    """Every experiment that can be started, by its name."""
+    files = [*ROOT.glob("*.py"), *(ROOT.parent / "checkpoints").glob("*.py")]
+    return {path.stem: path.read_text() for path in files if "common.run_experiment(main)" in path.read_text()}
+
+
+def test_every_experiment_runs_together_or_says_that_it_does_not(clean_flags):
+    """A new one runs in one process until it is in the list."""
+    found = binaries()
+    assert set(found) >= processes.TOGETHER
+    clean_flags()
+    flags.FLAGS(["it", "--coordinator=localhost:1", "--num_processes=2", "--process_id=0"])
+    for name in set(found) - processes.TOGETHER:
+        with pytest.raises(ValueError, match=f"{name} runs in one process; leave out --distributed"):
+            processes.start(name)
+
+
+def required(model, text, out, images):
+    """What is run: experiments, each in its own directory of `out`; those that the others are like."""
+    some = (f"--text={text}", "--windows=4", "--context=32", "--bos")
+    return [
+        ["layerwise", f"--model={model}", f"--workdir={out / 'layerwise'}", "--bos"],
+        ["census", f"--model={model}", f"--workdir={out / 'census'}", *some],
+        ["intervene", f"--model={model}", f"--workdir={out / 'intervene'}", *some, "--draws=1", "--ops=zero,mean"],
+        ["train_gpt2", f"--workdir={out / 'train'}", f"--data={text}", *TRAINING],
+        ["convert", f"--model={model}", f"--out={out / 'converted'}"],
+    ]
+
+
+def of_text(model, text, out, images):
+    """The others of a language model."""
+    some = (f"--text={text}", "--windows=4", "--context=32")
+    return [
+        [name, f"--model={model}", f"--workdir={out / name}", *rest]
+        for name, *rest in (
+            ["layerwise", *some],
+            ["feature_map", "--bos"],
+            ["attention_map", "--bos"],
+            ["attention", *some, "--bos"],
+            ["super_weights", *some, "--bos", "--others=5", "--tested=1"],
+            ["explicit_bias", *some, f"--save={out / 'explicit'}"],
+            ["collect", *some, "--activations=block_out:2", "--shuffle"],
+            ["sweep", "--bos"],
+            ["observe", *some],
+        )
+    ]
+
+
+def of_images(model, text, out, images):
+    """Those of a vision model."""
+    return [
+        [name, f"--model={model}", f"--images={images}", f"--workdir={out / name}", *rest]
+        for name, *rest in (
+            ["layerwise"],
+            ["census"],
+            ["intervene", "--draws=1"],
+            ["feature_map"],
+            ["attention"],
+            ["vit_registers"],
+            ["register_neurons"],
+        )
+    ]
+
+
+def same(a, b, where=""):
+    """Two results are equal: numbers to float32's rounding, all else exactly."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for name in a.keys() - NOT_COMPARED:
+            same(a[name], b[name], f"{where}/{name}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{where}/{i}")
+    elif isinstance(a, float) and isinstance(b, float):
+        assert a == pytest.approx(b, rel=2e-5, abs=1e-6), where
+    else:
+        assert a == b, where
+
+
+def same_files(one, other):
+    """What two directories hold is equal; pictures are there in both."""
+    names = {
+        path.relative_to(one)
+        for path in one.rglob("*")
+        if path.suffix in (".json", ".jsonl", ".png", ".npz", ".safetensors") and "checkpoints" not in str(path)
+    }
+    assert names
+    for name in sorted(names):
+        if name.suffix == ".json":
+            same(read_json(one / name), read_json(other / name), str(name))
+        elif name.suffix == ".npz":
+            with np.load(one / name) as a, np.load(other / name) as b:
+                assert set(a.files) == set(b.files)
+                for key in set(a.files) - {"marks", "checksums"}:
+                    np.testing.assert_allclose(a[key], b[key], rtol=2e-5, atol=1e-6, err_msg=f"{name} {key}")
+        else:
+            assert (other / name).stat().st_size > 0, name
+
+
+@pytest.fixture
+def together(start, tmp_path):
+    """`together(runs, count, devices)`: `count` processes that run them; `signal=` as the fixture takes it."""
+    numbers = iter(range(99))
+
+    def begin(runs, count, devices, **plan):
+        file = tmp_path / f"plan_{next(numbers)}.json"
+        file.write_text(json.dumps({"runs": runs, **plan}))
+        port = start.free_port()
+        return [start(devices, "-m", "tests.fixtures.together", file, port, i, count) for i in range(count)]
+
+    return begin
+
+
+def wait(started, seconds, status=0):
+    """Waits until all have ended, each with `status`."""
+    deadline = time.monotonic() + seconds
+    for number, process in enumerate(started):
+        assert process.wait(max(1, deadline - time.monotonic())) == status, (number, process.said()[-3000:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", [required, of_text, of_images])
+def test_meshes_and_processes_give_what_one_device_gives(
+    tiny_directory, vision_directory, folder, text_file, tmp_path, together, of
+):
+    """Two meshes of eight devices; two processes with two devices each; four with one; beside one with one."""
+    model = vision_directory if of is of_images else tiny_directory
+    for name, count, devices, mesh in (
+        ("one", 1, 1, []),
+        ("mesh", 1, 8, ["--mesh=data:2,fsdp:2,tensor:2"]),
+        ("few heads", 1, 8, ["--mesh=2,4"]),
+        ("two", 2, 2, ["--mesh=fsdp:2,tensor:2"]),
+        ("four", 4, 1, []),
+    ):
+        planned = of(model, text_file, tmp_path / name, folder)
+        planned = [run if run[0] == "convert" else [*run, *mesh] for run in planned]
+        started = together(planned, count, devices)
+        wait(started, 900)
+        for other in started[1:]:
+            said = [line for line in other.said().splitlines() if "Gloo" not in line]
+            assert said == [f"{name} is done" for name, *_ in planned], said
+        same_files(tmp_path / "one", tmp_path / name)
+    if of is required:
+        one, *others = (mj.load(str(tmp_path / of / "converted"), progress=False).params for of in ("one", "two"))
+        for params in others:
+            jax.tree.map(np.testing.assert_array_equal, one, params)
+    assert not [path for path in tmp_path.rglob(".*") if "tmp" in path.name or "lock" in path.name]
+
+
+def census(model, text, out):
+    """A census of nine batches."""
+    some = (f"--text={text}", "--windows=180", "--context=90", "--bos")
+    return [["census", f"--model={model}", f"--workdir={out}", *some]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP", "SIGTERM"])
+def test_one_that_is_lost_ends_the_others(tiny_directory, tmp_path, together, name):
+    """Killed or stopped in the midst of a census: the other ends with a reason; run again, it is as if nothing was."""
+    text_file = tmp_path / "long.txt"
+    text_file.write_text("".join(f"line {i:03d} of the long book. It is long.\n" for i in range(500)))
+    wait(together(census(tiny_directory, text_file, tmp_path / "whole"), 2, 1), 240)
+    first, lost = together(census(tiny_directory, text_file, tmp_path / "cut"), 2, 1, signal=[1, name, 6])
+    while not (lost.poll() or "T" in state(lost)) and first.poll() is None:
+        time.sleep(0.1)
+    began = time.monotonic()
+    status = first.wait(120)
+    assert status != 0
+    assert time.monotonic() - began < 120
+    said = first.said()
+    if name == "SIGTERM":
+        assert (status, lost.wait(20)) == (143, 143)
+        assert "error: process 1: stopped by SIGTERM" in said
+    else:
+        assert "error: process 0 of 2 cannot go on: another has ended" in said or "another task died" in said, said
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == [".census.state.npz"]
+    lost.kill()
+    wait(together(census(tiny_directory, text_file, tmp_path / "cut"), 2, 1), 240)
+    assert read_json(tmp_path / "cut" / "census.json") == read_json(tmp_path / "whole" / "census.json")
+
+
+def state(process):
+    """What the system says a process does: "T" where it is stopped."""
+    return pathlib.Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.slow
+def test_what_does_not_agree_is_told_in_one_line(tiny_directory, text_file, tmp_path, start):
+    """By process 0, before weights are read: other flags, a model or directory that one does not see, a wrong mesh."""
+    folders = [tmp_path / "host_0", tmp_path / "host_1"]
+    for folder in folders:
+        folder.mkdir()
+    (folders[0] / "model").symlink_to(tiny_directory)
+    some = (f"--text={text_file}", "--windows=2", "--context=8")
+    whole = f"--model={tiny_directory}"
+
+    def error(of_each, experiment, *arguments):
+        port = start.free_port()
+        pair = [
+            start(
+                *(2, "-m", f"experiments.{experiment}", *arguments, *of_each[i]),
+                *(f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={i}"),
+                cwd=folders[i],
+            )
+            for i in range(2)
+        ]
+        wait(pair, 120, 1)
+        lines = [line for line in pair[0].said().splitlines() if "Gloo" not in line]
+        assert len(lines) == 1, lines
+        assert "loading" not in pair[0].said()
+        return lines[0]
+
+    said = error((["--layer=1"], ["--layer=2"]), "feature_map", whole)
+    assert said == (
+        "error: --layer is 2 in process 1, and 1 in process 0: start every process with the same flags, code and "
+        "packages."
+    )
+    assert "process 1: no model 'model'" in error(([], []), "layerwise", "--model=model")
+    assert "is not seen by process 1" in error(([], []), "collect", whole, *some, "--workdir=results")
+    assert "leaves out some of the 4" in error(([], []), "layerwise", whole, "--mesh=fsdp:2")
+    assert "needs 8 devices; 4 are here" in error(([], []), "layerwise", whole, "--mesh=data:8")
+    assert "a multiple of" in error(([], []), "train_gpt2", f"--data={text_file}", *TRAINING, "--batch=6")
