@@ -34,6 +34,7 @@ from experiments.flags import model as model_flags
 from experiments.flags import prompt
 from massive_jax.evaluate import measure_sweep
 from massive_jax.files import write_json
+from massive_jax.parallel import fetch
 from massive_jax.report import as_json, label, plot_sweep
 from massive_jax.report import number as in_words
 from massive_jax.report.results import SweepResult
@@ -84,7 +85,7 @@ def other_prompt(model: mj.TextModel, tokens: np.ndarray) -> np.ndarray:
             f"--patch_from has {other.shape[1]} tokens and --prompt {tokens.shape[1]}; give one of as many, "
             f"token by token: {list(model.token_texts(other[0]))} and {list(model.token_texts(tokens[0]))}."
         )
-    return np.asarray(model(other, capture=mj.Capture(_SITE.value), logits=False).intermediates[_SITE.value])
+    return np.asarray(fetch(model(other, capture=mj.Capture(_SITE.value), logits=False).intermediates[_SITE.value]))
 
 
 def run(model: mj.TextModel, tokens: np.ndarray, workdir: pathlib.Path) -> SweepResult:
