@@ -18,6 +18,7 @@ from absl import logging as absl_logging
 
 import massive_jax as mj
 from experiments import streams
+from experiments.flags import mesh as mesh_flags
 from experiments.flags import model as model_flags
 from experiments.flags import processes
 from experiments.inputs import (
@@ -76,7 +77,8 @@ __all__ = [
 _held: contextlib.ExitStack | None = None  # what a run of `guarded` holds until it ends
 
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "On an error, shows where in the code it was raised.")
-flags.adopt_module_key_flags(processes)  # whoever adopts the flags of this module has those, too
+for _module in (mesh_flags, processes):  # whoever adopts the flags of this module has those, too
+    flags.adopt_module_key_flags(_module)
 
 
 def run_experiment(main: Callable[[], Any]) -> None:
@@ -110,6 +112,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 def _check_flags_have_effect() -> None:
     """Modules share their flags, so absl takes some that this binary does not look at: an error, not silence."""
     taken = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    if processes.program() in mesh_flags.WITHOUT:
+        taken -= {"mesh"}
     for name in flags.FLAGS if taken else ():  # none where a script of the user's own runs an experiment
         ours = str(flags.FLAGS.find_module_defining_flag(name)).startswith("experiments.")
         if ours and flags.FLAGS[name].present and name not in taken:

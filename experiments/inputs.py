@@ -12,6 +12,7 @@ from absl import flags
 
 import massive_jax as mj
 from experiments.flags import images as image_flags
+from experiments.flags import mesh as mesh_flags
 from experiments.flags import model as model_flags
 from experiments.flags import prompt as prompt_flags
 from experiments.flags import text as text_flags
@@ -39,13 +40,14 @@ def load_model(name: str | None = None, revision: str | None = None) -> mj.Model
     """The model that the flags ask for, or the one of that name, or that revision."""
     check_device()  # before anything is downloaded for it
     name = model_flags.MODEL.value if name is None else name
+    mesh = mesh_flags.make()
     options = {
         "dtype": model_flags.DTYPE.value,
         "revision": model_flags.REVISION.value if revision is None else revision,
     }
     if jax.process_count() > 1:  # all have it, and can read it, before the first reads weights
         everywhere(lambda: check(name, **options, fetch=True))
-    return mj.load(name, **options, allow_nonfinite=model_flags.ALLOW_NONFINITE.value, progress=is_first())
+    return mj.load(name, **options, mesh=mesh, allow_nonfinite=model_flags.ALLOW_NONFINITE.value, progress=is_first())
 
 
 def prompt_tokens(model: mj.Model) -> np.ndarray:

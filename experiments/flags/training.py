@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args
@@ -15,6 +14,7 @@ import jax
 from absl import flags
 
 from experiments import common
+from experiments.flags import mesh as mesh_flags
 from experiments.flags import model, processes, seed
 from massive_jax.models import AttentionBias
 from massive_jax.models.attention_bias import ATTENTION_BIASES, SLOT_KINDS
@@ -59,7 +59,6 @@ for _positive in (_LEARNING_RATE, _CLIP_RESIDUAL):
     )
 for _finite in (_FINAL_LEARNING_RATE, _WEIGHT_DECAY):
     flags.register_validator(_finite, lambda value: value is None or value < math.inf, "give a finite one.")
-_MESH = flags.DEFINE_list("mesh", ["1", "1"], "Devices: DATA,MODEL (see massive_jax.parallel).")
 _SCHEDULE = {
     name: flags.DEFINE_integer(name, None, f"{meaning}; None for the preset's.", lower_bound=least, upper_bound=MOST)
     for name, meaning, least in (
@@ -98,12 +97,11 @@ def attention_bias() -> AttentionBias | None:
     return None if BIAS.value == "none" else AttentionBias(BIAS.value, slots=SLOTS.value)
 
 
-def mesh() -> tuple[int, int]:
-    """The mesh that the flags ask for; ValueError where it is none."""
-    parts = [part.strip() for part in _MESH.value]
-    if len(parts) != 2 or not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", part) for part in parts):
-        raise ValueError(f"--mesh={','.join(parts)}: give two numbers of devices, DATA,MODEL, such as 8,1.")
-    return int(parts[0]), int(parts[1])
+def mesh() -> tuple[int, ...]:
+    """The mesh that the flags ask for, as a `RunConfig` has it: fsdp and tensor, or all four axes."""
+    sizes = mesh_flags.sizes()
+    pair = (sizes["fsdp"], sizes["tensor"])
+    return pair if math.prod(pair) == math.prod(sizes.values()) else tuple(sizes.values())
 
 
 def check(of_preset: OptimizerConfig, fields: Mapping[str, Any]) -> None:
