@@ -143,7 +143,7 @@ def watch(end: Callable[[str, int], Any]) -> None:
 
 
 def leave(reason: str, status: int) -> None:
-    """Ends this process, one of several, as `os._exit` does: the others are told why, and are not waited for.
+    """Tells the other processes why this one ends, and ends it as `os._exit` does: they are not waited for.
 
     Nothing happens where there is only one.
     """

@@ -4,6 +4,7 @@ import itertools
 import os
 import threading
 from concurrent import futures
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,9 @@ def in_each(monkeypatch):
     monkeypatch.setattr(together, "_service", lambda: (service, mine.number, 3))
     monkeypatch.setattr(together, "_rounds", itertools.repeat(0))
 
-    def run(work):
+    run: Any
+
+    def run_each(work):
         def one(number):
             mine.number = number
             try:
@@ -45,6 +48,7 @@ def in_each(monkeypatch):
         with futures.ThreadPoolExecutor(3) as pool:
             return list(pool.map(one, range(3)))
 
+    run = run_each
     run.service = service
     return run
 
