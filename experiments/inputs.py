@@ -41,7 +41,7 @@ def load_model(name: str | None = None, revision: str | None = None) -> mj.Model
     check_device()  # before anything is downloaded for it
     name = model_flags.MODEL.value if name is None else name
     mesh = mesh_flags.make()
-    options = {
+    options: dict[str, Any] = {
         "dtype": model_flags.DTYPE.value,
         "revision": model_flags.REVISION.value if revision is None else revision,
     }
