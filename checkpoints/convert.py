@@ -14,11 +14,11 @@ import time
 from absl import flags
 
 from experiments import common
-from experiments.flags import model
+from experiments.flags import model, paths
 from experiments.flags.processes import NAMES as PROCESSES
 from massive_jax.loading import convert
 
-_OUT = flags.DEFINE_string("out", None, "Where to write: a directory or gs://…; nothing may be there.", required=True)
+_OUT = paths.define("out", None, "Where to write: a directory or gs://…; nothing may be there.", required=True)
 
 if __name__ == "__main__":
     for name in ("model", "revision", "dtype", "allow_nonfinite", "traceback", *PROCESSES):

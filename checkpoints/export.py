@@ -14,11 +14,11 @@ import time
 from absl import flags
 
 from experiments import common
-from experiments.flags import model
+from experiments.flags import model, paths
 from massive_jax.exporting import check_directory, export
 from massive_jax.loading import load
 
-_OUT = flags.DEFINE_string("out", None, "Where to write: a directory; nothing may be there.", required=True)
+_OUT = paths.define("out", None, "Where to write: a directory or gs://…; nothing may be there.", required=True)
 
 if __name__ == "__main__":
     for name in ("model", "revision", "dtype", "allow_nonfinite", "traceback"):

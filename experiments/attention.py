@@ -16,7 +16,6 @@ the MLP of layer 3.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,7 +27,7 @@ from experiments.flags import definition, images, model, seed, text
 from massive_jax.analysis import SINK_SHARE, Thresholds, null_interval
 from massive_jax.data import Windows, load_text
 from massive_jax.evaluate import APART, ATTENTION_PASSES, AttentionFindings, Images, input_length, measure_attention
-from massive_jax.files import write_arrays, write_json
+from massive_jax.files import Path, write_arrays, write_json
 from massive_jax.report import as_json, label, plot_massive_attention
 from massive_jax.report import number as in_words
 from massive_jax.report.results import (
@@ -66,7 +65,7 @@ if __name__ == "__main__":
 def run(
     model: mj.Model,
     data: Windows | Images,
-    workdir: pathlib.Path,
+    workdir: Path,
     thresholds: Thresholds,
     *,
     source: str | Sequence[str],

@@ -12,7 +12,6 @@ attention_map.json: `massive_jax.report.results.AttentionMap`. Of an image: the 
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from experiments import common
 from experiments.flags import definition, layer, model, prompt
 from massive_jax.analysis import attention_shares, find_massive
 from massive_jax.evaluate import LayerTable, input_length, measure_layers
-from massive_jax.files import atomic_write, write_json
+from massive_jax.files import Path, atomic_write, write_json
 from massive_jax.models.attention import LOWEST, attention_probs
 from massive_jax.parallel import fetch
 from massive_jax.report import as_json, label, plot_attention
@@ -90,7 +89,7 @@ def run(
     table: LayerTable,
     number: int | None,
     head: int | None,
-    workdir: pathlib.Path,
+    workdir: Path,
     source: Sequence[str] | None = None,
     seen: Seen | None = None,
 ) -> AttentionMap:

@@ -17,7 +17,6 @@ the same flags, and gives the same numbers.
 from __future__ import annotations
 
 import hashlib
-import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -41,7 +40,7 @@ from massive_jax.analysis import (
 )
 from massive_jax.data import Windows, load_text
 from massive_jax.evaluate import Counted, Images, input_length, take_census
-from massive_jax.files import write_json
+from massive_jax.files import Path, make_directory, write_json
 from massive_jax.report import as_json, label, plot_census
 from massive_jax.report import number as in_words
 from massive_jax.report.results import (
@@ -71,7 +70,7 @@ if __name__ == "__main__":
 def run(
     model: mj.Model,
     data: Windows | Images,
-    workdir: pathlib.Path,
+    workdir: Path,
     thresholds: Thresholds,
     *,
     source: str | Sequence[str],
@@ -79,7 +78,7 @@ def run(
     places: int = 40,
 ) -> ModelCensus:
     """Takes the census (or goes on with one that was killed), writes census.json and .png, and returns the result."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_directory(workdir)
     about: dict[str, Any] = {"text": source if isinstance(source, str) else "images"}
     if isinstance(data, Windows):
         about |= {"bos": data.bos, "windows": len(data.tokens), "context": data.context}

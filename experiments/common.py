@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pathlib
 import signal
 import sys
 import tempfile
@@ -41,7 +40,8 @@ from experiments.inputs import (
     without_effect,
 )
 from experiments.tables import fitted, place, print_table, profile_curves, profile_layers, progress
-from massive_jax.files import locked, printable
+from massive_jax import storage
+from massive_jax.files import Path, as_path, is_remote, locked, printable
 from massive_jax.parallel import check_shared, everywhere, leave, once, watch
 
 __all__ = [
@@ -154,6 +154,10 @@ def guarded(main: Callable[[], Any], argv: Sequence[str]) -> None:
     except _Terminated:
         leave("stopped by SIGTERM; start all processes again to go on.", 143)  # the others would wait
         raise
+    except Exception as error:
+        if (answer := storage.in_words(error)) is None or _TRACEBACK.value:
+            raise
+        _fail(answer)
     finally:
         _held = None
 
@@ -188,7 +192,7 @@ def _in_words(error: Exception) -> str:
     return str(error)
 
 
-def workdir(*, reserve: bool = True, shared: bool = False) -> pathlib.Path:
+def workdir(*, reserve: bool = True, shared: bool = False) -> Path:
     """The directory for results, this process's alone until `guarded` ends; it is made with its first file.
 
     Of several processes that do one thing together process 0 holds it, and writes.
@@ -198,22 +202,26 @@ def workdir(*, reserve: bool = True, shared: bool = False) -> pathlib.Path:
       shared: whether all of several processes have to see it.
 
     Raises:
-      ValueError: files cannot be made in it; another process is writing there; not all see it.
+      ValueError: files cannot be made in it, no store is there; another process is writing there; not all see it.
     """
     if not jax.distributed.is_initialized():
         return _workdir(reserve)
     once(lambda: _workdir(reserve), "write to --workdir")
-    path = pathlib.Path(os.path.expanduser(model_flags.WORKDIR.value))
+    path = as_path(os.path.expanduser(model_flags.WORKDIR.value))
     if shared:
         everywhere(lambda: _workdir(reserve=False))
         check_shared(path)
     return path
 
 
-def _workdir(reserve: bool) -> pathlib.Path:
+def _workdir(reserve: bool) -> Path:
     if not model_flags.WORKDIR.value:
         raise ValueError("--workdir is empty; give a directory, or . for this one.")
-    path = pathlib.Path(os.path.expanduser(model_flags.WORKDIR.value))
+    path = as_path(os.path.expanduser(model_flags.WORKDIR.value))
+    if is_remote(path):
+        if reserve:
+            _hold(path, path)  # which shows that it can be written to
+        return path
     try:
         there = next(p for p in (path, *path.absolute().parents) if p.exists())
         with tempfile.TemporaryDirectory(prefix=".", dir=there):
@@ -226,14 +234,20 @@ def _workdir(reserve: bool) -> pathlib.Path:
         inside = path.is_dir() and not os.access(path.absolute().parent, os.W_OK)
         made = [parent for parent in path.absolute().parents if not parent.exists()]
         _held.callback(_remove_empty, made)
-        try:
-            _held.enter_context(locked(path / "workdir" if inside else path))
-        except ValueError as error:
-            raise ValueError(f"--workdir={path}: {error}") from None
+        _hold(path, path / "workdir" if inside else path)
     return path
 
 
-def _remove_empty(directories: Sequence[pathlib.Path]) -> None:
+def _hold(path: Path, what: Path) -> None:
+    """Locks `what` until `guarded` ends, for --workdir at `path`."""
+    try:
+        if _held is not None:
+            _held.enter_context(locked(what))
+    except ValueError as error:
+        raise ValueError(f"--workdir={path}: {error}") from None
+
+
+def _remove_empty(directories: Sequence[Path]) -> None:
     """Removes those that are empty, from the innermost: they were made for a lock, and no result came."""
     with contextlib.suppress(OSError):
         for directory in directories:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -39,7 +38,7 @@ from massive_jax.evaluate import (
     registers_of,
 )
 from massive_jax.evaluate.profile import PASSES
-from massive_jax.files import write_json
+from massive_jax.files import Path, write_json
 from massive_jax.report import Panel, as_json, number, plot_overlay, plot_profiles, precision
 from massive_jax.report.results import ComparedModel, Comparison, Named, Numbers, Profiles
 
@@ -98,7 +97,7 @@ def measure_images(models: list[mj.Model]) -> tuple[dict[str, Any], str, list[Pr
     return header, f"{len(files)} images", profiles
 
 
-def draw_attention(models: list[mj.Model], names: list[str], path: pathlib.Path) -> bool:
+def draw_attention(models: list[mj.Model], names: list[str], path: Path) -> bool:
     """Draws the attention maps of the first image; False where no model has any, or their patches differ."""
     files = common.image_files(models[0]).first(1)
     panels, grids = [Panel("The image")], set()

@@ -32,7 +32,6 @@ spikes, and emergence_variants_curves.png, the ratio by step.
 from __future__ import annotations
 
 import itertools
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -40,14 +39,14 @@ from typing import Any
 from absl import flags
 
 from experiments import common, train_gpt2, variants
-from experiments.flags import images, model, models, seed, text, training
+from experiments.flags import images, model, models, paths, seed, text, training
 from massive_jax.data import load_text
-from massive_jax.files import read_json, write_json
+from massive_jax.files import Path, is_file, read_json, user_path, write_json
 from massive_jax.report import as_json, as_record, plot_fits
 from massive_jax.report.results import Census, Emergence, EmergenceOfLayer
 from massive_jax.train import take_census
 
-_CHECKPOINTS = flags.DEFINE_string("checkpoints", None, "A training's --workdir, or a folder of models by step.")
+_CHECKPOINTS = paths.define("checkpoints", None, "A training's --workdir, or a folder of models by step.")
 _REVISIONS = flags.DEFINE_list("revisions", [], "Revisions of --model, a hub id, in order of training.")
 _STEPS = flags.DEFINE_list("at_steps", [], "The step of each of those, where their names do not end in it.")
 _VARIANTS = flags.DEFINE_list("variants", [], "Variants to train, or all; see massive_jax.train.VARIANTS.")
@@ -72,7 +71,7 @@ def steps_of(names: Sequence[str]) -> list[int]:
     return steps
 
 
-def models_in(folder: pathlib.Path) -> list[str]:
+def models_in(folder: Path) -> list[str]:
     """The models in a folder, by the numbers at the end of their names; ValueError where there are none."""
     found = [(int(match[1]), str(path)) for path in folder.iterdir() if (match := re.search(r"(\d+)$", path.name))]
     if not found:
@@ -83,13 +82,13 @@ def models_in(folder: pathlib.Path) -> list[str]:
     return [path for _, path in sorted(found)]
 
 
-def of_training(workdir: pathlib.Path) -> dict[str, Any]:
+def of_training(workdir: Path) -> dict[str, Any]:
     """What the training in `workdir` wrote of itself: the fields of an `Emergence` but the curves."""
     path = workdir / "census.jsonl"
     census = training.census(workdir)
     if not census:
         raise ValueError(f"{path} is empty: the training has not come to its first census.")
-    about = next(filter(pathlib.Path.is_file, (workdir / f"train_{kind}.json" for kind in ("gpt2", "vit"))), None)
+    about = next(filter(is_file, (workdir / f"train_{kind}.json" for kind in ("gpt2", "vit"))), None)
     found = {} if about is None else read_json(about)
     sink = {"sink": "one token"} if "dataset" in found else {}
     return {"model": str(workdir), **sink, "dtype": found.get("dtype"), "text": found.get("text"), "census": census}
@@ -160,7 +159,7 @@ def main() -> None:
         common.without_effect(("model", "revision"), f"beside --{given[0]}")
     common.without_effect(("revision",), "beside --revisions")
     common.check_inputs()
-    folder = None if _CHECKPOINTS.value is None else pathlib.Path(_CHECKPOINTS.value).expanduser()
+    folder = None if _CHECKPOINTS.value is None else user_path(_CHECKPOINTS.value)
     if folder is not None and not folder.is_dir():
         raise ValueError(f"--checkpoints={folder}: there is no such directory.")
     if folder is not None and (folder / "census.jsonl").is_file():

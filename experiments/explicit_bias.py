@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -31,12 +30,13 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
+from experiments.flags import paths
 from experiments.flags import text as text_flags
 from massive_jax.bias import absorb_mean, absorb_prefix, rebuild
 from massive_jax.data import Windows, cut_windows, load_text, text_name
 from massive_jax.evaluate import compare_logits, measure_profile
 from massive_jax.evaluate.profile import PASSES
-from massive_jax.files import write_json
+from massive_jax.files import Path, is_there, write_json
 from massive_jax.loading import save
 from massive_jax.report import as_json, number, plot_profiles, precision
 from massive_jax.report.results import ExplicitBias, LogitsApart, Prefix, Profiles
@@ -44,7 +44,7 @@ from massive_jax.report.results import ExplicitBias, LogitsApart, Prefix, Profil
 _PREFIX = flags.DEFINE_string(
     "prefix", "bos", "What stands in front of every window: 'bos'; a text; or 'mean' (see above)."
 )
-_SAVE = flags.DEFINE_string("save", None, "Where to keep the new model: a directory that is not there yet.")
+_SAVE = paths.define("save", None, "Where to keep the new model: a directory that is not there yet.")
 
 if __name__ == "__main__":
     for module in (common, text_flags):
@@ -63,7 +63,7 @@ def prefix_tokens(model: mj.TextModel, prefix: str) -> list[int]:
 
 
 def run(
-    model: mj.TextModel, windows: Windows, prefix: Sequence[int], workdir: pathlib.Path, *, text: str, name: str
+    model: mj.TextModel, windows: Windows, prefix: Sequence[int], workdir: Path, *, text: str, name: str
 ) -> tuple[ExplicitBias, mj.Model]:
     """Measures the model behind `prefix` and the new one without; writes the results, returns them and the new model.
 
@@ -135,7 +135,7 @@ def main() -> None:
     if not _PREFIX.value:
         raise ValueError("--prefix is empty; give 'bos', 'mean' or a text.")
     out, content = common.workdir(), load_text(text_flags.name())
-    if _SAVE.value is not None and (not _SAVE.value or os.path.lexists(os.path.expanduser(_SAVE.value))):
+    if _SAVE.value is not None and (not _SAVE.value or is_there(os.path.expanduser(_SAVE.value))):
         raise ValueError(f"--save={_SAVE.value}: give a directory that is not there yet.")
     lm = mj.TextModel.of(common.load_model())
     prefix = prefix_tokens(lm, _PREFIX.value)

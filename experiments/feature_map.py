@@ -10,7 +10,6 @@ feature_map.json: `massive_jax.report.results.FeatureMap`. Of an image: the firs
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +20,7 @@ from experiments import common
 from experiments.flags import definition, layer, model, prompt
 from massive_jax.analysis import Thresholds, find_massive
 from massive_jax.evaluate import LayerTable, hidden_state, measure_layers
-from massive_jax.files import write_json
+from massive_jax.files import Path, write_json
 from massive_jax.report import as_json, label, plot_feature_map
 from massive_jax.report.results import FeatureMap, MassiveActivation
 
@@ -39,7 +38,7 @@ def run(
     inputs: np.ndarray,
     table: LayerTable,
     number: int | None,
-    workdir: pathlib.Path,
+    workdir: Path,
     thresholds: Thresholds,
     source: Sequence[str] | None = None,
     hidden: np.ndarray | None = None,

@@ -30,7 +30,6 @@ intervene.json: `massive_jax.report.results.Intervention`.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,7 +52,7 @@ from massive_jax.evaluate import (
     measure_effects,
     parse_places,
 )
-from massive_jax.files import write_json
+from massive_jax.files import Path, write_json
 from massive_jax.report import about_intervals, as_json, intervention_of, intervention_rows, plot_intervention
 from massive_jax.report import number as in_words
 from massive_jax.report.results import Intervention
@@ -123,7 +122,7 @@ def run(
     number: int,
     places: Sequence[Place],
     operations: Sequence[Operation],
-    workdir: pathlib.Path,
+    workdir: Path,
     *,
     source: str | Sequence[str],
     closer: Closer,
@@ -191,7 +190,7 @@ def check_flags(model: mj.Model, data: Windows | Images) -> None:
 
 
 def from_flags(
-    model: mj.Model, data: Windows | Images, workdir: pathlib.Path, *, required: bool = True, quick: bool = False
+    model: mj.Model, data: Windows | Images, workdir: Path, *, required: bool = True, quick: bool = False
 ) -> Intervention:
     """`run` with what the flags say; where no place is found and none is `required`, the original only."""
     with common.progress(_tokens(model, data), "finding places") as progress:

@@ -14,7 +14,6 @@ holds of it alone}]}, and layerwise_1.png, … in their order.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from experiments.flags import definition, model, prompt, text
 from massive_jax.analysis import FIRST_DELIMITER, Location, Thresholds, find_massive
 from massive_jax.data import load_text
 from massive_jax.evaluate import LayerSummary, LayerTable, input_length, measure_each, measure_layers
-from massive_jax.files import printable, write_json
+from massive_jax.files import Path, printable, write_json
 from massive_jax.forward import left_pad
 from massive_jax.report import as_json, plot_layerwise
 from massive_jax.report.results import FoundActivation, Layer, Layerwise, TopActivation
@@ -44,7 +43,7 @@ if __name__ == "__main__":
 def run(
     model: mj.Model,
     inputs: np.ndarray,
-    workdir: pathlib.Path,
+    workdir: Path,
     thresholds: Thresholds,
     source: str | Sequence[str] | None = None,
 ) -> tuple[Layerwise, LayerTable]:
@@ -56,7 +55,7 @@ def run(
 
 
 def run_prompts(
-    model: mj.Model, prompts: Mapping[str, np.ndarray], workdir: pathlib.Path, thresholds: Thresholds
+    model: mj.Model, prompts: Mapping[str, np.ndarray], workdir: Path, thresholds: Thresholds
 ) -> list[Layerwise]:
     """Measures several prompts, tokens [1, T] each, in one batch, and writes a record and a figure of every one.
 

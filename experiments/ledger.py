@@ -27,16 +27,16 @@ from typing import NamedTuple
 from absl import flags
 
 from experiments import common
-from experiments.flags import text
+from experiments.flags import paths, text
 from massive_jax.data import load_text, text_name
 from massive_jax.data.prose import checksum
-from massive_jax.files import atomic_write, read_json, write_json
+from massive_jax.files import Path, atomic_write, is_remote, read_json, user_path, write_json
 from massive_jax.report.ledger import RELEASED, Results, claims, judge, write_page
 from massive_jax.weights.npz import read_arrays
 
-_PAGE = flags.DEFINE_string("page", "ledger.md", "Where the page goes.")
+_PAGE = paths.define("page", "ledger.md", "Where the page goes.")
 _RUN = flags.DEFINE_bool("run", True, "Runs what is missing; else what is there is read.")
-_MEANS = flags.DEFINE_string("register_means", None, "DINOv2's released register means, an .npz file.")
+_MEANS = paths.define("register_means", None, "DINOv2's released register means, an .npz file.")
 
 if __name__ == "__main__":
     flags.adopt_module_key_flags(common)
@@ -92,7 +92,7 @@ def runs() -> Mapping[str, Run]:
     return found
 
 
-def files_of(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
+def files_of(workdir: Path) -> dict[str, Path]:
     """The file of every result that claims ask for."""
     files = {name: workdir / run.directory / run.file for name, run in runs().items()}
     for name, folder in _OBSERVED.items():
@@ -101,7 +101,7 @@ def files_of(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     return {**files, "smollm2/edited": files["smollm2/intervene"], RELEASED: workdir / "register_means.json"}
 
 
-def run_missing(workdir: pathlib.Path, of_text: str) -> list[str]:
+def run_missing(workdir: Path, of_text: str) -> list[str]:
     """Runs what has no file yet; names those that failed."""
     failed = []
     for name, run in runs().items():
@@ -114,7 +114,7 @@ def run_missing(workdir: pathlib.Path, of_text: str) -> list[str]:
     return failed
 
 
-def check_texts(workdir: pathlib.Path, of_text: str) -> None:
+def check_texts(workdir: Path, of_text: str) -> None:
     """ValueError where results in `workdir` are on another text."""
     for run in runs().values():
         path = workdir / run.directory / run.file
@@ -124,7 +124,7 @@ def check_texts(workdir: pathlib.Path, of_text: str) -> None:
             )
 
 
-def register_means(path: pathlib.Path, out: pathlib.Path) -> None:
+def register_means(path: str, out: Path) -> None:
     """Writes the released means as a result."""
     arrays = read_arrays(path, "Register means")
     write_json(out, {name: {"values": array.tolist()} for name, array in arrays.items()})
@@ -148,13 +148,13 @@ def main() -> None:
     """Runs the binary."""
     content = load_text(text.name())
     workdir = common.workdir()
-    page = pathlib.Path(_PAGE.value).expanduser()
-    if page.suffix != ".md" or not page.absolute().parent.is_dir():
+    page = user_path(_PAGE.value)
+    if page.suffix != ".md" or not (is_remote(page) or page.absolute().parent.is_dir()):
         raise ValueError(f"--page={page}: give a .md file in a directory that is there.")
     files = files_of(workdir)
     check_texts(workdir, text_name(text.name()))
     if _MEANS.value is not None:
-        register_means(pathlib.Path(_MEANS.value).expanduser(), files[RELEASED])
+        register_means(_MEANS.value, files[RELEASED])
     failed = run_missing(workdir, text.name()) if _RUN.value else []
     results = Results(files)
     sections = {title: [judge(claim, results) for claim in rows] for title, rows in claims().items()}

@@ -12,7 +12,6 @@ their figures. The default model takes 3 to 4 minutes on two cores. `reproduce` 
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import time
 
 import jax
@@ -24,7 +23,7 @@ from experiments.flags import definition, models, seed, text
 from massive_jax.analysis import Thresholds
 from massive_jax.data import Windows, cut_windows, load_text
 from massive_jax.evaluate import Closer, Operation, Place
-from massive_jax.files import write_json
+from massive_jax.files import Path, write_json
 from massive_jax.report import (
     as_json,
     attention_metrics,
@@ -49,7 +48,7 @@ if __name__ == "__main__":
 
 
 def observe(
-    model: mj.Model, data: Windows, workdir: pathlib.Path, thresholds: Thresholds, *, source: str, seed: int = 0
+    model: mj.Model, data: Windows, workdir: Path, thresholds: Thresholds, *, source: str, seed: int = 0
 ) -> Observed:
     """Measures everything of a model on `data`, writes the files of each part into `workdir`, and returns it."""
     started = time.monotonic()
@@ -83,7 +82,7 @@ def _intervene(
     model: mj.Model,
     data: Windows,
     counted: ModelCensus,
-    workdir: pathlib.Path,
+    workdir: Path,
     *,
     source: str,
     seed: int,

@@ -12,13 +12,12 @@ tokenizer. Tokenises on all processors; killed half-way, run it again.
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags
 
 from experiments import common
-from experiments.flags import text
+from experiments.flags import paths, text
 from massive_jax.data import load_text, text_name
+from massive_jax.files import Path, user_path
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.loading import open_source
 from massive_jax.train import TokenFile, adopt, prepare_tokens
@@ -28,8 +27,8 @@ _BYTES = "bytes"
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", _BYTES, "'bytes' (256 tokens, no download), or the model whose tokenizer to use, as for --model."
 )
-_OUT = flags.DEFINE_string("out", None, "The token file to make.")
-_ADOPT = flags.DEFINE_string("adopt", None, "A token file without a sidecar, to write one for, instead of a text.")
+_OUT = paths.define("out", None, "The token file to make.")
+_ADOPT = paths.define("adopt", None, "A token file without a sidecar, to write one for, instead of a text.")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", None, "Of the tokens in --adopt.", lower_bound=1)
 _TOKEN_DTYPE = flags.DEFINE_enum("token_dtype", "uint16", list(DTYPES), "Of the tokens in --adopt.")
 
@@ -38,7 +37,7 @@ if __name__ == "__main__":
     flags.declare_key_flag("text")
 
 
-def prepare(name: str, tokenizer: str, out: pathlib.Path, words: str | None = None) -> TokenFile:
+def prepare(name: str, tokenizer: str, out: Path, words: str | None = None) -> TokenFile:
     """Makes the token file `out` of the text called `name` where it is not there; see `prepare_tokens` for the errors.
 
     `words` is that text, where it has been read.
@@ -65,7 +64,7 @@ def main() -> None:
         if value == "":
             raise ValueError(f"--{name} is empty; leave it out, or give a value.")
     if _OUT.value is not None and _ADOPT.value is None:
-        file = prepare(text.name(), _TOKENIZER.value, pathlib.Path(_OUT.value).expanduser())
+        file = prepare(text.name(), _TOKENIZER.value, user_path(_OUT.value))
     elif _ADOPT.value is not None and _OUT.value is None:
         if _VOCAB_SIZE.value is None:
             raise ValueError("--adopt needs --vocab_size: 50257 for GPT-2's tokens.")

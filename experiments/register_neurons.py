@@ -14,7 +14,6 @@ register_neurons.json: `massive_jax.report.results.RegisterNeurons`.
 from __future__ import annotations
 
 import math
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +33,7 @@ from massive_jax.evaluate import (
     patch_maps,
     patch_norms,
 )
-from massive_jax.files import write_json
+from massive_jax.files import Path, write_json
 from massive_jax.probe import Edit
 from massive_jax.report import Panel, as_json, plot_overlay
 from massive_jax.report.results import ImageMeasures, Neuron, Norms, NormsOfLayer, RegisterNeurons
@@ -59,7 +58,7 @@ if __name__ == "__main__":
         flags.declare_key_flag(name)
 
 
-def run(vit: mj.ImageModel, found: ImageList, workdir: pathlib.Path) -> RegisterNeurons:
+def run(vit: mj.ImageModel, found: ImageList, workdir: Path) -> RegisterNeurons:
     """Finds the neurons of `vit` on the images and measures it before and after they are moved; returns the result."""
     config = vit.config
     batches = common.image_source(vit, found)
@@ -110,7 +109,7 @@ def _draw(
     moved: mj.Model,
     edits: Sequence[Edit],
     image: np.ndarray,
-    path: pathlib.Path,
+    path: Path,
 ) -> None:
     """One image: its outlier patches, and norms and attention before and after."""
     grid = vit.config.grid(*image.shape[1:3])

@@ -10,7 +10,6 @@ look, at one prompt: `observe` gives statistics of the model.
 
 from __future__ import annotations
 
-import pathlib
 import time
 
 import jax
@@ -20,7 +19,7 @@ import massive_jax as mj
 from experiments import attention_map, common, feature_map, intervene, layerwise
 from experiments.flags import definition, layer, model, prompt, seed, text
 from massive_jax.data import load_text
-from massive_jax.files import short_name, write_json
+from massive_jax.files import Path, short_name, write_json
 from massive_jax.report import (
     Section,
     Summary,
@@ -122,7 +121,7 @@ def headline(findings: Findings) -> str:
 
 
 def sections(
-    workdir: pathlib.Path,
+    workdir: Path,
     layers: Layerwise,
     mapped: FeatureMap,
     attention: AttentionMap,

@@ -25,8 +25,6 @@ super_weights.json: `massive_jax.report.results.SuperWeightsOf`.
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags
 
 import massive_jax as mj
@@ -36,7 +34,7 @@ from massive_jax.analysis import Thresholds
 from massive_jax.data import Windows, load_text
 from massive_jax.evaluate import measure_super_weights, super_weight_passes
 from massive_jax.evaluate.super_weights import OTHERS, TESTED
-from massive_jax.files import write_json
+from massive_jax.files import Path, write_json
 from massive_jax.report import as_json, plot_super_weights, super_weight_rows, super_weight_title, told_in_words
 from massive_jax.report.results import SuperWeightsOf
 
@@ -68,7 +66,7 @@ def show(result: SuperWeightsOf) -> None:
 def run(
     model: mj.Model,
     windows: Windows,
-    workdir: pathlib.Path,
+    workdir: Path,
     thresholds: Thresholds,
     *,
     source: str,

@@ -22,7 +22,6 @@ sweep.json: `massive_jax.report.results.SweepResult`.
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from experiments import common
 from experiments.flags import model as model_flags
 from experiments.flags import prompt
 from massive_jax.evaluate import measure_sweep
-from massive_jax.files import write_json
+from massive_jax.files import Path, write_json
 from massive_jax.parallel import fetch
 from massive_jax.report import as_json, label, plot_sweep
 from massive_jax.report import number as in_words
@@ -88,7 +87,7 @@ def other_prompt(model: mj.TextModel, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(fetch(model(other, capture=mj.Capture(_SITE.value), logits=False).intermediates[_SITE.value]))
 
 
-def run(model: mj.TextModel, tokens: np.ndarray, workdir: pathlib.Path) -> SweepResult:
+def run(model: mj.TextModel, tokens: np.ndarray, workdir: Path) -> SweepResult:
     """Measures, writes sweep.json and sweep.png, and returns what was written."""
     patched, ids = _PATCH_FROM.value is not None, [token_id(model, f) for f in (_TOKEN, _OTHER) if f.value is not None]
     edits = model.config.num_layers * tokens.shape[1]

@@ -29,15 +29,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 
 from absl import flags
 
 from experiments import common
-from experiments.flags import processes, seed, text, training
+from experiments.flags import paths, processes, seed, text, training
 from experiments.prepare_data import prepare
 from massive_jax.data import load_text
-from massive_jax.files import write_json
+from massive_jax.files import Path, write_json
 from massive_jax.memory import keep_freed_memory
 from massive_jax.models import LanguageModel
 from massive_jax.parallel import once
@@ -48,7 +47,7 @@ from massive_jax.train.data import split_tokens
 from massive_jax.train.presets import PRESETS, TrainPreset
 from massive_jax.weights.loader import count_params
 
-_DATA = flags.DEFINE_string("data", None, "A token file, or a text whose bytes are the tokens; None for the preset's.")
+_DATA = paths.define("data", None, "A token file, or a text whose bytes are the tokens; None for the preset's.")
 _BOS = flags.DEFINE_integer(
     "bos_token", None, "A token to begin every sequence with (50256 for GPT-2's); None for the preset's.", lower_bound=0
 )
@@ -75,7 +74,7 @@ def data_name(preset: TrainPreset) -> str:
     return name
 
 
-def open_data(name: str, workdir: pathlib.Path, config: TrainConfig) -> TokenFile:
+def open_data(name: str, workdir: Path, config: TrainConfig) -> TokenFile:
     """The token file to train on; made where a text was asked for. ValueError where it is too short for `config`."""
     if name.endswith(".bin"):
         return TokenFile.open(name, verify=_VERIFY.value)
@@ -109,9 +108,7 @@ def configure(preset: TrainPreset) -> TrainConfig:
     )
 
 
-def report(
-    config: TrainConfig, file: TokenFile, trained: Trained, unigram_entropy: float, workdir: pathlib.Path
-) -> None:
+def report(config: TrainConfig, file: TokenFile, trained: Trained, unigram_entropy: float, workdir: Path) -> None:
     """Draws and writes what came of a training."""
     census = training.whole_census(workdir, config.steps)
     result = TrainGPT2(

@@ -21,8 +21,6 @@ samples/ (held-out images, a folder a class, for any --images) and train_vit.jso
 from __future__ import annotations
 
 import dataclasses
-import pathlib
-import shutil
 import time
 from typing import Any
 
@@ -31,9 +29,9 @@ from absl import flags
 
 from experiments import common
 from experiments.flags import images as image_flags
-from experiments.flags import processes, seed, training
+from experiments.flags import paths, processes, seed, training
 from massive_jax.data import FASHION_MNIST, LabelledImages, load_labelled
-from massive_jax.files import write_json
+from massive_jax.files import Path, atomic_write, remove_tree, write_json
 from massive_jax.memory import keep_freed_memory
 from massive_jax.models import VisionTransformer
 from massive_jax.parallel import once
@@ -43,7 +41,7 @@ from massive_jax.train import ImageTrainConfig, Trained, train_images
 from massive_jax.train.presets import IMAGE_PRESETS, ImageTrainPreset, with_options
 from massive_jax.weights.loader import count_params
 
-_DATASET = flags.DEFINE_string("dataset", FASHION_MNIST, "The images and their classes.")
+_DATASET = paths.define("dataset", FASHION_MNIST, "The images and their classes.")
 _REGISTERS = flags.DEFINE_integer("registers", 0, "Register tokens (arXiv 2309.16588).", lower_bound=0)
 _PATCH = flags.DEFINE_integer("patch_size", None, "Side of a patch in pixels; None for the preset's.", lower_bound=1)
 _FLIP = flags.DEFINE_bool("flip", None, "Mirrors half of the images; None for the preset's.")
@@ -87,22 +85,22 @@ def configure(preset: ImageTrainPreset, images: LabelledImages) -> ImageTrainCon
     )
 
 
-def write_samples(images: LabelledImages, directory: pathlib.Path) -> None:
+def write_samples(images: LabelledImages, directory: Path) -> None:
     """The first held-out images of each class as PNG files, a folder a class; folders sort as the head's classes do."""
     from PIL import Image
 
     if directory.exists():
-        shutil.rmtree(directory)
+        remove_tree(directory)
     digits = len(str(len(images.classes) - 1))
     for label, name in enumerate(images.classes):
         folder = directory / f"{label:0{digits}d} {name.replace('/', ' ')}"
         which = np.flatnonzero(images.labels == label)[: _SAMPLES.value]
         for index, pixels in zip(which, images[which], strict=True):
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(folder / f"{index}.png")
+            with atomic_write(folder / f"{index}.png") as temporary:
+                Image.fromarray(pixels).save(temporary)
 
 
-def report(config: ImageTrainConfig, trained: Trained, seconds: float, workdir: pathlib.Path) -> None:
+def report(config: ImageTrainConfig, trained: Trained, seconds: float, workdir: Path) -> None:
     """Draws and writes what came of a training of `seconds`."""
     census, registers = training.whole_census(workdir, config.steps), config.model.registers
     result = TrainViT(

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from experiments.flags import training
 from massive_jax.analysis import has_sink, has_spike, mean_interval, middle_blocks, sink_and_spike
 from massive_jax.data import Windows
 from massive_jax.evaluate import quantized_inputs, quantized_weights, window_nll
-from massive_jax.files import HeldError, atomic_write, locked, read_json, write_json
+from massive_jax.files import HeldError, Path, atomic_write, locked, read_json, write_json
 from massive_jax.memory import keep_freed_memory
 from massive_jax.report import as_json, as_record, markdown_table, plot_variant_curves, plot_variants, variant_rows
 from massive_jax.report.results import (
@@ -99,7 +98,7 @@ def _changed(name: str, variant: Variant, base: TrainConfig) -> TrainConfig:
         raise ValueError(f"--variants: {name} does not go with this preset: {error}") from None
 
 
-def _tokens(data: str, workdir: pathlib.Path, config: TrainConfig) -> TokenFile:
+def _tokens(data: str, workdir: Path, config: TrainConfig) -> TokenFile:
     """The token file that all trainings share, made by whichever process comes first."""
     while True:
         try:
@@ -109,7 +108,7 @@ def _tokens(data: str, workdir: pathlib.Path, config: TrainConfig) -> TokenFile:
             time.sleep(0.5)
 
 
-def _check_there(directory: pathlib.Path, config: TrainConfig) -> None:
+def _check_there(directory: Path, config: TrainConfig) -> None:
     """Looks at what a training has left in `directory`, before hours go into others.
 
     Raises:
@@ -121,7 +120,7 @@ def _check_there(directory: pathlib.Path, config: TrainConfig) -> None:
     training.census(directory)
 
 
-def _stored(directory: pathlib.Path) -> MeasuredTraining | None:
+def _stored(directory: Path) -> MeasuredTraining | None:
     """The measurement of the training in `directory`; None where there is none, or none that can be read."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         record = as_record(MeasuredTraining, read_json(directory / "measured.json"))
@@ -131,7 +130,7 @@ def _stored(directory: pathlib.Path) -> MeasuredTraining | None:
     return None
 
 
-def _measured(name: str, config: TrainConfig, file: TokenFile, directory: pathlib.Path) -> MeasuredTraining:
+def _measured(name: str, config: TrainConfig, file: TokenFile, directory: Path) -> MeasuredTraining:
     """What came of a training: read where it has ended, else made."""
     stored = _stored(directory)
     if stored is not None and (stored.config, stored.windows) == (config.described(), HELD_OUT):
@@ -158,7 +157,7 @@ def _measured(name: str, config: TrainConfig, file: TokenFile, directory: pathli
     return record
 
 
-def _measurements(config: TrainConfig, file: TokenFile, directory: pathlib.Path) -> dict[str, Any]:
+def _measurements(config: TrainConfig, file: TokenFile, directory: Path) -> dict[str, Any]:
     """Losses and the census of the model in `directory` on held-out windows, in float32."""
     model = mj.load(str(directory), progress=False)
     part = file.split(config.validation, config.context)[1]

@@ -18,7 +18,6 @@ vit_registers.json: `massive_jax.report.results.VitRegisters`.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,7 +25,7 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
-from experiments.flags import definition, images
+from experiments.flags import definition, images, paths
 from massive_jax.analysis import RegisterMeans, Thresholds, find_massive
 from massive_jax.data import ImageList
 from massive_jax.evaluate import (
@@ -37,7 +36,7 @@ from massive_jax.evaluate import (
     register_shape,
     run_images,
 )
-from massive_jax.files import write_arrays, write_json
+from massive_jax.files import Path, write_arrays, write_json
 from massive_jax.report import Panel, as_json, plot_overlay, plot_registers
 from massive_jax.report.results import (
     ImageMeasures,
@@ -48,10 +47,8 @@ from massive_jax.report.results import (
 )
 from massive_jax.weights.linear_head import read_linear_head
 
-_MEANS = flags.DEFINE_string("means", None, "An .npz file of register means, in place of those of the images.")
-_HEAD = flags.DEFINE_string(
-    "linear_head", None, "A linear classifier: .pth as DINOv2's are published, .safetensors or .npz."
-)
+_MEANS = paths.define("means", None, "An .npz file of register means, in place of those of the images.")
+_HEAD = paths.define("linear_head", None, "A linear classifier: .pth as DINOv2's are published, .safetensors or .npz.")
 
 if __name__ == "__main__":
     for module in (common, images, definition):
@@ -61,7 +58,7 @@ if __name__ == "__main__":
 
 
 def run(
-    vit: mj.ImageModel, found: ImageList, means: RegisterMeans | None, workdir: pathlib.Path, thresholds: Thresholds
+    vit: mj.ImageModel, found: ImageList, means: RegisterMeans | None, workdir: Path, thresholds: Thresholds
 ) -> VitRegisters:
     """Measures `vit` unedited and with its registers at `means` (None: those of the images); returns the result."""
     L, R, _ = register_shape(vit)

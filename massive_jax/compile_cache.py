@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import pathlib
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from massive_jax.arguments import shown
-from massive_jax.files import user_path
-from massive_jax.weights.wheel import cache_dir
+from massive_jax.files import absolute, is_remote, make_directory, user_path
+from massive_jax.storage import cache_dir
 
 _WORTH_KEEPING = 0.2  # seconds of compiling
 
@@ -38,13 +37,14 @@ def keep_compiled(directory: str | os.PathLike[str] | None = None) -> str:
         directory = cache_dir() / "compiled"  # made by jax, which warns and goes on where that fails
     elif not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
         raise ValueError(f"directory is {shown(directory)}; give a path, or None for the usual place.")
-    elif "://" not in os.fspath(directory):  # a bucket is jax's to reach
-        directory = user_path(directory).absolute()
+    elif not is_remote(directory):  # a bucket is jax's to reach
+        path = absolute(user_path(directory))
         try:
-            pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+            make_directory(path)
         except (OSError, ValueError) as error:  # ValueError: a null byte in the name
             reason = getattr(error, "strerror", None) or error
-            raise ValueError(f"{str(directory)!r} cannot keep compiled programs: {reason}.") from None
+            raise ValueError(f"{str(path)!r} cannot keep compiled programs: {reason}.") from None
+        directory = path
     jax.config.update("jax_compilation_cache_dir", os.fspath(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
     compilation_cache.reset_cache()  # where something was compiled before, jax would stay with the place it had then

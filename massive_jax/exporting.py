@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,7 +30,7 @@ def export(
     dtype: str | None = None,
     allow_nonfinite: bool = False,
     progress: bool = True,
-) -> pathlib.Path:
+) -> files.Path:
     """Writes a model as Hugging Face's transformers has it: config.json, safetensors, tokenizer or image processor.
 
     `AutoModelForCausalLM.from_pretrained(out)`, of images `AutoModel` or `AutoModelForImageClassification`, computes
@@ -40,7 +39,8 @@ def export(
 
     Args:
       model: a loaded, trained or changed model.
-      out: a directory; nothing may be there yet. It appears when all of it is written.
+      out: a directory; nothing may be there yet. It appears when all of it is written. In a bucket, gs://…, an object
+        `.unfinished` is in it until then; `load` takes it from there, transformers a copy of it.
       dtype: of the stored weights; None for that of the parameters.
       allow_nonfinite: takes weights that are NaN or infinite, or become so in `dtype`.
       progress: shows a progress bar where it takes more than a moment.
@@ -188,15 +188,11 @@ def _config_json(model: Model, target: zoo.Target, dtype: Any) -> dict[str, Any]
     return fields | ids
 
 
-def check_directory(out: object) -> pathlib.Path:
+def check_directory(out: object) -> files.Path:
     """Gives `out` as a path; ValueError where `export` cannot write there, or something is there."""
     text = os.fspath(out) if isinstance(out, os.PathLike) else out
     if not isinstance(text, str) or not text.strip() or files.printable(text) != text:
         raise ValueError(f"out is {shown(out)}; give a path.")
-    if "://" in text:
-        raise ValueError(
-            f"out is {shown(text)}: transformers reads directories; give one on this machine, and copy it."
-        )
     path = files.user_path(text)
     checkpoint.check_free(path)
     return path

@@ -1,4 +1,9 @@
-"""Files: results that are written whole or not at all, JSON, and paths that have to be there."""
+"""Files: results that are written whole or not at all, JSON, and paths that have to be there.
+
+Every path that a user gives comes through here, of this machine or of an object store (gs://…, s3://…; see
+`massive_jax.storage`). A path of this machine is a `pathlib.Path`, one of a store an `etils.epath.Path`, which speaks
+the same language but for what a store has not.
+"""
 
 import contextlib
 import dataclasses
@@ -11,9 +16,17 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
+
+from massive_jax import storage
+from massive_jax.storage import HeldError, is_remote
+
+if TYPE_CHECKING:
+    from etils import epath
+
+Path: TypeAlias = "pathlib.Path | epath.Path"
 
 NON_FINITE = "non_finite"  # the key under which `write_json` keeps what it had to write as null
 
@@ -38,6 +51,74 @@ def discarding() -> Iterator[None]:
         _discarding = before
 
 
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """Gives `path` as what reads and writes it: in a store where it is a URL, else on this machine, "~" as it is.
+
+    Raises:
+      ValueError: a URL of a store that is not known, cannot be reached, or whose package is not installed.
+    """
+    return storage.connect(path) if is_remote(path) else pathlib.Path(path)
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Gives `path` as `as_path` does, with "~" and "~user" spelled out; ValueError where there is no such user, too."""
+    if is_remote(path):
+        return storage.connect(path)
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{str(path)!r}: there is no home directory of that user. Check the path.") from None
+
+
+def absolute(path: Path) -> Path:
+    """Gives a path that does not depend on the working directory."""
+    return path if is_remote(path) else path.absolute()
+
+
+def local(path: str | os.PathLike[str], patterns: Sequence[str] = ("*",)) -> pathlib.Path:
+    """Gives a path on this machine: of what is in a store, that of a copy in the cache (`storage.fetched`).
+
+    For what has to be a file: to be mapped into memory, or for a library that opens files only.
+    """
+    return storage.fetched(storage.connect(path), patterns) if is_remote(path) else pathlib.Path(path)
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Tells whether anything is at `path`, a link to nothing among it."""
+    found = as_path(path)
+    return found.exists() if is_remote(found) else os.path.lexists(found)
+
+
+def is_file(path: Path) -> bool:
+    """Tells whether a file is there, and not a directory or a pipe; False where that cannot be told."""
+    return path.is_file() if is_remote(path) else os.path.isfile(path)
+
+
+def is_directory(path: Path) -> bool:
+    """Tells whether a directory is there; False where that cannot be told."""
+    return path.is_dir() if is_remote(path) else os.path.isdir(path)
+
+
+def size_of(path: Path) -> int:
+    """Gives the bytes of a file."""
+    found: Any = path.stat()
+    return found.length if is_remote(path) else found.st_size
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory and its parents, unless it is there; a store needs none."""
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a directory and all that is in it."""
+    if is_remote(path):
+        storage.remove_tree(cast("epath.Path", path))
+    else:
+        shutil.rmtree(path)
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     r"""Gives a temporary path beside `path`, renamed to `path` when the block ends without an error.
@@ -45,7 +126,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     The temporary file exists (empty) when the block starts, is in the same directory (so the rename cannot
     cross a file system), and keeps the suffix of `path` (so a writer that goes by the suffix does the right
     thing). When the block raises, the temporary file is removed and what was at `path` before is untouched.
-    Missing parent directories are made.
+    Missing parent directories are made. Of a `path` in a store the temporary file is on this machine, and is put there
+    in the end.
 
     Examples:
       with atomic_write("out/table.csv") as temporary:
@@ -53,13 +135,19 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
     Raises:
       IsADirectoryError: `path` is a directory.
+      ValueError: a store cannot be reached, or does not take it.
     """
-    path = pathlib.Path(path)
     if _discarding:
         with tempfile.TemporaryDirectory() as nowhere:
-            (pathlib.Path(nowhere) / path.name).touch()
-            yield pathlib.Path(nowhere) / path.name
+            temporary = pathlib.Path(nowhere) / pathlib.PurePath(path).name
+            temporary.touch()
+            yield temporary
         return
+    if is_remote(path):
+        with storage.written(storage.connect(path)) as temporary:
+            yield temporary
+        return
+    path = pathlib.Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {str(path)!r}: it is a directory; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,17 +170,22 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Gives an empty temporary directory beside `path`, renamed to `path` when the block ends without an error.
 
     When the block raises, the temporary directory is removed. Missing parent directories are made. One process at a
-    time may write to `path`: see `locked`.
+    time may write to `path`: see `locked`. Of a `path` in a store it is on this machine: see
+    `storage.written_directory`.
 
     Raises:
       HeldError: another process, or another block of this one, writes there.
       ValueError: something is at `path`, or it cannot be written.
     """
-    path = pathlib.Path(path)
     if _discarding:
         with tempfile.TemporaryDirectory() as nowhere:
             yield pathlib.Path(nowhere)
         return
+    if is_remote(path):
+        with locked(path), storage.written_directory(storage.connect(path)) as temporary:
+            yield temporary
+        return
+    path = pathlib.Path(path)
     with locked(path):
         if path.exists():
             raise ValueError(f"{path} exists already; name another directory, or remove it.")
@@ -107,16 +200,13 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-class HeldError(ValueError):
-    """Says that another process holds what was to be written."""
-
-
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     """Holds the right to write `path`, a file or a directory: one process at a time has it, the others are refused.
 
     The lock is a file beside it, `.NAME.lock`, which is removed at the end. What a killed process leaves of it blocks
-    nobody: the system lets go of a lock with the process that held it. Missing parent directories are made.
+    nobody: the system lets go of a lock with the process that held it. Missing parent directories are made. In a store,
+    which has no such locks, see `storage.leased`.
 
     Args:
       path: what is going to be written; it need not be there. To lock a directory whose parent cannot be written
@@ -128,6 +218,10 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     if _discarding:
         yield
+        return
+    if is_remote(path):
+        with storage.leased(storage.connect(path)):
+            yield
         return
     import filelock
 
@@ -194,7 +288,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
       FileNotFoundError: there is no such file.
       ValueError: it is not JSON, or not as `write_json` writes it; the message names the file.
     """
-    text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
+    text = as_path(path).read_bytes().decode("utf-8", errors="replace")
     try:
         obj = json.loads(text)
         notes = obj.pop(NON_FINITE, {}) if isinstance(obj, dict) else {}
@@ -289,26 +383,30 @@ def short_name(address: str) -> str:
     return path.name.removesuffix(".gguf") or address
 
 
-def user_path(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Spells out "~" and "~user" in `path`; ValueError where there is no such user."""
+def existing(path: object, what: str) -> Path:
+    """Gives `path` as `user_path` does; ValueError where it is not a path or nothing is there."""
     try:
-        return pathlib.Path(path).expanduser()
-    except RuntimeError:
-        raise ValueError(f"{str(path)!r}: there is no home directory of that user. Check the path.") from None
-
-
-def existing_path(path: object, what: str) -> pathlib.Path:
-    """Gives `path` as a `pathlib.Path`; ValueError where it is not a path or nothing is there."""
-    try:
-        found = pathlib.Path(cast("str", path)).expanduser()
-        found.stat()
+        if is_remote(text := os.fspath(cast("str", path))):
+            found: Path = storage.connect(text)
+            with storage.reaching(text):
+                if not found.exists():
+                    raise ValueError(f"{what} {text!r} is not there. Check the path.")
+            return found
     except TypeError:
         raise ValueError(f"{what}: expected a path, got {path!r}.") from None
+    try:
+        found = pathlib.Path(text).expanduser()
+        found.stat()
     except (OSError, RuntimeError, ValueError) as error:
         # ValueError: a null byte in the name; RuntimeError: "~user" of no such user.
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{what} {str(path)!r} cannot be opened: {reason}. Check the path.") from None
     return found
+
+
+def existing_path(path: object, what: str, patterns: Sequence[str] = ("*",)) -> pathlib.Path:
+    """Gives `path` on this machine (see `local`); ValueError where it is not a path or nothing is there."""
+    return local(existing(path, what), patterns)
 
 
 def existing_file(path: object, what: str) -> pathlib.Path:

@@ -19,7 +19,7 @@ import jax
 from jax.sharding import Mesh
 
 import massive_jax
-from massive_jax import files, zoo
+from massive_jax import files, storage, zoo
 from massive_jax.arguments import shown, yes_or_no
 from massive_jax.dtypes import DTYPES, check_dtype
 from massive_jax.model import Model
@@ -114,7 +114,9 @@ def check(
     model = _address(model)
     check_dtype(dtype)
     _check_revision(model, revision)
-    elsewhere = model in zoo.PRESETS or "://" in model or (_is_hub_id(model) and not os.path.exists(model))
+    if files.is_remote(model):
+        storage.check_reachable(model)
+    elsewhere = model in zoo.PRESETS or files.is_remote(model) or (_is_hub_id(model) and not files.is_there(model))
     if elsewhere and not fetch:
         return
     if _is_checkpoint(model):
@@ -302,7 +304,7 @@ def _check_revision(model: str, revision: str | None) -> None:
     if not isinstance(revision, str) or not revision:
         raise ValueError(f"revision is {shown(revision)}; give a branch, a tag or a commit of a model of the hub.")
     preset = zoo.PRESETS.get(model)
-    here = "://" in model or os.path.exists(os.path.expanduser(model))
+    here = files.is_remote(model) or files.is_there(os.path.expanduser(model))
     if here if preset is None else isinstance(preset.source, zoo.WheelFile):
         raise ValueError(f"revision {revision!r} has no effect: {model} is no model of the hub; leave it out.")
 
@@ -313,10 +315,10 @@ def _is_hub_id(model: str) -> bool:
 
 
 def _is_checkpoint(model: str) -> bool:
-    if "://" in model:
-        return True
     path = files.user_path(model)
     try:
+        if files.is_remote(path):  # where nothing is, a converted one is missed, which can be read without a copy
+            return path.suffix != ".gguf" and not (path / "config.json").exists()
         return path.is_dir() and not (path / "config.json").is_file() and checkpoint.is_or_was_checkpoint(path)
     except OSError:  # `open_source` says what is wrong with it
         return False

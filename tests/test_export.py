@@ -235,7 +235,8 @@ def test_another_family_may_say_it(tmp_path, make_model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"out": "gs://bucket/x"}, "on this machine"),
+        ({"out": "gs://bucket/x"}, "needs the package gcsfs"),
+        ({"out": "foo://bucket/x"}, "on this machine"),
         ({"out": ""}, "give a path"),
         ({"out": "here"}, "here exists already"),
         ({"dtype": "int8"}, "int8"),

@@ -10,7 +10,8 @@ import massive_jax
 ROOT = pathlib.Path(massive_jax.__file__).parent
 # From the ground up. A room may import those of the floors below it.
 FLOORS = (
-    ("arguments", "dtypes", "memory", "files"),
+    ("arguments", "dtypes", "memory", "storage"),
+    ("files",),
     ("cards",),
     ("inputs", "parallel", "probe"),
     ("models",),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from absl import flags
 
-IMAGES = flags.DEFINE_string(
+from experiments.flags import paths
+
+IMAGES = paths.define(
     "images",
     None,
     "An image, a folder of images, a folder with a folder a class, or 'photo', a portrait that matplotlib ships. Needs "

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 from absl import flags
 
-from experiments.flags import model
+from experiments.flags import model, paths
 from massive_jax.loading import check
 
 MODELS = flags.DEFINE_list("models", [], "Models, MODEL,MODEL,…: directories, zoo names, files; in place of --model.")
+paths.look_at(MODELS)
 
 
 def names() -> list[str]:

@@ -158,4 +158,4 @@ def _folders() -> tuple[pathlib.Path, ...]:
 
 def program() -> str:
     """The experiment's name, as it was started."""
-    return pathlib.Path(sys.argv[0]).stem
+    return pathlib.PurePath(sys.argv[0]).stem

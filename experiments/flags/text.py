@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from absl import flags
 
+from experiments.flags import paths
 from massive_jax.data import BUILT_IN
 
 _CONTEXT, _WINDOWS = 512, 4
 
-TEXT = flags.DEFINE_string(
+TEXT = paths.define(
     "text",
     None,
     "A UTF-8 file; 'python' (the default: paragraphs of the reference that CPython ships, no download); 'backcopy' "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import pathlib
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args
@@ -16,6 +15,7 @@ from absl import flags
 from experiments import common
 from experiments.flags import mesh as mesh_flags
 from experiments.flags import model, processes, seed
+from massive_jax.files import Path
 from massive_jax.models import AttentionBias
 from massive_jax.models.attention_bias import ATTENTION_BIASES, SLOT_KINDS
 from massive_jax.models.config import NormPlacement, ValueScale
@@ -178,7 +178,7 @@ def preemptible() -> Iterator[None]:
         sys.exit(143)
 
 
-def census(workdir: pathlib.Path) -> tuple[Census, ...]:
+def census(workdir: Path) -> tuple[Census, ...]:
     """Every census of the training in `workdir`, which may have none yet; ValueError where they are not of one."""
     path = workdir / "census.jsonl"
     found = tuple(as_record(Census, line, f"{path}: a line") for line in read_lines(path))
@@ -187,7 +187,7 @@ def census(workdir: pathlib.Path) -> tuple[Census, ...]:
     return found
 
 
-def whole_census(workdir: pathlib.Path, steps: int) -> tuple[Census, ...]:
+def whole_census(workdir: Path, steps: int) -> tuple[Census, ...]:
     """The same of a training that has ended; ValueError where the census of its last step is not there."""
     found = census(workdir)
     if not found or found[-1].step != steps:

@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -44,7 +43,7 @@ from massive_jax.collect.store import WHERE, ActivationStore, rows_where
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.batches import TOKENS_A_BATCH, Progress, not_finite
 from massive_jax.evaluate.perplexity import check_windows
-from massive_jax.files import locked, read_json, user_path, write_json
+from massive_jax.files import Path, locked, read_json, user_path, write_json
 from massive_jax.model import Model, TextModel
 from massive_jax.parallel import check_shared, from_first, is_first, once, whole
 from massive_jax.probe import Captures
@@ -243,13 +242,13 @@ class _Plan:
         )
 
 
-def _path(directory: Any) -> pathlib.Path:
+def _path(directory: Any) -> Path:
     if not isinstance(directory, str | os.PathLike) or not str(directory) or "\0" in str(directory):
         raise ValueError(f"directory is {shown(directory)}; give the path of one.")
     return user_path(directory)
 
 
-def _begun(path: pathlib.Path, about: Mapping[str, Any]) -> list[Shard] | None:
+def _begun(path: Path, about: Mapping[str, Any]) -> list[Shard] | None:
     """The shards that are there already; None where all are."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; give a directory for the activations.")
@@ -270,7 +269,7 @@ def _begun(path: pathlib.Path, about: Mapping[str, Any]) -> list[Shard] | None:
     return []
 
 
-def _same(path: pathlib.Path, before: Any, now: Mapping[str, Any], what: str) -> None:
+def _same(path: Path, before: Any, now: Mapping[str, Any], what: str) -> None:
     before = before if isinstance(before, dict) else {}
     for name in (*now, *(name for name in before if name not in now)):
         if before.get(name) != now.get(name):
@@ -280,7 +279,7 @@ def _same(path: pathlib.Path, before: Any, now: Mapping[str, Any], what: str) ->
             )
 
 
-def _whole(path: pathlib.Path, stored: Sequence[Any]) -> list[Shard]:
+def _whole(path: Path, stored: Sequence[Any]) -> list[Shard]:
     """Of shards that were written those before the first that is not as it was."""
     found: list[Shard] = []
     for each in stored:
@@ -298,7 +297,7 @@ def _versions() -> dict[str, str]:
     return {"massive_jax": mj.__version__, "jax": jax.__version__, "numpy": np.__version__}
 
 
-def _collect(plan: _Plan, path: pathlib.Path, done: int, progress: Progress | None) -> Iterator[Shard]:
+def _collect(plan: _Plan, path: Path, done: int, progress: Progress | None) -> Iterator[Shard]:
     """Writes the shards from number `done` on. While one batch is computed, those before it are being written."""
     model = shortened(plan.model, plan.layers[-1])
     measures = mask_measures(model.config, plan.layers, plan.length, plan.sink_share is not None)
@@ -339,7 +338,7 @@ class _Rows:
         self._dropped: list[dict[str, np.ndarray]] = []
 
     def take(
-        self, found: Mapping[str, Any], measures: Mapping[str, Any], which: np.ndarray, path: pathlib.Path | None
+        self, found: Mapping[str, Any], measures: Mapping[str, Any], which: np.ndarray, path: Path | None
     ) -> Shard | None:
         """Takes a batch of the windows `which`; writes the shard into `path` where this is its last batch."""
         plan, T = self._plan, self._plan.length
@@ -397,7 +396,7 @@ class _Rows:
             )
         return stored
 
-    def _write(self, path: pathlib.Path) -> Shard:
+    def _write(self, path: Path) -> Shard:
         kept, dropped = (
             {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             for parts in (self._kept, self._dropped)
@@ -413,7 +412,7 @@ class _Rows:
         return write_shard(path / f"rows-{self._number:05d}.safetensors", kept, n, missing)
 
 
-def _summary(plan: _Plan, path: pathlib.Path, shards: Sequence[Shard]) -> dict[str, Any]:
+def _summary(plan: _Plan, path: Path, shards: Sequence[Shard]) -> dict[str, Any]:
     """What the index says beside what the store is of: counts, and quantiles of the norms with and without the odd."""
     wheres = WHERE if plan.sink_share is not None else WHERE[:-1]
 

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.numpy
 import xxhash
 
-from massive_jax.files import atomic_write
+from massive_jax.files import Path, atomic_write, local, size_of
 from massive_jax.weights.safetensors_source import DTYPES, open_safetensors, tensor_starts
 
 STORED_DTYPES = ("float32", "bfloat16", "float16")
@@ -42,19 +42,19 @@ class Shard:
     bytes: int
     xxh3_64: str
 
-    def problem(self, directory: pathlib.Path, whole: bool = False) -> str | None:
+    def problem(self, directory: Path, whole: bool = False) -> str | None:
         """Says what is wrong with the file, by its size or its `whole` content; None where nothing is."""
         path = directory / self.file
         if not path.is_file():
             return f"{path} is not there"
-        if (size := path.stat().st_size) != self.bytes:
+        if (size := size_of(path)) != self.bytes:
             return f"{path} has {size:,} bytes in place of {self.bytes:,}"
-        if whole and checksum(path) != self.xxh3_64:
+        if whole and checksum(local(path)) != self.xxh3_64:
             return f"{path} has another checksum than when it was written"
         return None
 
 
-def write_shard(path: pathlib.Path, arrays: Mapping[str, np.ndarray], rows: int, dropped: int) -> Shard:
+def write_shard(path: Path, arrays: Mapping[str, np.ndarray], rows: int, dropped: int) -> Shard:
     """Writes a shard, whole or not at all."""
     with atomic_write(path) as temporary:
         whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -63,11 +63,12 @@ def write_shard(path: pathlib.Path, arrays: Mapping[str, np.ndarray], rows: int,
     return shard
 
 
-def map_shard(path: pathlib.Path) -> dict[str, np.ndarray]:
+def map_shard(path: Path) -> dict[str, np.ndarray]:
     """Gives the arrays of a shard, read-only views of the file; ValueError where it is damaged."""
+    file = local(path)
     try:
-        handle = open_safetensors(path)
-        starts, content = tensor_starts(path), np.memmap(path, np.uint8, mode="r")
+        handle = open_safetensors(file)
+        starts, content = tensor_starts(file), np.memmap(file, np.uint8, mode="r")
         found: dict[str, np.ndarray] = {}
         for name, start in starts.items():
             view = handle.get_slice(name)

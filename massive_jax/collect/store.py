@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from massive_jax.arguments import seed_number, several, shown, whole_number
 from massive_jax.collect.places import KeptSite
 from massive_jax.collect.shards import AGAIN, DROPPED, FORMAT, INDEX, UNFINISHED, map_shard, shard_of
-from massive_jax.files import existing_path, listed, read_json
+from massive_jax.files import Path, existing, listed, read_json
 
 WHERE = ("all", "normal", "massive", "sink")
 """Which rows: all; those that are neither massive nor sinks; massive ones; sinks. In any of the marked layers."""
@@ -50,7 +49,7 @@ class ActivationStore:
 
     def __init__(self, directory: str | os.PathLike[str]):
         """Opens the store; ValueError where there is none, or where a shard is missing or has another size."""
-        self.directory = existing_path(directory, "Activation store")
+        self.directory = existing(directory, "Activation store")
         self.index = _read_index(self.directory)
         try:
             sites = [KeptSite(s["site"], s["layer"], tuple(s["shape"])) for s in self.index["sites"]]
@@ -207,7 +206,7 @@ def rows_where(arrays: Mapping[str, np.ndarray], where: str) -> np.ndarray:
     return ~np.logical_or.reduce(odd)
 
 
-def _read_index(directory: pathlib.Path) -> dict[str, Any]:
+def _read_index(directory: Path) -> dict[str, Any]:
     if not (directory / INDEX).is_file():
         if (directory / UNFINISHED).is_file():
             raise ValueError(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from massive_jax.arguments import shown, whole_number
-from massive_jax.files import one_line
+from massive_jax.files import as_path, is_directory, local, one_line
 from massive_jax.inputs.image_settings import MAX_SIDE
 from massive_jax.inputs.images import list_images, read_image
 
@@ -82,15 +82,16 @@ def load_labelled(name: str | os.PathLike[str], side: int | None = None) -> tupl
     dataset, _, directory = name.partition(":")
     if name == FASHION_MNIST and _FASHION_DIRECTORY.is_dir():
         found = _from_idx(_FASHION_DIRECTORY, _FASHION_CLASSES)
-    elif dataset == FASHION_MNIST or (re.fullmatch(r"[\w-]+/[\w.-]+", dataset) and not os.path.exists(name)):
+    elif dataset == FASHION_MNIST or (re.fullmatch(r"[\w-]+/[\w.-]+", dataset) and not as_path(name).exists()):
         found = _from_hub(_FASHION_HUB if dataset == FASHION_MNIST else dataset, directory or None, side or 28)
     else:
-        root = pathlib.Path(os.path.expanduser(name))
-        if not os.path.isdir(root):
+        there = as_path(os.path.expanduser(name))
+        if not is_directory(there):
             raise ValueError(
                 f"no images {name!r}: give {FASHION_MNIST!r}, a directory with MNIST's IDX files or with the class "
                 "folders train/ and test/, or a dataset of the hub (org/name)."
             )
+        root = local(there)
         found = _from_idx(root) if any(root.glob("*-idx3-ubyte*")) else _from_folders(root, side or 28)
     if side is not None and found[0].size != (side, side):
         raise ValueError(f"the images of {name} have {found[0].size} pixels, and {side} were asked for.")
@@ -192,9 +193,9 @@ def _from_hub(hub_id: str, directory: str | None, side: int) -> tuple[LabelledIm
             f"the images {hub_id!r} need the package 'datasets': pip install massive_jax[data]. Fashion-MNIST comes "
             "with Debian's package dataset-fashion-mnist too."
         ) from None
-    if directory is not None and not os.path.isdir(os.path.expanduser(directory)):
+    if directory is not None and not is_directory(as_path(os.path.expanduser(directory))):
         raise ValueError(f"no directory {directory!r} with a copy of {hub_id}.")
-    location = os.path.expanduser(directory) if directory else hub_id
+    location = str(local(os.path.expanduser(directory))) if directory else hub_id
     try:
         splits: Mapping[str, Any] = datasets.load_dataset(location)
     except Exception as error:  # `datasets` raises dozens of types; each of them means the images cannot be had

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from massive_jax.arguments import shown
 from massive_jax.data.backcopy import backcopy_text, multicopy_text
 from massive_jax.data.prose import PINNED, checksum, prose
-from massive_jax.files import one_line
+from massive_jax.files import as_path, is_directory, is_file, local, one_line, size_of
 
 # Prose that needs no download, about 84,000 characters: see `massive_jax.data.prose`.
 BUILT_IN = "python"
@@ -94,15 +93,15 @@ def text_name(name: str) -> str:
 
 
 def _from_file(name: str) -> str:
-    path = os.path.expanduser(name)
-    if not os.path.isfile(path):  # a pipe neither: reading it waits for a writer
+    path = as_path(os.path.expanduser(name))
+    if not is_file(path):  # a pipe neither: reading it waits for a writer
         raise ValueError(
             f"no text file {name!r}; give the path of a UTF-8 file, {BUILT_IN!r}, or a dataset: {', '.join(DATASETS)}."
         )
     try:
-        if (size := os.path.getsize(path)) > _MOST_BYTES:
+        if (size := size_of(path)) > _MOST_BYTES:
             raise ValueError(f"{name} has {size / 2**30:.1f} GiB; give a text of up to {_MOST_BYTES >> 30}.")
-        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
+        text = local(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 text (byte {error.start}); convert it first.") from None
     except OSError as error:
@@ -119,13 +118,13 @@ def _from_dataset(dataset: Dataset, name: str, directory: str | None) -> str:
         import datasets
     except ImportError:
         raise ValueError(f"the text {name!r} needs the package 'datasets': pip install massive_jax[data].") from None
-    if directory is not None and not os.path.isdir(os.path.expanduser(directory)):
+    if directory is not None and not is_directory(as_path(os.path.expanduser(directory))):
         raise ValueError(f"no directory {directory!r} with a copy of {dataset.hub_id}.")
     split = dataset.split if dataset.rows is None else f"{dataset.split}[:{dataset.rows}]"
     options: dict[str, Any] = {"split": split}
     if dataset.files is not None:
         options["data_files"] = {dataset.split: dataset.files}
-    location = os.path.expanduser(directory) if directory else dataset.hub_id
+    location = str(local(os.path.expanduser(directory))) if directory else dataset.hub_id
     try:
         rows = datasets.load_dataset(location, dataset.config, **options)
     except Exception as error:  # `datasets` raises dozens of types; each of them means the text cannot be had

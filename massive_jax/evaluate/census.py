@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import os
-import pathlib
 import time
 import zipfile
 import zlib
@@ -39,7 +38,7 @@ from massive_jax.arguments import seed_number, shown
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.agreement import Images, check_data
 from massive_jax.evaluate.batches import Progress, batches, input_length, not_finite
-from massive_jax.files import atomic_write
+from massive_jax.files import Path, as_path, atomic_write
 from massive_jax.model import ImageModel, Model, TextModel
 from massive_jax.parallel import bytes_from_first, fetch, is_first
 from massive_jax.probe import Measure
@@ -246,7 +245,8 @@ def take_census(
     tokens = model.config.vocab_size if isinstance(model, TextModel) else T
     sizes = (config.num_layers, len(CLASSES), tokens, config.hidden_size)
     about = _about(model, data, thresholds, seed, about)
-    counted = None if state is None else _restore(pathlib.Path(state), about, sizes)
+    path = None if state is None else as_path(state)
+    counted = None if path is None else _restore(path, about, sizes)
     kinds, saved = Kinds(model), time.monotonic()
     measure, size = _of_block(config.causal), None
     waiting: tuple[Any, ...] | None = None
@@ -255,8 +255,8 @@ def take_census(
         nonlocal counted, saved
         host = jax.tree.map(lambda a: a[:, : len(batch)], fetch(found))
         counted = _add(counted, host, kind, token, rows, sizes, thresholds, model)
-        if state is not None and time.monotonic() > saved + _SAVE_EVERY:
-            _save(pathlib.Path(state), counted, about)
+        if path is not None and time.monotonic() > saved + _SAVE_EVERY:
+            _save(path, counted, about)
             saved = time.monotonic()
 
     for rows_of, batch in batches(inputs, progress, T):
@@ -274,8 +274,8 @@ def take_census(
     if waiting is not None:
         done(*waiting)
     assert counted is not None
-    if state is not None and is_first():
-        pathlib.Path(state).unlink(missing_ok=True)
+    if path is not None and is_first():
+        path.unlink(missing_ok=True)
     return counted
 
 
@@ -355,13 +355,13 @@ def _entropies(gram: np.ndarray | None, L: int, B: int, before: int) -> np.ndarr
 _SUMMED = ("median", "sink_mass", "bias_spread", "random_spread", "rest_spread", "value_norm_ratio", "random_ratio")
 
 
-def _save(path: pathlib.Path, counted: Counted, about: Mapping[str, Any]) -> None:
+def _save(path: Path, counted: Counted, about: Mapping[str, Any]) -> None:
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         words = np.frombuffer(json.dumps(about).encode(), np.uint8)
         np.savez(file, allow_pickle=False, about=words, **{k.replace("/", ":"): v for k, v in counted.arrays().items()})
 
 
-def _restore(path: pathlib.Path, about: Mapping[str, Any], sizes: tuple[int, int, int, int]) -> Counted | None:
+def _restore(path: Path, about: Mapping[str, Any], sizes: tuple[int, int, int, int]) -> Counted | None:
     """What a census that was killed had counted; None where there is nothing."""
     content = bytes_from_first(path.read_bytes() if is_first() and path.exists() else None)
     if content is None:

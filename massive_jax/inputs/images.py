@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from massive_jax.arguments import is_index, shown
-from massive_jax.files import existing_path, listed, one_line, printable, read_json_object
+from massive_jax.files import as_path, existing_path, listed, one_line, printable, read_json_object
 from massive_jax.inputs.image_settings import FILE, MAX_SIDE, TIMM, TYPE, check, from_timm, is_side, kind_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class ImageProcessor:
         Raises:
           ValueError: damaged JSON, or a kind of processor that is not known.
         """
-        directory = existing_path(path, "Checkpoint directory")
+        directory = existing_path(path, "Checkpoint directory", ("*.json",))
         config = read_json_object(directory / "config.json") if (directory / "config.json").is_file() else {}
         nested = directory / "processor_config.json"
         fields = read_json_object(nested).get("image_processor") if nested.is_file() else None
@@ -213,11 +213,11 @@ def list_images(path: str | os.PathLike[str]) -> ImageList:
     Raises:
       ValueError: nothing is there; no image in the folder, or in one of its classes; images beside folders of images.
     """
-    if path == BUILT_IN_IMAGE and not pathlib.Path(path).exists():
+    if path == BUILT_IN_IMAGE and not as_path(path).exists():
         import matplotlib
 
         return ImageList((pathlib.Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg"),))
-    root = existing_path(path, "Image file or folder")
+    root = existing_path(path, "Image file or folder", tuple(f"*{suffix}" for suffix in SUFFIXES))
     if root.is_file():
         return ImageList((root,))
     if not root.is_dir():

@@ -12,7 +12,6 @@ import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from massive_jax import files
@@ -83,7 +82,11 @@ class Tokenizer:
         Raises:
           ValueError: there is none, or its files cannot be used, or contradict each other.
         """
-        return cls(*tokenizer_directory.read_directory(files.existing_path(path, "Tokenizer directory")))
+        return cls(
+            *tokenizer_directory.read_directory(
+                files.existing_path(path, "Tokenizer directory", tokenizer_directory.FILES)
+            )
+        )
 
     @classmethod
     def of_bytes(cls) -> Tokenizer:
@@ -227,7 +230,7 @@ class Tokenizer:
           ValueError: the file cannot be written.
         """
         try:
-            Path(path).write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+            files.as_path(path).write_text(self._backend.to_str(pretty=True), encoding="utf-8")
         except (OSError, TypeError) as error:
             raise ValueError(f"the tokenizer cannot be written to {path!r}: {error}.") from None
 
@@ -248,8 +251,8 @@ class Tokenizer:
             config[name] = None if token is None else self._backend.id_to_token(token)
         if self._backend.encode_special_tokens:
             config["split_special_tokens"] = True
-        self.save(Path(path) / tokenizer_directory.JSON)
-        files.write_json(Path(path) / tokenizer_directory.CONFIG, config)
+        self.save(files.as_path(path) / tokenizer_directory.JSON)
+        files.write_json(files.as_path(path) / tokenizer_directory.CONFIG, config)
 
     def _checked(self, token: object) -> int:
         try:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 JSON = "tokenizer.json"
+FILES = ("*.json", "*.model", "*.txt")  # what a tokenizer is read from, and no weights
 # Files that transformers can build a tokenizer from where there is no tokenizer.json: any one of these sets.
 _SLOW = (("tokenizer.model",), ("spiece.model",), ("vocab.json", "merges.txt"))
 # Names of transformers' classes that take tokenizer.json as it is.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import pathlib
 import secrets
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from massive_jax.files import Path
 
 PATIENCE = 6 * 3600  # seconds that the others wait for one; a process that has ended is noticed long before
 _barriers = itertools.count()
@@ -118,7 +119,7 @@ def once(work: Callable[[], _T], what: str) -> _T | None:
     return done
 
 
-def check_shared(directory: pathlib.Path) -> None:
+def check_shared(directory: Path) -> None:
     """Makes `directory`; ValueError unless every process sees the same one. Called by all."""
     if jax.process_count() == 1:
         return

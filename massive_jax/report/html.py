@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import html
 import os
-import pathlib
 import struct
 from collections.abc import Sequence
 
@@ -96,7 +95,7 @@ def write_report(path: str | os.PathLike[str], title: str, summary: Summary, sec
 def _section(section: Section, anchor: str) -> str:
     parts = [f"<h2 id='{anchor}'>{_text(section.heading)}</h2>", f"<p>{_text(section.text)}</p>"]
     if section.image is not None:
-        data = pathlib.Path(section.image).read_bytes()
+        data = files.as_path(section.image).read_bytes()
         if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
             raise ValueError(f"{str(section.image)!r} is not a PNG file: only those can be put into the report")
         width, height = struct.unpack(">II", data[16:24])

@@ -90,7 +90,7 @@ def save(made: "Figure", path: str | os.PathLike[str]) -> None:
     Raises:
       ValueError: another suffix.
     """
-    suffix = pathlib.Path(path).suffix.lower()
+    suffix = pathlib.PurePath(path).suffix.lower()
     undated: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     if suffix not in undated:
         raise ValueError(f"cannot write a figure to {str(path)!r}: name it .png, .pdf or .svg")

@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 
 from massive_jax.arguments import shown
-from massive_jax.files import one_line, user_path, write_arrays
+from massive_jax.files import Path, one_line, user_path, write_arrays
 from massive_jax.parallel import bytes_from_first, is_first, whole
 
 _SECONDS = 2.0  # between two writings
@@ -31,7 +31,7 @@ class Store:
       done: bool [units].
     """
 
-    path: pathlib.Path | None
+    path: Path | None
     marks: Mapping[str, str]
     values: np.ndarray
     done: np.ndarray
@@ -88,7 +88,7 @@ def checked_path(path: Any) -> None:
     """ValueError where `path` is no path, or of no .npz file."""
     if path is None:
         return
-    if not isinstance(path, str | pathlib.Path) or not str(path).endswith(".npz"):
+    if not isinstance(path, str | pathlib.PurePath) or not str(path).endswith(".npz"):
         raise ValueError(f"path is {shown(path)}; give the name of a file that ends in .npz.")
     if user_path(path).is_dir():
         raise ValueError(f"path {str(path)!r} is a directory; give the name of a file that ends in .npz.")

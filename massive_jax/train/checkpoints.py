@@ -7,12 +7,12 @@ and write their parts. Axis letters: see `massive_jax.probe.sites`.
 from __future__ import annotations
 
 import contextlib
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
+from massive_jax.files import Path, absolute
 from massive_jax.train.step import TrainState
 
 _KEY = "massive_jax_training"
@@ -21,13 +21,13 @@ _KEY = "massive_jax_training"
 class Checkpoints:
     """Keeps the checkpoints of one training, the newest `keep` of them."""
 
-    def __init__(self, directory: pathlib.Path, keep: int):
+    def __init__(self, directory: Path, keep: int):
         """Opens, or makes, the checkpoints in `directory`; what a killed run left half-written there is removed."""
         from orbax.checkpoint import v1 as ocp
 
         self._directory = directory
         self._checkpointer = ocp.training.Checkpointer(
-            str(directory.absolute()),
+            str(absolute(directory)),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )

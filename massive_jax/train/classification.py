@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from massive_jax.data import ImageProcessor, LabelledImages
+from massive_jax.files import Path
 from massive_jax.models import VisionTransformer
 from massive_jax.parallel import BATCH_AXES, mesh_set, process_part
 from massive_jax.train.census import take_census
@@ -30,7 +30,7 @@ def train_images(
     config: ImageTrainConfig,
     training: LabelledImages,
     held_out: LabelledImages,
-    workdir: pathlib.Path,
+    workdir: Path,
     *,
     say: Callable[[str], Any] = lambda line: None,
 ) -> Trained:
@@ -190,7 +190,7 @@ class _Classes(Task):
         images = np.asarray(self._objective.normalised(self._held_out[which]))
         return take_census(VisionTransformer(self.config.model), params, images)
 
-    def save(self, directory: pathlib.Path, params: Any) -> None:
+    def save(self, directory: Path, params: Any) -> None:
         provenance = {"training": self.config.described(), "classes": list(self._images.classes)}
         model = dataclasses.replace(self.config.model, attention_kernel="xla", dtype="float32")
         height, width = model.image_size

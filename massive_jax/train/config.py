@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from massive_jax.arguments import SEEDS, is_index, shown
+from massive_jax.files import Path
 from massive_jax.models import TransformerConfig, VisionConfig
 from massive_jax.parallel import BATCH_AXES, mesh_sizes
 from massive_jax.train.optimizer import OptimizerConfig
@@ -167,7 +167,7 @@ class ImageTrainConfig(RunConfig):
             yield f"shift is {self.shift}, more than the images' {self.model.image_size} pixels"
 
 
-def check_same(stored: Mapping[str, Any], asked: RunConfig, workdir: pathlib.Path, done: int = 0) -> None:
+def check_same(stored: Mapping[str, Any], asked: RunConfig, workdir: Path, done: int = 0) -> None:
     """Raises a ValueError that names every field that differs where a training may not go on as `asked`.
 
     What `stored` lacks, an option from after it was written, was as its default is. Nor may one go on that has `done`

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from massive_jax.arguments import is_index
-from massive_jax.files import read_json, write_json
+from massive_jax.files import Path, local, read_json, size_of, user_path, write_json
 
 FORMAT = 1
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
@@ -41,7 +41,7 @@ class TokenFile:
       fingerprint: of text and tokenizer, so that the same work is not done twice; None for adopted files.
     """
 
-    path: pathlib.Path
+    path: Path
     dtype: str
     count: int
     vocab_size: int
@@ -62,17 +62,17 @@ class TokenFile:
         Raises:
           ValueError: no file or no sidecar there; another size or checksum than the sidecar says.
         """
-        path = pathlib.Path(path).expanduser()
+        path = user_path(path)
         if not path.is_file() or not sidecar(path).is_file():
             raise ValueError(
                 f"no token file {str(path)!r} with {sidecar(path).name} beside it; make one with "
                 "python -m experiments.prepare_data."
             )
         found = _described(path)
-        size, expected = path.stat().st_size, found.count * np.dtype(DTYPES[found.dtype]).itemsize
+        size, expected = size_of(path), found.count * np.dtype(DTYPES[found.dtype]).itemsize
         if size != expected:
             raise ValueError(f"{path} has {size} bytes, its sidecar says {expected}; prepare the data again.")
-        if verify and (digest := _scan(path, found.dtype)[0]) != found.sha256:
+        if verify and (digest := _scan(local(path), found.dtype)[0]) != found.sha256:
             raise ValueError(
                 f"{path} has the checksum {digest[:12]}…, its sidecar says {found.sha256[:12]}…: it is damaged, or "
                 "belongs to another sidecar; prepare the data again."
@@ -86,8 +86,8 @@ class TokenFile:
 
     @functools.cached_property
     def tokens(self) -> np.ndarray:
-        """Gives the tokens as a read-only memory map [count]."""
-        return np.memmap(self.path, DTYPES[self.dtype], mode="r")
+        """Gives the tokens as a read-only memory map [count]; those in a store are fetched."""
+        return np.memmap(local(self.path), DTYPES[self.dtype], mode="r")
 
     def split(self, validation: float, context: int) -> tuple[range, range]:
         """Says where training and validation tokens are: the last `validation` of the file are held out.
@@ -128,12 +128,12 @@ def split_tokens(count: int, validation: float, context: int, name: object) -> t
     return parts
 
 
-def sidecar(path: pathlib.Path) -> pathlib.Path:
+def sidecar(path: Path) -> Path:
     """Says where the description of the token file `path` is."""
     return path.with_name(path.name + ".json")
 
 
-def _described(path: pathlib.Path) -> TokenFile:
+def _described(path: Path) -> TokenFile:
     """What the sidecar of `path` says; ValueError where it is none."""
     stored = read_json(sidecar(path))
     if isinstance(stored, dict) and stored.pop("format", None) == FORMAT:
@@ -152,14 +152,14 @@ def adopt(
     Raises:
       ValueError: no such file, one that is not a whole number of tokens, a token that is not below `vocab_size`.
     """
-    path = pathlib.Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise ValueError(f"no token file {str(path)!r}.")
     itemsize = np.dtype(DTYPES[dtype]).itemsize
-    size = path.stat().st_size
+    size = size_of(path)
     if not size or size % itemsize:
         raise ValueError(f"{path} has {size} bytes, which is no whole number of {dtype} tokens.")
-    digest, largest = _scan(path, dtype)
+    digest, largest = _scan(local(path), dtype)
     if largest >= vocab_size:
         raise ValueError(f"{path} has the token {largest}, above a vocabulary of {vocab_size} (0 to {vocab_size - 1}).")
     found = TokenFile(path, dtype, size // itemsize, vocab_size, digest, path.name, tokenizer_name)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from massive_jax.files import Path
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.models import LanguageModel
 from massive_jax.parallel import process_part
@@ -22,7 +22,7 @@ from massive_jax.weights.checkpoint import save_params
 
 
 def train(
-    config: TrainConfig, file: TokenFile, workdir: pathlib.Path, *, say: Callable[[str], Any] = lambda line: None
+    config: TrainConfig, file: TokenFile, workdir: Path, *, say: Callable[[str], Any] = lambda line: None
 ) -> Trained:
     """Trains a language model on a token file; see `massive_jax.train.run` for `workdir`, `say` and how it goes on.
 
@@ -96,7 +96,7 @@ class NextTokenTask(Task):
         windows = self._held_out[: self.config.census_windows, :-1]
         return take_census(LanguageModel(self.config.model), params, windows)
 
-    def save(self, directory: pathlib.Path, params: Any) -> None:
+    def save(self, directory: Path, params: Any) -> None:
         """Writes the model, with the file's tokenizer, for `massive_jax.load`."""
         file = self._file
         tokenizer = None if file.tokenizer is None else Tokenizer.from_json(file.tokenizer)

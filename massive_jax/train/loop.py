@@ -6,8 +6,6 @@ import abc
 import contextlib
 import dataclasses
 import math
-import pathlib
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +13,7 @@ from typing import Any
 
 import jax
 
+from massive_jax.files import Path, as_path, remove_tree
 from massive_jax.parallel import check_shared, from_first, in_any, is_first, make_mesh, mesh_sizes, once
 from massive_jax.train.checkpoints import Checkpoints
 from massive_jax.train.config import RunConfig, check_same
@@ -25,7 +24,7 @@ from massive_jax.train.step import Trainer, TrainState
 class Preempted(Exception):  # noqa: N818 (it is no error: everything is saved)
     """Says that SIGTERM came, and that the checkpoint of `step` is written."""
 
-    def __init__(self, step: int, directory: pathlib.Path):
+    def __init__(self, step: int, directory: Path):
         """Says so of the training in `directory`."""
         super().__init__(f"stopped by SIGTERM after step {step}, which is saved in {directory}; run it again to go on.")
         self.step = step
@@ -49,7 +48,7 @@ class Trained:
     params: Any
     loss: float
     validation: Mapping[str, float]
-    directory: pathlib.Path
+    directory: Path
 
     @property
     def validation_loss(self) -> float:
@@ -87,7 +86,7 @@ class Task(abc.ABC):
         """Takes `massive_jax.train.take_census` on held-out data."""
 
     @abc.abstractmethod
-    def save(self, directory: pathlib.Path, params: Any) -> None:
+    def save(self, directory: Path, params: Any) -> None:
         """Writes the model that came out, for `massive_jax.load`. Called by all processes."""
 
 
@@ -107,7 +106,7 @@ def mesh_of(config: RunConfig) -> Any:
     return make_mesh(*config.mesh) if len(config.mesh) == 2 else make_mesh(**mesh_sizes(config.mesh))
 
 
-def run(task: Task, workdir: pathlib.Path, *, say: Callable[[str], Any] = lambda line: None) -> Trained:
+def run(task: Task, workdir: Path, *, say: Callable[[str], Any] = lambda line: None) -> Trained:
     """Runs a training, or goes on with the one whose checkpoints are in `workdir`.
 
     Writes metrics.jsonl (a line a step, and one for each validation), census.jsonl, tensorboard/, checkpoints/ and, at
@@ -128,7 +127,7 @@ def run(task: Task, workdir: pathlib.Path, *, say: Callable[[str], Any] = lambda
         written; a `workdir` that is not shared. The last good checkpoint stays.
       Preempted: SIGTERM.
     """
-    config, trainer = task.config, task.trainer
+    config, trainer, workdir = task.config, task.trainer, as_path(workdir)
     batches = task.batches()
     described = config.described()
     check_shared(workdir)
@@ -168,7 +167,7 @@ class _Run:
         self._peak = peak and peak * math.prod(self.config.mesh)
         self._saved: int | None = None
 
-    def until_done(self, state: TrainState, done: int, batches: Any, workdir: pathlib.Path) -> Trained:
+    def until_done(self, state: TrainState, done: int, batches: Any, workdir: Path) -> Trained:
         """Steps from `done` on to the end."""
         cfg = self.config
         self._saved = done or None
@@ -212,7 +211,7 @@ class _Run:
 
         def clear() -> None:
             if target.exists():
-                shutil.rmtree(target)  # of this training, when it was shorter
+                remove_tree(target)  # of this training, when it was shorter
 
         once(clear, f"remove {target}")
         self.task.save(target, state.evaluated)
@@ -265,6 +264,7 @@ class _Run:
 
     def _save(self, state: TrainState, step: int, batches: Any) -> None:
         if step != self._saved:
+            self.metrics.flush(now=True)  # a run that goes on from here finds all that came before
             self.checkpoints.save(step, state, batches.get_state(), self.described)
             self._saved = step
 

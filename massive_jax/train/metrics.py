@@ -12,8 +12,9 @@ from typing import Any
 import jax
 
 from massive_jax.arguments import is_index, shown
-from massive_jax.files import atomic_write
+from massive_jax.files import Path, atomic_write, make_directory
 from massive_jax.models import TransformerConfig, VisionConfig, build, declared
+from massive_jax.storage import Mirror
 
 # Products in 16 bits, dense, in FLOP/s of one device, by the start of its name (the vendors' data sheets).
 PEAK_FLOPS = {
@@ -57,9 +58,12 @@ def flops_per_token(config: TransformerConfig | VisionConfig, context: int) -> f
 class JsonLines:
     """Writes a file with one JSON object a line, each with its "step", as they come."""
 
-    def __init__(self, path: pathlib.Path, done: int):
-        """Opens `path` to go on after step `done`: what a run that was killed wrote of later steps is removed."""
-        kept = [record for record in read_lines(path) if record["step"] <= done] if done else []
+    def __init__(self, path: pathlib.Path, done: int, before: Path | None = None):
+        """Opens `path` to go on after step `done`: what a run that was killed wrote of later steps is removed.
+
+        What it wrote is in `before`, where that is not `path`.
+        """
+        kept = [record for record in read_lines(before or path) if record["step"] <= done] if done else []
         with atomic_write(path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
@@ -77,7 +81,7 @@ class JsonLines:
         self._file.close()
 
 
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """Reads the records of a `JsonLines` file; a last line that was not written whole is left out.
 
     Raises:
@@ -85,11 +89,11 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     return [_record(path, number, line) for number, line in enumerate(lines[:-1], 1) if line]
 
 
-def _record(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:
+def _record(path: Path, number: int, line: str) -> dict[str, Any]:
     with contextlib.suppress(ValueError, RecursionError):
         record = json.loads(line)
         if isinstance(record, dict) and is_index(record.get("step")):
@@ -100,14 +104,16 @@ def _record(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:
 class Metrics:
     """Writes what a training says: metrics.jsonl, census.jsonl, tensorboard/, and `say`, a line at a time."""
 
-    def __init__(self, workdir: pathlib.Path, done: int, say: Callable[[str], Any]):
+    def __init__(self, workdir: Path, done: int, say: Callable[[str], Any]):
         """Opens the files in `workdir` to go on after step `done`."""
         from tensorboardX import SummaryWriter
 
-        workdir.mkdir(parents=True, exist_ok=True)
-        self._steps = JsonLines(workdir / "metrics.jsonl", done)
-        self._census = JsonLines(workdir / "census.jsonl", done)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=done + 1 if done else None)
+        make_directory(workdir)
+        self._mirror = Mirror(workdir)
+        here = self._mirror.directory
+        self._steps = JsonLines(here / "metrics.jsonl", done, workdir / "metrics.jsonl")
+        self._census = JsonLines(here / "census.jsonl", done, workdir / "census.jsonl")
+        self._board = SummaryWriter(str(here / "tensorboard"), purge_step=done + 1 if done else None)
         self.say = say
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -123,15 +129,16 @@ class Metrics:
             self._board.add_scalar(f"census/{name}", max(layer[name] for layer in layers), step)
         self.flush()
 
-    def flush(self) -> None:
-        """Gives what was written to the operating system."""
+    def flush(self, *, now: bool = False) -> None:
+        """Gives what was written to the operating system; to a store where the last time is a while ago, or `now`."""
         self._steps.flush()
         self._census.flush()
         self._board.flush()
+        self._mirror.put(now=now)
 
     def close(self) -> None:
         """Closes the files."""
-        for file in (self._steps, self._census, self._board):
+        for file in (self._steps, self._census, self._board, self._mirror):
             file.close()
 
 
@@ -147,7 +154,7 @@ class NoMetrics(Metrics):
     def census(self, step: int, layers: list[dict[str, Any]]) -> None:
         pass
 
-    def flush(self) -> None:
+    def flush(self, *, now: bool = False) -> None:
         pass
 
     def close(self) -> None:

@@ -11,14 +11,12 @@ import hashlib
 import itertools
 import json
 import os
-import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from massive_jax.files import atomic_write, locked, read_json, write_json
+from massive_jax.files import Path, atomic_write, locked, read_json, remove_tree, user_path, write_json
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.train.data import DTYPES, FORMAT, TokenFile, sidecar
 
@@ -50,14 +48,14 @@ def prepare_tokens(
     Raises:
       ValueError: something else is at `out`, or another process writes there; the text has no tokens.
     """
-    out = pathlib.Path(out).expanduser()
+    out = user_path(out)
     with locked(out):
         return _prepare(text, out, tokenizer, text_name, tokenizer_name, chunk, progress)
 
 
 def _prepare(
     text: str,
-    out: pathlib.Path,
+    out: Path,
     tokenizer: Tokenizer,
     text_name: str,
     tokenizer_name: str,
@@ -78,7 +76,7 @@ def _prepare(
     parts = out.with_name(out.name + ".parts")
     plan = parts / "plan.json"
     if plan.is_file() and read_json(plan) != {"fingerprint": fingerprint}:
-        shutil.rmtree(parts)  # of other work
+        remove_tree(parts)  # of other work
     write_json(plan, {"fingerprint": fingerprint})
     groups = _groups(_cut(text, chunk))
     files = []
@@ -112,7 +110,7 @@ def _prepare(
         fingerprint=fingerprint,
     )
     made.write_sidecar()
-    shutil.rmtree(parts)
+    remove_tree(parts)
     return made
 
 

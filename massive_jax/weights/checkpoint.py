@@ -14,7 +14,6 @@ import itertools
 import json
 import math
 import os
-import pathlib
 import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from massive_jax import files
+from massive_jax import files, storage
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.models import Parameter, TransformerConfig, VisionConfig
 from massive_jax.parallel import is_first, once, whole
@@ -51,7 +50,6 @@ _METADATA = "_CHECKPOINT_METADATA"  # Orbax's names
 _FINISHED = "commit_success.txt"
 _UNFINISHED = ".partial_save"
 _STRAGGLING = 10  # seconds that threads may go on writing after one of them has failed
-_SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}  # of buckets, and the packages that reach them
 _AGAIN = "Copy it again, or convert the model again."
 
 
@@ -79,23 +77,23 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     where = _epath(path)
     if _UNFINISHED in where.name:
         return False
-    with _reaching(path):
+    with storage.reaching(path):
         # A directory in a bucket is not renamed at once, so Orbax leaves a mark there when all of it is.
-        return (where / _METADATA).is_file() and ("://" not in str(where) or (where / _FINISHED).exists())
+        return (where / _METADATA).is_file() and (not files.is_remote(where) or (where / _FINISHED).exists())
 
 
-def is_or_was_checkpoint(path: pathlib.Path) -> bool:
+def is_or_was_checkpoint(path: files.Path) -> bool:
     """Tells whether a finished checkpoint is in a directory, or what is left of one: arrays without the metadata."""
     return is_checkpoint(path) or (path / _FINISHED).exists() or any(path.glob("*/manifest.ocdbt"))
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
     """Raises a ValueError where something is at `path`, so that no checkpoint can be written there."""
-    with _reaching(path):
+    with storage.reaching(path):
         target = _epath(path)
         if target.exists():
             raise ValueError(f"{path} exists already; name another directory, or remove it.")
-        if "://" in str(target):
+        if files.is_remote(target):
             return
         there = next(parent for parent in target.parents if parent.exists())
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
@@ -168,10 +166,9 @@ def _target(path: str | os.PathLike[str], target: epath.Path) -> Iterator[None]:
     """What is around writing a checkpoint: nothing is there, nobody else writes it, and a failure leaves nothing."""
 
     def start() -> None:
-        if "://" not in str(target):  # a bucket has no locks
-            lock.enter_context(files.locked(target))
+        lock.enter_context(files.locked(target))
         check_free(path)
-        with _reaching(path):
+        with storage.reaching(path):
             _remove_unfinished(target)
 
     with contextlib.ExitStack() as lock:
@@ -329,7 +326,7 @@ def read_metadata(path: str | os.PathLike[str]) -> Checkpoint:
     """
     if not is_checkpoint(path):
         raise ValueError(f"{path} holds no finished checkpoint; convert the model again (checkpoints/README.md).")
-    with _reaching(path):
+    with storage.reaching(path):
         stored = _stored_json(_epath(path) / _METADATA)
     for name in ("custom_metadata", _KEY):
         stored = stored.get(name) if isinstance(stored, dict) else None
@@ -424,39 +421,11 @@ def _assemble(
 
 
 def _epath(path: str | os.PathLike[str]) -> epath.Path:
-    """`path` as one that may be in a bucket; ValueError where there is no such bucket, or no way to it."""
+    """`path` as Orbax's own libraries have it, in a bucket or here."""
     from etils import epath
 
-    text = os.fspath(path)
-    scheme, remote, rest = text.partition("://")
-    if not remote:
-        return epath.Path(files.user_path(text).absolute())
-    if scheme not in _SCHEMES:
-        known = " or ".join(f"{it}://BUCKET/PATH" for it in _SCHEMES)
-        raise ValueError(f"{text!r}: no way to read {scheme}:// is known; give a path on this machine, or {known}.")
-    if not rest.strip("/") or rest.startswith("/"):
-        raise ValueError(f"{text!r} names no bucket; write {scheme}://BUCKET/PATH.")
-    with _reaching(text):
-        found = epath.Path(text)
-        found.exists()
-        return found
-
-
-@contextlib.contextmanager
-def _reaching(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns what goes wrong on the way to `path` into a ValueError that names it."""
-    try:
-        yield
-    except ImportError as error:
-        package = _SCHEMES[str(path).partition("://")[0]]
-        raise ValueError(f"{path}: needs the package {package}: pip install {package} ({error}).") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except Exception as error:  # in a bucket: a client's own classes, of names, credentials and networks
-        if "://" not in str(path) or isinstance(error, ValueError):
-            raise
-        reason = str(error).strip().partition("\n")[0] or "no reason given"
-        raise ValueError(f"{path} cannot be reached: {type(error).__name__}: {reason}.") from None
+    found = files.user_path(path)
+    return epath.Path(found if files.is_remote(found) else found.absolute())
 
 
 def _remove_unfinished(target: epath.Path) -> None:

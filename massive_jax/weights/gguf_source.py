@@ -91,7 +91,7 @@ class GGUFSource(source.Source):
     format = "gguf"
 
     def __init__(self, path: str | os.PathLike[str]):
-        given = files.existing_path(path, "GGUF file")
+        given = _here(path)
         self.location = str(given)
         if given.is_dir():
             raise ValueError(
@@ -233,3 +233,12 @@ def _info(record: Record) -> source.TensorInfo:
 
 def _same(one: Any, other: Any) -> bool:
     return bool(one == other) or (one != one and other != other)  # NaN is the same as NaN
+
+
+def _here(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The file on this machine; of a split model in a store, all of them."""
+    found = files.existing(path, "GGUF file")
+    name = _SHARD_NAME.fullmatch(found.name)
+    if name is None or not files.is_remote(found):
+        return files.local(found)
+    return files.local(found.parent, (f"{name['prefix']}-*.gguf",)) / found.name

@@ -10,7 +10,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ class HuggingFaceSource(source.Source):
     format = "huggingface"
 
     def __init__(self, directory: str | os.PathLike[str]):
-        self._directory = files.existing_path(directory, "Checkpoint directory")
+        self._directory = files.existing_path(directory, "Checkpoint directory", hub.PATTERNS)
         self.location = str(self._directory)
         if not self._directory.is_dir():
             raise ValueError(
@@ -148,7 +148,7 @@ class HuggingFaceSource(source.Source):
         if not isinstance(index, dict) or not index or not all(isinstance(v, str) for v in index.values()):
             raise ValueError(f"{where} has no weight_map of tensor name to file name. Download it again.")
         shards = sorted(set(index.values()))
-        if outside := [shard for shard in shards if Path(shard).name != shard or shard in ("", ".", "..")]:
+        if outside := [shard for shard in shards if PurePath(shard).name != shard or shard in ("", ".", "..")]:
             raise ValueError(
                 f"{where} names files outside its own directory: {files.listed(outside)}. Shards are plain"
                 " file names; do not trust this checkpoint."

