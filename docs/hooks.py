@@ -75,11 +75,12 @@ def experiments_page() -> str:
         "# Experiments\n\n`--help` says everything about the flags of each. Generated from the programs' docstrings.\n"
     ]
     for room in ("experiments", "benchmarks", "checkpoints"):
-        for path in sorted((ROOT / room).glob("*.py")):
+        for path in sorted([*(ROOT / room).glob("*.py"), *(ROOT / room).glob("launch/__main__.py")]):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             is_program = any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body)
             if is_program and (text := ast.get_docstring(tree)):
-                parts.append(f"## {room}.{path.stem}\n\n{_as_markdown(text)}\n")
+                name = path.stem if path.parent.name == room else path.parent.name
+                parts.append(f"## {room}.{name}\n\n{_as_markdown(text)}\n")
     return "\n".join(parts)
 
 

@@ -112,6 +112,7 @@ def test_every_program_is_on_the_page_of_experiments(hooks):
     assert len(programs) >= 13
     assert [name for name in programs if f"## experiments.{name}\n" not in page] == []
     assert "```sh\npython -m experiments.layerwise --workdir=results\n" in page
+    assert "## experiments.launch\n\n" in page
 
 
 def test_words_of_a_docstring_are_no_markup(hooks):
