@@ -8,11 +8,12 @@ import hashlib
 import importlib
 import math
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
+
+from massive_jax.parallel import parse_mesh
 
 _LARGEST = 512 * 1024  # bytes of the files that go along: a ConfigMap has at most 1 MiB
 _EXPERIMENTS = pathlib.Path(__file__).resolve().parent.parent
@@ -62,9 +63,9 @@ class Command:
         """
         mesh = self.values.get("mesh")
         mesh = mesh if isinstance(mesh, str) else ",".join(mesh or ())
-        sizes = [int(number) for number in re.findall(r"[0-9]+", mesh)]  # of "data:2,fsdp:8" and of "2,8"
-        if sizes and math.prod(sizes) != devices:
-            raise ValueError(f"--mesh={mesh}: {math.prod(sizes)} devices; the accelerator has {devices}.")
+        size = math.prod(parse_mesh(mesh).values()) if mesh else devices
+        if size != devices:
+            raise ValueError(f"--mesh={mesh}: {size} devices; the accelerator has {devices}.")
         if processes == 1 or any(self.values.get(name) for name in ("distributed", "shard")):
             return self  # --shard has each do its own part of a batch
         if "distributed" not in flags.FLAGS:

@@ -40,11 +40,8 @@ def job(
     container: dict[str, Any] = {
         "name": "experiment",
         "image": image,
-        "command": [
-            "python",
-            "-m",
-            *(word.replace("$(", "$$(") for word in command.words()),
-        ],  # $(X) would be X's value
+        # Kubernetes puts the value of X for $(X), and $ for $$.
+        "command": ["python", "-m", *(word.replace("$", "$$") for word in command.words())],
         "workingDir": "/work",
         "ports": [{"containerPort": 8471}, {"containerPort": 8482}],  # of libtpu, of jax's coordinator
         "resources": {"limits": {"google.com/tpu": slice_.per_host}, "requests": {"google.com/tpu": slice_.per_host}},

@@ -35,6 +35,8 @@ def fill(template: str, values: Mapping[str, Value], **blocks: str) -> str:
             if word and not word.isprintable():
                 raise ValueError(f"{name} {word!r} has characters that are not printable.")
         quoted = " ".join(map(shlex.quote, words))
+        if "$" in quoted or "`" in quoted:
+            lines.append("# shellcheck disable=SC2016  # as it stands")
         lines.append(f"{name}={quoted}" if isinstance(value, str | int) else f"{name}=({quoted})")
     for mark, block in {"values": "\n".join(lines), **blocks}.items():
         line = f"\n#{mark.upper()}#\n"

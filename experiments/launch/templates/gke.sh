@@ -63,6 +63,7 @@ else
   exit 1
 fi
 
+say "job $name: $hosts pods in $namespace"
 before=
 while :; do
   # Completed or Failed at the end. https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2

