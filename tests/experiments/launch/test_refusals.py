@@ -98,11 +98,11 @@ def test_from_the_command_line():
         command = [sys.executable, "-m", "experiments.launch", *argv]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    bad = run(*TPU, "--", "layerwise")
+    bad = run(*TPU, "--", "train_gpt2")
     assert (bad.returncode, bad.stdout) == (1, "")
     assert bad.stderr.startswith("error: results in 'results' would be lost")
     assert bad.stderr.count("\n") == 1
-    assert "Traceback" in run("--traceback", *TPU, "--", "layerwise").stderr
+    assert "Traceback" in run("--traceback", *TPU, "--", "train_gpt2").stderr
     assert "--accelerator" in run("--help").stdout
     good = run("--on=docker", "--accelerator=h100:1", "--", "layerwise", "--traceback")
     assert good.returncode == 0
