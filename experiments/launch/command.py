@@ -13,6 +13,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments.flags import processes
 from massive_jax.parallel import parse_mesh
 
 _LARGEST = 512 * 1024  # bytes of the files that go along: a ConfigMap has at most 1 MiB
@@ -55,7 +56,7 @@ class Command:
         ours = flags.FLAGS.find_module_defining_flag("out") == self.module
         return self.values.get("out" if ours else "workdir") or ""
 
-    def together(self, devices: int, processes: int) -> Command:
+    def together(self, devices: int, hosts: int) -> Command:
         """Gives the command for several processes that find each other.
 
         Raises:
@@ -66,9 +67,9 @@ class Command:
         size = math.prod(parse_mesh(mesh).values()) if mesh else devices
         if size != devices:
             raise ValueError(f"--mesh={mesh}: {size} devices; the accelerator has {devices}.")
-        if processes == 1 or any(self.values.get(name) for name in ("distributed", "shard")):
+        if hosts == 1 or any(self.values.get(name) for name in ("distributed", "shard")):
             return self  # --shard has each do its own part of a batch
-        if "distributed" not in flags.FLAGS:
+        if self.module.rpartition(".")[2] in processes.known_alone() - {"batch"}:  # it passes the flag on
             raise ValueError(f"{self.module} runs in one process; give an accelerator with one host.")
         return dataclasses.replace(self, arguments=(*self.arguments, "--distributed"))
 

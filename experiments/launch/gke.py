@@ -34,7 +34,8 @@ def job(
 ) -> list[dict[str, Any]]:
     """Makes the JobSet, one pod a host, and the ConfigMap of the files that go along, if there are any.
 
-    An interrupted pod has all pods start again, at most `restarts` times; one that fails ends the job at once.
+    An interrupted pod has all pods start again, at most `restarts` times; one that fails ends the job at once, but
+    not on spot nodes, where a pod may fail because another was taken away.
     """
     labels = {"massive-jax-launch": mark}
     container: dict[str, Any] = {
@@ -73,14 +74,15 @@ def job(
         ]
     rule = {"action": "FailJob", "onExitCodes": {"containerName": "experiment", "operator": "NotIn"}}
     rule["onExitCodes"]["values"] = list(INTERRUPTED)  # type: ignore[index]
-    template = {
+    template: dict[str, Any] = {
         "backoffLimit": 0,
         "completionMode": "Indexed",
         "parallelism": slice_.hosts,
         "completions": slice_.hosts,
-        "podFailurePolicy": {"rules": [rule]},
         "template": {"metadata": {"labels": labels}, "spec": pod},
     }
+    if not spot:  # there a peer of what was taken away may end like one that fails
+        template["podFailurePolicy"] = {"rules": [rule]}
     failed = {"name": "failed", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     spec = {
         "failurePolicy": {"maxRestarts": restarts, "rules": [failed]},

@@ -157,7 +157,9 @@ while :; do
       elif ! grep -qvx 0 <<< "$found"; then
         say "done"
         exit 0
-      elif code=$(grep -vxE '0|143|134|137|lost' <<< "$found" | head -n 1); then
+      elif ! grep -qxE '143|137|lost' <<< "$found" && code=$(grep -vxE '0|134' <<< "$found" | head -n 1); then
+        sleep "$wait"
+        if [ "$(state || true)" != ACTIVE ]; then continue; fi # it lost a peer with a slice that is taken away
         say "failed with status $code"
         exit "$code"
       else # terminated (143), killed (137), or a peer was (134): the slice is being taken away, or goes on

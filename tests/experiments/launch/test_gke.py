@@ -22,6 +22,7 @@ def objects(accelerator="v5litepod-16", **more):
 
 
 EVERYTHING = objects(service_account="ksa", files={"sweeps/a.yaml": f"models: [{NASTY!r}]\n"})
+EVERYTHING += objects(spot=False, queue=None)
 EVERYTHING += gke.queues("tpus", Slice.parse("v5p-16"), namespace="default")
 
 
@@ -54,6 +55,11 @@ def test_a_pod_a_host(accelerator, kind, topology, hosts, chips):
     assert selector["cloud.google.com/gke-tpu-topology"] == topology
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
     assert ("annotations" in jobset["metadata"]) == (hosts > 1)
+
+
+def test_a_failure_ends_the_job_where_no_peer_may_be_taken_away():
+    assert "podFailurePolicy" not in str(objects()[-1]["spec"]["replicatedJobs"])
+    assert "'values': [134, 137, 143]" in str(objects(spot=False)[-1]["spec"]["replicatedJobs"])
 
 
 def test_files_are_where_the_command_looks():
@@ -102,4 +108,4 @@ def test_every_field_is_in_the_definitions():
             schema["properties"]["metadata"] = {"type": "object"}
             jsonschema.validate(thing, schema)
             checked += 1
-    assert checked == 4
+    assert checked == 5

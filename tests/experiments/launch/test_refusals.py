@@ -82,6 +82,10 @@ def test_what_is_taken_for_the_same(tmp_path):
     assert Command.read(["experiments.layerwise"]).words() == Command.read(["layerwise"]).words()
 
 
+def test_what_runs_in_one_process_is_not_started_on_several_hosts(refused):
+    assert "experiments.emergence runs in one process" in refused(*TPU, "--", "emergence", STORE)
+
+
 def test_one_process_is_not_told_of_others():
     command = Command("experiments.train_gpt2", (), {})
     assert command.together(4, 1).arguments == ()
