@@ -59,10 +59,12 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return False
 
 
-def check_reachable(path: str | os.PathLike[str]) -> None:
-    """Raises a ValueError where `path` is a URL that nothing here can reach; asks no network."""
+def check_reachable(path: str | os.PathLike[str], *, here: bool = True) -> None:
+    """Raises a ValueError where `path` is a URL that nothing can reach, on this machine (`here`); asks no network."""
     if is_remote(path):
         package = SCHEMES[_bucket(os.fspath(path))[0]]
+        if not here:
+            return
         if importlib.util.find_spec(package) is None and not _by_tensorflow():
             raise ValueError(f"{path}: needs the package {package}: pip install {package}.")
 

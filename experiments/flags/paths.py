@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -11,6 +12,8 @@ from absl import flags
 from massive_jax.storage import check_reachable
 
 _HUB = re.compile(r"hf://|https://huggingface\.co/")  # of which loading says how to name a model
+
+_here = True  # whether paths are for this machine
 
 flags.disclaim_key_flags()  # a flag is that of the module which asks for it
 
@@ -27,12 +30,23 @@ def look_at(holder: flags.FlagHolder[Any]) -> None:
     flags.register_validator(holder, _check)
 
 
+@contextlib.contextmanager
+def of_another_machine() -> Iterator[None]:
+    """Flags that are read in the block are for another machine: this one need not have what reaches their stores."""
+    global _here
+    _here = False
+    try:
+        yield
+    finally:
+        _here = True
+
+
 def _check(value: str | Sequence[str] | None) -> bool:
     for text in [value] if isinstance(value, str) else value or ():
         try:
             for path in (text, text.partition(":")[2]):
                 if not _HUB.match(path):
-                    check_reachable(path)
+                    check_reachable(path, here=_here)
         except ValueError as error:
             raise flags.ValidationError(str(error)) from None
     return True

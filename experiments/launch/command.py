@@ -13,7 +13,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments.flags import processes
+from experiments.flags import paths, processes
+from massive_jax import storage
 from massive_jax.parallel import parse_mesh
 
 _LARGEST = 512 * 1024  # bytes of the files that go along: a ConfigMap has at most 1 MiB
@@ -84,7 +85,7 @@ class Command:
           ValueError: a folder; a file outside this folder, or too large to send along; results that would stay on the
             workers.
         """
-        if "://" not in self.results:
+        if self.results.partition("://")[0] not in storage.SCHEMES:
             raise ValueError(
                 f"results in {self.results!r} would be lost with the workers; give --workdir=gs://BUCKET/FOLDER."
             )
@@ -105,6 +106,10 @@ class Command:
                     raise ValueError(f"--{name}={part} is too large to go along; copy it to an object store.")
                 found[path.as_posix()] = path.read_bytes()
         return found
+
+    def schemes(self) -> set[str]:
+        """Finds the kinds of object stores that the command names: "gs", "s3"."""
+        return {scheme for scheme in storage.SCHEMES if any(f"{scheme}://" in word for word in self.arguments)}
 
     def mark(self, *more: object) -> str:
         """Gives eight letters that say whether a job that is there is this one."""
@@ -135,7 +140,8 @@ def _parsed(words: Sequence[str]) -> dict[str, Any]:
     values = copy.deepcopy(flags.FLAGS)
     values.unparse_flags()
     try:
-        rest = values(list(words))
+        with paths.of_another_machine():
+            rest = values(list(words))
     except flags.Error as error:
         raise ValueError(f"{words[0]}: {error}") from None
     if len(rest) > 1:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from experiments.launch import gke, options
 from experiments.launch.command import Command
 from experiments.launch.slices import Slice, gpus
+from massive_jax import storage
 
 HERE = pathlib.Path(__file__).resolve().parent
 CLONE = HERE.parent.parent
@@ -65,7 +66,9 @@ def tpu_vm(command: Command) -> str:
         "files": sorted(files),
         "restarts": options.RESTARTS.value,
     }
-    job = fill("job.sh", {"extra": "tpu", "command": command.words()})
+    # Texts come from the hub with `data`; the store of a sweep's models is not looked for in the file.
+    packages = sorted({storage.SCHEMES["gs"]} | {storage.SCHEMES[scheme] for scheme in command.schemes()})
+    job = fill("job.sh", {"extra": "tpu,data", "packages": packages, "command": command.words()})
     return fill("tpu_vm.sh", values, job=job.rstrip("\n"))
 
 

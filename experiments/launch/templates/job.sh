@@ -13,7 +13,7 @@ case ${1:-} in
     python3 -m uv venv --quiet --python=3.12 venv
     mkdir source
     tar -xzf source.tgz -C source
-    python3 -m uv pip install --quiet --python=venv/bin/python "./source[$extra]"
+    python3 -m uv pip install --quiet --python=venv/bin/python "./source[$extra]" "${packages[@]}"
     [ ! -e files.tgz ] || tar -xzf files.tgz
     touch installed
     ;;

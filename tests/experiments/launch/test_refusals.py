@@ -56,6 +56,7 @@ RUN = ("--", "layerwise", STORE)
         ((*TPU, "--", "layerwise", "--prompt=a\x1b[2J", STORE), "printable characters only"),
         ((*TPU, "--", "layerwise"), "results in 'results' would be lost"),
         ((*TPU, "--", "layerwise", "--workdir=/mnt/x"), "give --workdir=gs://"),
+        ((*TPU, "--", "layerwise", "--workdir=ftp://x/y"), "no way to read ftp://"),
         ((*TPU, "--", "layerwise", "--model=folder", STORE), "a folder of this machine"),
         ((*TPU, "--", "layerwise", "--model=../outside", STORE), "must be below the current folder"),
         ((*TPU, "--", "layerwise", "--model=large.gguf", STORE), "too large to go along"),
