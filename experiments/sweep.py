@@ -32,6 +32,7 @@ from experiments import common
 from experiments.flags import model as model_flags
 from experiments.flags import prompt
 from massive_jax.evaluate import measure_sweep
+from massive_jax.evaluate.sweep_map import check_site
 from massive_jax.files import Path, write_json
 from massive_jax.parallel import fetch
 from massive_jax.report import as_json, label, plot_sweep
@@ -56,7 +57,8 @@ if __name__ == "__main__":
 
 
 def check_flags() -> None:
-    """ValueError where a flag has no effect beside another, or one is lacking."""
+    """ValueError where a flag has no effect beside another, one is lacking, or the site is none of the blocks'."""
+    check_site(_SITE.value)
     wanted = METRICS[_METRIC.value].ids
     for i, flag in enumerate((_TOKEN, _OTHER)):
         if i < wanted and flag.value is None:

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from massive_jax.arguments import several, shown, yes_or_no
+from massive_jax.arguments import yes_or_no
 from massive_jax.cards import Card
 from massive_jax.dtypes import product_precision, wide
-from massive_jax.models import TransformerConfig, head_of
-from massive_jax.models.norms import frozen_norm
+from massive_jax.forward import find_ids
+from massive_jax.models import TransformerConfig, frozen_norm, head_of
 from massive_jax.parallel import mesh_of_params, mesh_set
 from massive_jax.probe import Capture, Edit, EditCollection, Measure, find_position
 from massive_jax.probe.places import PositionRule
@@ -134,15 +134,16 @@ def logit_attribution(
       >>> round(float(found.logit[0]), 2), int(found.heads[:, 0].max(axis=-1).argmax()) + 1  # the layer of one head
       (4.13, 24)
     """
-    config, rules = cast("TransformerConfig", model.config), model.rules()
+    language = cast("TextModel", model)
+    config, rules = language.config, model.rules()
     heads = yes_or_no("heads", heads)
     tokens, positions = model.check_inputs(tokens, mask)
     at = None
     if position is not None:
         at = find_position(position, config.input_sizes(tokens.shape), tokens, mask, rules)
     shape = tokens.shape if at is None else tokens.shape[:1]
-    ids: Any = None if target is None else _ids("target", target, model, shape)
-    minus = None if versus is None else _ids("versus", versus, model, shape)
+    ids: Any = None if target is None else find_ids(language, "target", target, shape)
+    minus = None if versus is None else find_ids(language, "versus", versus, shape)
     edits = model.compile_edits(edits, tokens, mask)
     if after := [site for site in ("final_norm", "logits") if site in edits]:
         raise ValueError(f"an edit of {after[0]} is after the stream, whose parts are asked for; leave it out.")
@@ -263,32 +264,3 @@ def _heads(config: TransformerConfig, params: Any, direction: jax.Array, head_ou
             out = out + params["out"]["bias"]
         direction = frozen_norm(config.norm, params.get("attn_out_norm", {}), out).back(direction)
     return jnp.einsum("...D,HND,...HN->...H", direction, kernel, head_out)
-
-
-def _ids(name: str, given: Any, model: Model, shape: tuple[int, ...]) -> np.ndarray:
-    """Token ids int32 of `shape`, [B] or [B, T], of a target in any form; ValueError where it is none."""
-    V = cast("TransformerConfig", model.config).vocab_size
-    texts = (given,) if isinstance(given, str) else several(given) or ()
-    if texts and all(isinstance(text, str) for text in texts):
-        given = [_id(name, text, model) for text in texts][slice(None) if not isinstance(given, str) else 0]
-    try:
-        ids = np.asarray(given)
-    except (TypeError, ValueError):  # rows of different lengths
-        ids = np.asarray(None)
-    forms = [(), shape[:1], shape]
-    if ids.shape not in forms or not np.issubdtype(ids.dtype, np.integer):
-        wanted = " or ".join(f"int{list(form)}" for form in dict.fromkeys(forms[1:]))
-        raise ValueError(f"{name} is {shown(given)}; give a token's id, its text, or one a sequence: {wanted}.")
-    if ids.min() < 0 or ids.max() >= V:
-        raise ValueError(f"{name} {shown(given)} is outside the vocabulary of {V} (ids 0 to {V - 1}).")
-    ids = ids.reshape(ids.shape + (1,) * (len(shape) - ids.ndim)) if ids.ndim else ids
-    return np.broadcast_to(ids, shape).astype(np.int32)
-
-
-def _id(name: str, text: str, model: Model) -> int:
-    """The one token that a text is."""
-    ids = cast("TextModel", model).encode(text)
-    if len(ids) != 1:
-        words = ", ".join(map(repr, model.token_texts(np.asarray(ids, int))))
-        raise ValueError(f"{name} {text!r} is {len(ids)} tokens ({words}); give a text of one token, or an id.")
-    return ids[0]

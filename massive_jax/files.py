@@ -330,6 +330,26 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Lists where two records of arguments differ: (name, value before, value now); None where one lacks the name."""
+    names = dict.fromkeys([*now, *before])
+    return [(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
+
+
+def check_same(before: object, now: Mapping[str, Any], began: str, this: str, again: str) -> None:
+    """Raises a ValueError where what is to go on was begun with other arguments; it names the first that differs.
+
+    Args:
+      before: the arguments that a file says; what is no record has none.
+      now: those of this run, as JSON has them.
+      began: how the message begins: "the activations in DIRECTORY are".
+      this: what it says of this run: "these would be".
+      again: what it asks for, a sentence.
+    """
+    for name, was, is_now in differences(before if isinstance(before, Mapping) else {}, now):
+        raise ValueError(f"{began} with {name} {shown(was, 80)}, {this} with {shown(is_now, 80)}. {again}")
+
+
 def listed(items: Iterable[object], limit: int = 20) -> str:
     """Lists offenders for an error message, `printable`: all of them up to `limit`, then how many more."""
     names = [printable(item) for item in items]

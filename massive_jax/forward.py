@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from massive_jax.models import LanguageModel, TransformerConfig, VisionConfig, V
 from massive_jax.models.vision_config import CHANNELS
 from massive_jax.parallel import mesh_of_params, mesh_set
 from massive_jax.probe import CapturePlan, EditCollection
+
+if TYPE_CHECKING:
+    from massive_jax.model import TextModel
 
 
 @jax.tree_util.register_dataclass
@@ -188,12 +191,59 @@ def check_tokens(config: TransformerConfig, tokens: Any, mask: Any = None) -> An
         return tokens if mask is None else jnp.where(mask, tokens, 0)
     if mask is not None:
         tokens = np.where(mask, tokens, 0)  # whatever id pads
-    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
+    return _in_vocabulary(tokens, config.vocab_size)
+
+
+def check_input(config: TransformerConfig | VisionConfig, inputs: Any) -> Any:
+    """Gives tokens or images as a model of `config` can take: `check_tokens` or `check_images`."""
+    return check_images(config, inputs) if isinstance(config, VisionConfig) else check_tokens(config, inputs)
+
+
+def find_ids(model: TextModel, name: str, given: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Gives the ids of the tokens that something is asked of, int32 of `shape`: [B], or [B, T].
+
+    Args:
+      model: whose tokens they are.
+      name: of the argument, for the message.
+      given: a token's id, or its text, for all; or one a sequence; or ids of that shape.
+      shape: of the result.
+
+    Raises:
+      ValueError: something else; a text of several tokens, or none; an id outside the vocabulary.
+    """
+    texts = (given,) if isinstance(given, str) else several(given) or ()
+    if texts and all(isinstance(text, str) for text in texts):
+        ids = [_id(model, name, text) for text in texts]
+        given = ids[0] if isinstance(given, str) else ids
+    try:
+        found = np.asarray(given)
+    except (TypeError, ValueError):  # rows of different lengths
+        found = np.asarray(None)
+    forms = dict.fromkeys([(), shape[:1], shape])
+    if found.shape not in forms or not np.issubdtype(found.dtype, np.integer):
+        wanted = " or ".join(f"int{list(form)}" for form in forms if form)
+        raise ValueError(f"{name} is {shown(given)}; give a token's id, its text, or one a sequence: {wanted}.")
+    found = _in_vocabulary(found, model.config.vocab_size, f"{name}: ")
+    return np.broadcast_to(found.reshape(found.shape + (1,) * (len(shape) - found.ndim)), shape)
+
+
+def _id(model: TextModel, name: str, text: str) -> int:
+    """The one token that a text is."""
+    ids = model.encode(text)
+    if len(ids) != 1:
+        words = ", ".join(map(repr, model.token_texts(np.asarray(ids, int))))
+        raise ValueError(f"{name} {text!r} is {len(ids)} tokens ({words}); give a text of one token, or an id.")
+    return ids[0]
+
+
+def _in_vocabulary(ids: np.ndarray, size: int, what: str = "") -> np.ndarray:
+    """Token ids as int32; ValueError where one is none of the vocabulary's, `what` in front of the message."""
+    if ids.min() < 0 or ids.max() >= size:
         raise ValueError(
-            f"token ids from {tokens.min()} to {tokens.max()} do not fit the vocabulary of "
-            f"{config.vocab_size} (ids 0 to {config.vocab_size - 1})."
+            f"{what}token ids from {ids.min()} to {ids.max()} do not fit the vocabulary of {size} "
+            f"(ids 0 to {size - 1})."
         )
-    return tokens.astype(np.int32)
+    return ids.astype(np.int32)
 
 
 def _array(name: str, given: Any) -> np.ndarray:

@@ -167,8 +167,8 @@ def test_each_part_is_its_product_with_the_direction(tiny_model):
 
 def test_refused(tiny_model, tiny_vision, tiny_images, compilations):
     for options, message in (
-        ({"target": 260}, r"target 260 is outside the vocabulary of 260 \(ids 0 to 259\)"),
-        ({"target": [1, -1]}, r"target \[1, -1\] is outside"),
+        ({"target": 260}, r"target: token ids from 260 to 260 do not fit the vocabulary of 260 \(ids 0 to 259\)"),
+        ({"target": [1, -1]}, "target: token ids from -1 to 1 do not fit"),
         ({"target": 1.5}, r"target is 1.5; give a token's id, its text, or one a sequence: int\[2\]\.$"),
         ({"target": [1, 2, 3]}, r"target is \[1, 2, 3\]; give"),
         ({"target": [[1], [1, 2]]}, r"target is \[\[1\], \[1, 2\]\]; give"),

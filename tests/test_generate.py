@@ -133,12 +133,11 @@ def test_edits_reach_prompt_and_new_tokens(tiny_model, tiny_tokens):
         mj.Edit("mlp_out", layer=1, position=PROMPT + 2, op="scale", value=-3.0),
         mj.Edit("value", layer=3, position=None, dim=2, op="add", value=1.0),
         mj.Edit("attn_out", layer=4, position=np.array([0, -1]), op="set", value=0.5),
-        # Noise is that of the full pass: drawn by the place in the sequence.
+        # Noise is that of the full pass: drawn by the place in the sequence (of all keys: the slow test before).
         mj.Edit("mid", layer=2, op="noise", value=0.7, seed=5),
-        mj.Edit("attn_logits", layer=3, op="noise", value=0.5, seed=6),
         mj.Edit("attn_probs", layer=2, key=1, op="noise", value=0.1, seed=7),
     ]
-    names = ("attn_probs", "value", "attn_out", "mlp_out", "block_out", "logits")
+    names = ("attn_probs", "block_out", "logits")
 
     def run(edits):
         return tiny_model.generate(prompt, max_new_tokens=NEW, capture=mj.Capture(names), edits=edits, keep_logits=True)
@@ -161,18 +160,18 @@ def test_edits_reach_prompt_and_new_tokens(tiny_model, tiny_tokens):
     "setting", ["default", *(pytest.param(name, marks=pytest.mark.slow) for name in ("alibi", "learned"))]
 )
 def test_padding_changes_nothing(make_model, tiny_tokens, setting):
+    """Of two prompts of one length, one padded in front and one in between: by themselves they are one program."""
     model = make_model(num_layers=2, **SETTINGS[setting])
-    long, short = tiny_tokens[0, :PROMPT], tiny_tokens[1, :3]
-    tokens, mask = left_pad([long, short], pad=7)
+    prompts, mask = tiny_tokens[:, :3], np.array([[0, 0, 1, 1, 1], [1, 0, 1, 0, 1]], bool)
+    tokens = np.full(mask.shape, 7, np.int32)
+    tokens[mask] = prompts.ravel()
     options = {
         "max_new_tokens": NEW,
         "keep_logits": True,
         "edits": mj.Edit("block_out", layer=2, position=1, dim=3, value=9.0),
     }
     both = model.generate(tokens, mask=mask, **options)
-    for row, alone in enumerate((long, short)):
-        if alone is long and setting != "default":
-            continue  # a row without padding is no other with other positions
+    for row, alone in enumerate(prompts):
         single = model.generate(alone[None], **options)
         assert_same(both.logits[:, row], single.logits[:, 0], setting)
         np.testing.assert_array_equal(both.tokens[row, -NEW:], single.tokens[0, -NEW:])
@@ -226,7 +225,7 @@ def test_operations_on_a_whole_sequence_are_refused_while_generating(tiny_model,
 @pytest.mark.parametrize(
     ("placed", "lengths"),
     [
-        (True, (3, 8, 11)),  # each is a program
+        (True, (3, 11)),  # each is a program
         *(pytest.param(placed, tuple(range(3, 12)), marks=pytest.mark.slow) for placed in (True, False)),
     ],
 )

@@ -44,12 +44,9 @@ FAMILIES = {
     "sigmoid": {"attention_bias": AttentionBias("sigmoid")},
     "gate": {"attention_bias": AttentionBias("gate_head")},
 }
-# What most can go wrong in runs with the quick tests: the sites of each that have statistics, and those edited,
-# of every kind together; sequences of one length are compared. All of it runs with `make test-all`.
-QUICK = {
-    "windows, softcap, slots": (("attn_probs", "block_out"), ("attn_logits", "mid")),
-    "experts": (("value", "expert_weights"), ("block_out",)),
-}
+# What most can go wrong in runs with the quick tests: the sites that have statistics, and those edited, of every kind
+# together; sequences of one length are compared. All of it runs with `make test-all`.
+QUICK = {"windows, softcap, slots": (("attn_probs", "block_out"), ("attn_logits", "mid"))}
 STATISTICS = ("median", "max", "mean", "variance", "kurtosis")
 
 

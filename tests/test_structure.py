@@ -15,7 +15,7 @@ FLOORS = (
     ("cards",),
     ("inputs", "parallel", "probe"),
     ("models",),
-    ("weights", "forward", "model_card"),
+    ("weights", "forward", "model_card", "checksums"),
     ("zoo", "generate", "nnx_bridge", "lens", "attribution", "gradients", "sweep", "compile_cache"),
     ("model",),
     ("loading", "exporting", "data", "analysis", "bias", "random_models"),

@@ -25,6 +25,7 @@ import numpy as np
 import massive_jax as mj
 from massive_jax.analysis import DEFINITION, SINK, Thresholds
 from massive_jax.arguments import number, seed_number, shown, whole_number, yes_or_no
+from massive_jax.checksums import model_checksum
 from massive_jax.collect.masks import mask_measures, masks_of
 from massive_jax.collect.places import KeptSite, captures_of, kept_sites, masked_layers, shortened
 from massive_jax.collect.quantiles import QUANTILES, quantiles_of
@@ -43,13 +44,14 @@ from massive_jax.collect.store import WHERE, ActivationStore, rows_where
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.batches import TOKENS_A_BATCH, Progress, not_finite
 from massive_jax.evaluate.perplexity import check_windows
-from massive_jax.files import Path, locked, read_json, user_path, write_json
+from massive_jax.files import Path, check_same, locked, read_json, user_path, write_json
 from massive_jax.model import Model, TextModel
 from massive_jax.parallel import check_shared, from_first, is_first, once, whole
 from massive_jax.probe import Captures
 
 _AHEAD = 2  # batches that wait to be written while the next is computed
 _SHARD_ROWS, _SHARD_BYTES = 32_768, 256 << 20
+_LEFT = ".*.tmp.*"  # what a writer that was killed leaves
 
 
 def collect_activations(
@@ -223,6 +225,7 @@ class _Plan:
                 {
                     **(text or {}),
                     "model": self.model.name,
+                    "weights": model_checksum(self.model.config, self.model.params),
                     "model_dtype": self.model.config.dtype,
                     "sites": [site.name for site in self.kept],
                     "dtype": self.dtype.name,
@@ -257,32 +260,30 @@ def _begun(path: Path, about: Mapping[str, Any]) -> list[Shard] | None:
             before = read_json(path / name)
             if not isinstance(before, dict) or before.get("format") != FORMAT or "about" not in before:
                 raise ValueError(f"{path / name} is none of an activation store; give another directory.")
-            _same(path, before["about"], about, "the activations")
+            again = "Give the same again, or another directory."
+            check_same(before["about"], about, f"the activations in {path} are", "these would be", again)
             if name == INDEX:
                 return None
-            for left in path.glob(".*.tmp.*"):  # of a writer that was killed
-                left.unlink()
-            _same(path, before.get("versions"), _versions(), "the beginning of the activations")
-            return _whole(path, before["shards"]) if "shards" in before else []
-    if path.is_dir() and any(path.iterdir()):
+            _clear(path)
+            began = f"the beginning of the activations in {path} is"
+            check_same(before.get("versions"), _versions(), began, "the rest would be", again)
+            return _whole(path, before.get("shards"))
+    if path.is_dir() and {file.name for file in path.iterdir()} - {file.name for file in path.glob(_LEFT)}:
         raise ValueError(f"{path} holds other files and no activations; give a directory that is empty or not there.")
+    _clear(path)
     return []
 
 
-def _same(path: Path, before: Any, now: Mapping[str, Any], what: str) -> None:
-    before = before if isinstance(before, dict) else {}
-    for name in (*now, *(name for name in before if name not in now)):
-        if before.get(name) != now.get(name):
-            raise ValueError(
-                f"{what} in {path} are with {name} {shown(before.get(name))}, these would be with "
-                f"{shown(now.get(name))}. Give the same again, or another directory."
-            )
+def _clear(path: Path) -> None:
+    """Removes what a writer that was killed left."""
+    for left in path.glob(_LEFT):
+        left.unlink()
 
 
-def _whole(path: Path, stored: Sequence[Any]) -> list[Shard]:
+def _whole(path: Path, stored: Any) -> list[Shard]:
     """Of shards that were written those before the first that is not as it was."""
     found: list[Shard] = []
-    for each in stored:
+    for each in stored if isinstance(stored, list) else []:
         try:
             shard = shard_of(each)
         except TypeError:

@@ -35,10 +35,11 @@ from massive_jax.analysis import (
     matrix_entropy,
 )
 from massive_jax.arguments import seed_number, shown
+from massive_jax.checksums import model_checksum
 from massive_jax.data.windows import Windows
 from massive_jax.evaluate.agreement import Images, check_data
 from massive_jax.evaluate.batches import Progress, batches, input_length, not_finite
-from massive_jax.files import Path, as_path, atomic_write
+from massive_jax.files import Path, as_path, atomic_write, check_same
 from massive_jax.model import ImageModel, Model, TextModel
 from massive_jax.parallel import bytes_from_first, fetch, is_first
 from massive_jax.probe import Measure
@@ -244,7 +245,7 @@ def take_census(
         raise ValueError(f"windows of {T} tokens are too short for a census: give at least {_LEAST}.")
     tokens = model.config.vocab_size if isinstance(model, TextModel) else T
     sizes = (config.num_layers, len(CLASSES), tokens, config.hidden_size)
-    about = _about(model, data, thresholds, seed, about)
+    about = {} if state is None else _about(model, data, thresholds, seed, about)
     path = None if state is None else as_path(state)
     counted = None if path is None else _restore(path, about, sizes)
     kinds, saved = Kinds(model), time.monotonic()
@@ -286,6 +287,7 @@ def _about(
     return {
         **(about or {}),
         "model": model.name,
+        "weights": model_checksum(model.config, model.params),
         "dtype": model.config.dtype,
         "inputs": list(data.inputs.shape),
         "thresholds": dataclasses.asdict(thresholds),
@@ -366,7 +368,6 @@ def _restore(path: Path, about: Mapping[str, Any], sizes: tuple[int, int, int, i
     content = bytes_from_first(path.read_bytes() if is_first() and path.exists() else None)
     if content is None:
         return None
-    again = f"Give the same again, or remove {path} to begin anew."
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name.replace(":", "/"): file[name] for name in file.files}
@@ -374,11 +375,7 @@ def _restore(path: Path, about: Mapping[str, Any], sizes: tuple[int, int, int, i
         counted = Counted.of(arrays, sizes)
     except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, *_DAMAGE) as error:
         raise ValueError(f"{path} is no state of a census ({type(error).__name__}); remove it to begin anew.") from None
-    now = json.loads(json.dumps(about))
-    for name in (*now, *(name for name in before if name not in now)):
-        if before.get(name) != now.get(name):
-            raise ValueError(
-                f"the census in {path} that was cut short is with {name} {shown(before.get(name))}, this one with "
-                f"{shown(now.get(name))}. {again}"
-            )
+    began = f"the census in {path} that was cut short is"
+    again = f"Give the same again, or remove {path} to begin anew."
+    check_same(before, json.loads(json.dumps(about)), began, "this one", again)
     return counted

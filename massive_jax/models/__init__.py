@@ -11,6 +11,7 @@ from massive_jax.models.config import (
     TransformerConfig,
 )
 from massive_jax.models.language_model import Head, LanguageModel, empty_cache, head_logits, head_of, last_of
+from massive_jax.models.norms import FrozenNorm, frozen_norm
 from massive_jax.models.parameters import Parameter, declared
 from massive_jax.models.stack import Resume
 from massive_jax.models.vision import VisionTransformer
@@ -28,6 +29,7 @@ __all__ = [
     "Block",
     "BlockConfig",
     "ExpertsConfig",
+    "FrozenNorm",
     "Head",
     "LanguageModel",
     "NormConfig",
@@ -40,6 +42,7 @@ __all__ = [
     "build",
     "declared",
     "empty_cache",
+    "frozen_norm",
     "head_logits",
     "head_of",
     "last_of",

@@ -11,8 +11,10 @@ import jax
 import numpy as np
 
 from massive_jax.arguments import is_index, several, shown
+from massive_jax.files import listed
 from massive_jax.probe import Edit
 from massive_jax.probe.sites import Site, find_site
+from massive_jax.sweep.units import check_finite
 
 EVERY = "every"
 _AXES = {"layers": "layer", "positions": "position", "heads": "head", "keys": "key", "dims": "dim"}
@@ -61,7 +63,7 @@ class EditGrid:
 
         Raises:
           ValueError: an axis that the site does not have, or that is neither "every" nor several places; a place named
-            twice.
+            twice, or out of range.
         """
         site, found = find_site(self.site), {}
         for plural, name in _AXES.items():
@@ -82,6 +84,7 @@ class EditGrid:
             places = tuple(int(place) if is_index(place) else place for place in places)
             if twice := sorted({str(place) for place in places if places.count(place) > 1}):
                 raise ValueError(f"EditGrid: {plural} names {', '.join(twice)} twice.")
+            self._check_range(site, name, places, sizes, longest)
             found[name] = places
         return found
 
@@ -89,8 +92,9 @@ class EditGrid:
         """Gives the edit of each cell, the last axis first; `axes` as the method of that name gives.
 
         Raises:
-          ValueError: a value with an axis in front that is not the grid's layers.
+          ValueError: a value with an axis in front that is not the grid's layers, or that is not finite.
         """
+        check_finite(self.value, "EditGrid")
         values = self._values(axes)
         for places in itertools.product(*axes.values()):
             named = dict(zip(axes, places, strict=True))
@@ -98,12 +102,26 @@ class EditGrid:
             yield Edit(self.site, op=self.op, value=value, seed=self.seed, **named)
 
     def _every(self, site: Site, name: str, sizes: Mapping[str, int], longest: int) -> tuple[int, ...]:
+        """All places along an axis."""
         if name == "layer":
-            return tuple(range(1, sizes["L"] + 1))
+            return tuple(range(1, sizes["L"] + 1)) if site.per_layer else ()
         axis = site.axis_of(name)
         if axis is None:
             raise ValueError(f"EditGrid: {site.name} has axes {site.axes} and no {name}; leave it out.")
         return tuple(range(longest if name == "position" else sizes[axis]))
+
+    def _check_range(
+        self, site: Site, name: str, places: Sequence[Any], sizes: Mapping[str, int], longest: int
+    ) -> None:
+        """ValueError of one line where numbers are out of range, which every cell of them would be."""
+        every = self._every(site, name, sizes, longest)
+        if not every:
+            raise ValueError(f"EditGrid: {site.name} is outside the blocks: leave layers out.")
+        least = -len(every) if name in ("position", "key") else every[0]
+        if bad := [place for place in places if is_index(place) and not least <= place <= every[-1]]:
+            there = {"position": "there are positions", "layer": "this model has layers"}
+            words = there.get(name, f"{site.name} has {name}")
+            raise ValueError(f"EditGrid: {name} {listed(bad)} is out of range; {words} {every[0]} to {every[-1]}.")
 
     def _values(self, axes: Mapping[str, tuple[Any, ...]]) -> Any:
         """The value of every cell; of every layer in a list where they differ."""

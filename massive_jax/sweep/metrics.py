@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from massive_jax.arguments import is_index, several, shown
+from massive_jax.arguments import several, shown
 from massive_jax.dtypes import wide
-from massive_jax.files import listed
-from massive_jax.forward import Output
+from massive_jax.forward import Output, find_ids
 from massive_jax.models.loss import logits_nll
+
+if TYPE_CHECKING:
+    from massive_jax.model import TextModel
 
 
 def _at(x: jax.Array, ids: jax.Array) -> jax.Array:
@@ -38,12 +39,14 @@ class Named:
         first's.
       fn: of the former makes a number a sequence: logits [B, V] and data -> [B]; of the latter's mean [], a number.
       ids: how many token ids it takes as data.
+      beside: whether it compares with the unedited run, whose last logits it takes as data: its gradient there is 0.
     """
 
     words: str
     of: Literal["last", "text"]
     fn: Callable[..., jax.Array]
     ids: int = 0
+    beside: bool = False
 
 
 METRICS: Mapping[str, Named] = {
@@ -65,7 +68,9 @@ METRICS: Mapping[str, Named] = {
     "probability": Named(
         "probability of a token, next", "last", lambda logits, ids: _at(jax.nn.softmax(logits, axis=-1), ids[0]), 1
     ),
-    "kl": Named("Kullback-Leibler divergence of the next token, unedited from edited, in nats", "last", _kl),
+    "kl": Named(
+        "Kullback-Leibler divergence of the next token, unedited from edited, in nats", "last", _kl, beside=True
+    ),
 }
 """The metrics that have a name; those of the next token are means over the sequences."""
 
@@ -83,6 +88,11 @@ class Metric:
     def title(self) -> str:
         """Gives what it is called."""
         return self.name or getattr(self.fn, "__name__", None) or shown(self.fn)
+
+    @property
+    def beside(self) -> bool:
+        """Whether it compares with the unedited run (see `Named`)."""
+        return self.name is not None and METRICS[self.name].beside
 
     def last(self, logits: jax.Array, data: Any) -> jax.Array:
         """Of each sequence's last token: float32 [B, V] -> []."""
@@ -105,7 +115,7 @@ def metric_function(name: str) -> Callable[[Output, Any], jax.Array]:
     """Gives a named metric as a function for `Model.gradient`, of sequences without padding.
 
     Args:
-      name: in `METRICS`, but "kl", whose gradient at the unedited run is 0.
+      name: in `METRICS`, but none whose gradient at the unedited run is 0, as that of "kl" is.
 
     Returns:
       A function of an `Output` and data, the token ids as `sweep` takes them in arrays [B], or for "loss" and
@@ -114,8 +124,8 @@ def metric_function(name: str) -> Callable[[Output, Any], jax.Array]:
     Raises:
       ValueError: no such metric.
     """
-    if name not in METRICS or name == "kl":
-        known = ", ".join(other for other in METRICS if other != "kl")
+    if not isinstance(name, str) or name not in METRICS or METRICS[name].beside:
+        known = ", ".join(other for other, named in METRICS.items() if not named.beside)
         raise ValueError(f"metric {shown(name)} has no function of an output; those that have are {known}.")
     metric = Metric(METRICS[name].of, name)
 
@@ -129,14 +139,14 @@ def metric_function(name: str) -> Callable[[Output, Any], jax.Array]:
     return of_output
 
 
-def find_metric(given: Any, data: Any, batch: int, vocabulary: int) -> tuple[Metric, Any]:
+def find_metric(given: Any, data: Any, model: TextModel, batch: int) -> tuple[Metric, Any]:
     """Gives a metric, and its data as arrays.
 
     Args:
       given: a name in `METRICS`, or a function.
       data: what it takes besides; None for nothing.
+      model: whose tokens it is asked of.
       batch: B.
-      vocabulary: V.
 
     Raises:
       ValueError: no metric; data that it does not take, or lacks; a token id that is none.
@@ -159,19 +169,10 @@ def find_metric(given: Any, data: Any, batch: int, vocabulary: int) -> tuple[Met
             raise ValueError(f"metric {given} takes no data; it was given {shown(data)}.")
         return Metric(named.of, given), None
     ids = (data,) if named.ids == 1 else several(data)
-    wanted = "a token id" if named.ids == 1 else "two token ids"
+    wanted = "a token" if named.ids == 1 else "two tokens"
     if data is None or ids is None or len(ids) != named.ids:
         raise ValueError(
-            f"metric {given} takes {wanted} as data, each one for all or one a sequence, not {shown(data)}."
+            f"metric {given} takes {wanted} as data, by id or text, each one for all or one a sequence, not "
+            f"{shown(data)}."
         )
-    return Metric(named.of, given), tuple(_ids(given, one, batch, vocabulary) for one in ids)
-
-
-def _ids(metric: str, given: Any, batch: int, vocabulary: int) -> np.ndarray:
-    """Token ids int32 [B] from one for all, or one a sequence."""
-    numbers = (given,) * batch if is_index(given) else several(given)
-    if numbers is None or len(numbers) != batch or not all(map(is_index, numbers)):
-        raise ValueError(f"metric {metric}: a token id is {shown(given)}; give a whole number, or one a sequence.")
-    if bad := sorted({number for number in numbers if not 0 <= number < vocabulary}):
-        raise ValueError(f"metric {metric}: token ids {listed(bad)} are not in the vocabulary, 0 to {vocabulary - 1}.")
-    return np.array([int(number) for number in numbers], np.int32)
+    return Metric(named.of, given), tuple(find_ids(model, f"metric {given}: data", one, (batch,)) for one in ids)

@@ -21,6 +21,7 @@ from jax import lax
 
 from massive_jax.arguments import shown
 from massive_jax.cards import Card
+from massive_jax.checksums import checksum, model_checksum
 from massive_jax.dtypes import product_precision
 from massive_jax.files import locked
 from massive_jax.forward import forward, own_positions
@@ -32,11 +33,11 @@ from massive_jax.probe.functions import result_shapes
 from massive_jax.sweep import plan as planning
 from massive_jax.sweep.grid import EditGrid
 from massive_jax.sweep.metrics import Metric, find_metric
-from massive_jax.sweep.store import Store, checked_path, checksum
+from massive_jax.sweep.store import Store, checked_path
 from massive_jax.sweep.units import Units, as_units, program_text, stacked
 
 if TYPE_CHECKING:
-    from massive_jax.model import Model
+    from massive_jax.model import Model, TextModel
 
 Progress = Callable[[int], Any]
 
@@ -89,8 +90,8 @@ def sweep(
         "logit_difference", "log_probability", "probability", or "kl" from the unedited run; or a function of an
         `Output`, and of `data` where it is given, that gives a number or one a sequence [B], as `Model.gradient` takes.
         Those of the next token are the fastest, and take the least memory: one row of logits a sequence.
-      data: a token id ("logit", "log_probability", "probability"), two of them ("logit_difference"), each for all
-        sequences or one a sequence; for a function arrays, in a tuple or a dict, say.
+      data: a token ("logit", "log_probability", "probability"), two of them ("logit_difference"), by id or text, each
+        one for all sequences or one a sequence; for a function arrays, in a tuple or a dict, say.
       mask: bool [B, T], False for padding; None for none.
       batch: how many units run together at most; None for what is fast.
       memory: bytes that a batch may take at most, beside the parameters; None for a fourth of the device's.
@@ -106,28 +107,28 @@ def sweep(
     Examples:
       >>> tokens = model.tokenize("The capital of France is")
       >>> grid = mj.EditGrid("block_out", layers=[5, 20], positions=[3, 4], op="scale", value=0.5)
-      >>> found = model.sweep(tokens, grid, "probability", data=model.encode(" Paris")[0])
+      >>> found = model.sweep(tokens, grid, "probability", data=" Paris")
       >>> found.values.shape, found.axes
       ((2, 2), {'layer': (5, 20), 'position': (3, 4)})
     """
     batch, memory = planning.check_limits(batch, memory)
     checked_path(path)
-    if isinstance(tokens, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
-        raise ValueError("sweep is compiled itself and cannot run under a jax transform; give tokens that are there.")
+    units = edits if isinstance(edits, EditGrid) else as_units(edits)
+    edited = units.value if isinstance(units, EditGrid) else [edit.value for unit in units for edit in unit]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((model.params, tokens, mask, data, edited))):
+        raise ValueError("sweep is compiled itself and cannot run under a jax transform; see Model.gradient for that.")
     tokens = np.asarray(model.check_inputs(tokens, mask)[0])
     mask = None if mask is None else np.asarray(mask)
     config = cast("TransformerConfig", model.config)
-    found_metric, data = find_metric(metric, data, len(tokens), config.vocab_size)
+    found_metric, data = find_metric(metric, data, cast("TextModel", model), len(tokens))
     lengths = np.full(len(tokens), tokens.shape[1]) if mask is None else mask.sum(axis=1)
     if found_metric.of == "text" and lengths.min() < 2:
         raise ValueError(f"metric {metric} needs at least two tokens a sequence: the first is not predicted.")
     axes = None
-    if isinstance(edits, EditGrid):
-        axes = edits.axes(config.input_sizes(tokens.shape), int(lengths.min()))
-        grid: list[tuple[Edit, ...]] = [(edit,) for edit in edits.cells(axes)]
-    else:
-        grid = as_units(edits)
-    run = _Run.of(model, tokens, mask, grid, found_metric, data, batch, memory, path)
+    if isinstance(units, EditGrid):
+        axes = units.axes(config.input_sizes(tokens.shape), int(lengths.min()))
+        units = [(edit,) for edit in units.cells(axes)]
+    run = _Run.of(model, tokens, mask, units, found_metric, data, batch, memory, path)
     values, unedited = run.values(progress)
     if axes is not None:
         values = values.reshape(*(len(places) for places in axes.values()), *values.shape[1:])
@@ -227,7 +228,7 @@ class _Run:
             padded, own = (np.pad(x, ((0, 0), (pad, 0))) for x in (tokens, every))
             positions = own_positions(own)
             unedited, params, data = _unedited(self.model, padded, positions), self.model.params, self.data
-            if self.metric.name == "kl":
+            if self.metric.beside:
                 data = _last_logits(config, params, unedited.hidden[:, pad:], plain)
             before = fetch(_value_of(config, self.metric, params, unedited.hidden[:, pad:], tokens, plain, data))
             if not np.isfinite(before).all():
@@ -294,7 +295,7 @@ class _Run:
             metric += program_text(*_function_args(self.model, self.units.tokens.shape, self.metric, self.data))
         mask = "no mask" if self.units.mask is None else self.units.mask
         return {
-            "model": checksum(repr(self.model.config), self.model.params),
+            "model": model_checksum(self.model.config, self.model.params),
             "tokens": checksum(self.units.tokens, mask),
             "edits": checksum([unit.digest for unit in self.found]),
             "metric": checksum(metric, self.data),

@@ -9,13 +9,11 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
-import xxhash
 
 from massive_jax.arguments import shown
 from massive_jax.files import Path, one_line, user_path, write_arrays
-from massive_jax.parallel import bytes_from_first, is_first, whole
+from massive_jax.parallel import bytes_from_first, is_first
 
 _SECONDS = 2.0  # between two writings
 
@@ -92,16 +90,3 @@ def checked_path(path: Any) -> None:
         raise ValueError(f"path is {shown(path)}; give the name of a file that ends in .npz.")
     if user_path(path).is_dir():
         raise ValueError(f"path {str(path)!r} is a directory; give the name of a file that ends in .npz.")
-
-
-def checksum(*things: Any) -> str:
-    """Gives the checksum of texts and of trees of arrays."""
-    found = xxhash.xxh3_128()
-    for thing in things:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(thing):
-            array = None if isinstance(leaf, str) else np.ascontiguousarray(whole(leaf))
-            kind = leaf if array is None else f"{array.dtype}{array.shape}"
-            found.update(f"{jax.tree_util.keystr(path)}{kind}".encode())
-            if array is not None:
-                found.update(array.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()

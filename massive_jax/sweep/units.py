@@ -97,7 +97,7 @@ class Units:
         for number, unit in enumerate(units):
             try:
                 for edit in unit:
-                    _check_finite(edit)
+                    check_finite(edit.value, describe(edit))
                 its = self._one(self.compiled(unit))
             except ValueError as error:
                 several = "" if count == 1 else f"unit {number}: "
@@ -222,22 +222,22 @@ def _first_layer(site: Site, rows: EditRows, num_layers: int) -> int:
 
 def _looks_ahead(site: Site, rows: EditRows) -> bool:
     """Whether what is done to a token may depend on those after it."""
+    # Probabilities that are made may be of keys after the query.
+    made = site.name == "attn_probs"
     if rows.fn is not None:
         inside = {*site.axes} - {*rows.index}
-        return "S" in inside or ("T" in inside and not isinstance(rows.fn, PerToken))
+        return made or "S" in inside or ("T" in inside and not isinstance(rows.fn, PerToken))
     ops = {OPS[op] for op in np.asarray(rows.op).tolist()}
-    # Probabilities that are made may be of keys after the query.
-    made = site.name == "attn_probs" and ops != {"scale"}
-    return made or any(OPERATIONS[op].whole_sequence for op in ops)
+    return (made and ops != {"scale"}) or any(OPERATIONS[op].whole_sequence for op in ops)
 
 
-def _check_finite(edit: Edit) -> None:
-    """ValueError where a value is NaN or infinite."""
-    for leaf in jax.tree.leaves(edit.value):
+def check_finite(value: Any, what: str) -> None:
+    """Raises a ValueError where the value of an edit is NaN or infinite; `what` is the edit, in words."""
+    for leaf in jax.tree.leaves(value):
         try:
             array = np.asarray(leaf)
             bad = jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all()
         except (TypeError, ValueError):  # `compile_edits` says what is wrong with it
             continue
         if bad:
-            raise ValueError(f"{describe(edit)}: value holds NaN or infinity; give finite numbers.")
+            raise ValueError(f"{what}: value holds NaN or infinity; give finite numbers.")

@@ -15,7 +15,7 @@ import numpy as np
 from massive_jax.analysis import SINK, attention_shares, sink_shares
 from massive_jax.bias import sink_tokens_alone
 from massive_jax.dtypes import wide
-from massive_jax.forward import forward
+from massive_jax.forward import check_input, forward
 from massive_jax.models import LanguageModel, TransformerConfig, VisionTransformer
 from massive_jax.parallel import fetch, whole
 from massive_jax.probe import Capture, Measure, compile_captures
@@ -47,8 +47,12 @@ def take_census(module: LanguageModel | VisionTransformer, params: Any, inputs: 
       "typical": the median over the other tokens of each one's largest, which is about "first" where a dim is large on
       every token. The first token is the learned one in front of the sequence where there is one (attention bias
       "sink_token").
+
+    Raises:
+      ValueError: inputs that the model cannot take.
     """
     config = module.config
+    inputs = check_input(config, inputs)
     capture = (
         Capture("block_out", top_k=TOP_K, median=True, kurtosis=True),
         Capture("attn_probs", mass=True),

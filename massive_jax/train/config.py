@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from massive_jax.arguments import SEEDS, is_index, shown
-from massive_jax.files import Path
+from massive_jax.files import Path, differences
 from massive_jax.models import TransformerConfig, VisionConfig
 from massive_jax.parallel import BATCH_AXES, mesh_sizes
 from massive_jax.train.optimizer import OptimizerConfig
@@ -183,9 +183,7 @@ def check_same(stored: Mapping[str, Any], asked: RunConfig, workdir: Path, done:
 
     before, now = flat(_with_defaults(stored, asked)), flat(asked.described())
     differing = [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in dict.fromkeys([*before, *now])
-        if before.get(name) != now.get(name) and name not in _FREE
+        f"{name} was {was!r} and is {is_now!r}" for name, was, is_now in differences(before, now) if name not in _FREE
     ]
     if differing:
         raise ValueError(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from massive_jax.arguments import seed_number, whole_number
+from massive_jax.arguments import seed_number, shown, whole_number
 from massive_jax.model import Model
 from massive_jax.models import declared
 from massive_jax.parallel import mesh_of_params, param_sharding
@@ -39,11 +39,15 @@ def lora_init(model: Model, rank: int = 8, where: str = QUERY_AND_VALUE, seed: i
       path -> {"down": [L, …, r], normal with variance 1 / fan-in, "up": [L, r, …], zeros}, float32.
 
     Raises:
-      ValueError: no kernel has such a path; a rank below 1.
+      ValueError: no regular expression; no kernel has such a path; a rank below 1.
     """
+    try:
+        pattern = re.compile(where)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"where is {shown(where)}, no regular expression: {error}.") from None
     rank, rng = whole_number("rank", rank, 1), np.random.default_rng(seed_number(seed))
     parameters, mesh = declared(Model.of(model).module), mesh_of_params(model.params)
-    paths = [path for path, it in parameters.items() if it.matrix and re.fullmatch(where, path)]
+    paths = [path for path, it in parameters.items() if it.matrix and pattern.fullmatch(path)]
     if not paths:
         kernels = ", ".join(path for path, it in parameters.items() if it.matrix)
         raise ValueError(f"no kernel has a path that {where!r} matches; there are {kernels}.")
@@ -71,12 +75,19 @@ def lora_merge(params: Mapping[str, Any], adapters: Adapters, scale: float = 1.0
       params: of the model.
       adapters: what `lora_init` made, trained perhaps.
       scale: α / r in the paper's words.
+
+    Raises:
+      ValueError: an adapter of no kernel that is there, or of one of another shape.
     """
     flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
     for path, it in adapters.items():
+        if path not in flat:
+            raise ValueError(f"there is no kernel {path}, which has an adapter: it is another model's.")
         kernel, down, up = flat[path], it["down"], it["up"]
         stacked = down.ndim + up.ndim - 2 - kernel.ndim
         lead, ins, outs = "abc"[:stacked], "ijk"[: down.ndim - 1 - stacked], "xyz"[: up.ndim - 1 - stacked]
         change = jnp.einsum(f"{lead}{ins}r,{lead}r{outs}->{lead}{ins}{outs}", down, up)
+        if change.shape != kernel.shape:
+            raise ValueError(f"{path} is {list(kernel.shape)}, its adapter {list(change.shape)}: another model's.")
         flat[path] = (kernel.astype(change.dtype) + scale * change).astype(kernel.dtype)
     return flax.traverse_util.unflatten_dict(flat, sep="/")

@@ -224,17 +224,32 @@ def test_a_shard_that_is_cut_is_collected_again(collect, store, tmp_path, monkey
     assert files(directory) == files(store.directory)
 
 
+def test_killed_before_it_is_known_what_the_files_are(collect, store, tmp_path):
+    """The first file of all was being written; or what it says of shards is damaged."""
+    directory = tmp_path / "a"
+    directory.mkdir()
+    (directory / ".0123456789abcdef.tmp.json").write_bytes(b"{")
+    whole = read_json(store.directory / "index.json")
+    assert files(collect(directory).directory) == files(store.directory)
+    for shards in (3, None, [3], [{"file": 3}]):
+        (directory / "index.json").unlink(missing_ok=True)
+        write_json(directory / "collecting.json", {**whole, "shards": shards})
+        assert files(collect(directory).directory) == files(store.directory)
+
+
 def test_another_store_is_refused(collect, store, model, windows, tmp_path, monkeypatch):
     monkeypatch.setattr(mj.Model, "__call__", lambda *_, **__: pytest.fail("the model is run"))
     before = files(store.directory)
     assert len(collect(store.directory)) == len(store)  # the same: it is there
     fewer = dataclasses.replace(windows, tokens=windows.tokens[:6])
+    tuned = planted(model, 2999.0)  # of the same name
     for options, words in {
         "seed": ({"shuffle": True}, "with shuffle False, these would be with True"),
         "dtype": ({"dtype": "float16"}, "with dtype 'float32', these would be with 'float16'"),
         "sites": ({"captures": KEPT[2]}, r"with sites \['block_out.2'.*these would be with \['embed'\]"),
         "text": ({"windows": fewer}, "with windows 7, these would be with 6"),
         "about": ({"about": {"text": "a"}}, "with text None, these would be with 'a'"),
+        "weights": ({"model": tuned}, "with weights '[0-9a-f]{32}', these would be with '[0-9a-f]{32}'"),
     }.values():
         with pytest.raises(ValueError, match=words) as raised:
             collect(store.directory, **options)
@@ -242,7 +257,7 @@ def test_another_store_is_refused(collect, store, model, windows, tmp_path, monk
     assert files(store.directory) == before
     unfinished = {k: v for k, v in read_json(store.directory / "index.json").items() if k != "sites"}
     for stored, words in (
-        (unfinished | {"versions": {"jax": "0.1"}}, "the beginning of the activations in .* with massive_jax None"),
+        (unfinished | {"versions": {"jax": "0.1"}}, "the beginning of the activations in .* is with massive_jax None"),
         ([1], "is none of an activation store"),
     ):
         write_json(tmp_path / "old" / "collecting.json", stored)

@@ -15,7 +15,7 @@ import massive_jax as mj
 from experiments import common
 from massive_jax.files import locked
 
-ALL = ("layerwise", "feature_map", "attention_map", "intervene", "reproduce")
+ALL = ("layerwise", "feature_map", "attention_map", "sweep", "intervene", "reproduce")
 
 
 @pytest.fixture
@@ -96,6 +96,13 @@ def no_model(monkeypatch):
         ("register_neurons", "--outlier=nan", "give a finite number"),
         ("register_neurons", "--outlier_layer=0", "--outlier_layer=0"),
         ("reproduce", "--ops=foo", "unknown operation 'foo'"),
+        ("sweep", "--metric=los", "--metric=los"),
+        ("sweep", "--metric=logit", "--metric=logit needs --token"),
+        ("sweep", "--other=a", "--other has no effect with --metric=loss"),
+        ("sweep", "--op=noise", "set|scale|add"),
+        ("sweep", "--dim=-1", "--dim=-1"),
+        ("sweep", "--site=embed", "site embed is outside the blocks"),
+        ("sweep", "--site=mlp", "unknown site 'mlp'"),
         *(
             (name, "--text=no-such-file", "no text file 'no-such-file'")
             for name in ("layerwise", "intervene", "reproduce")
@@ -128,6 +135,9 @@ def test_seen_before_the_model_is_loaded(fails, name, flag, message):
         ("feature_map", ["--layer=4"], "--layer=4: give 'auto' or a layer of this model, 1 to 3"),
         ("attention_map", ["--head=4"], "--head=4.*0 to 3"),
         ("reproduce", ["--context=9", "--head=4"], "--head=4"),
+        ("sweep", ["--dim=32"], "dim 32 is out of range; block_out has dim 0 to 31"),
+        ("sweep", ["--value=nan"], "value holds NaN"),
+        ("sweep", ["--prompt=a"], "at least two tokens"),
         ("reproduce", ["--context=9", "--layer=4"], "--layer=4"),
         ("reproduce", ["--context=9", "--sites=0:32"], "place 0:32 out of range"),
     ],

@@ -163,6 +163,9 @@ def test_a_state_of_other_flags_is_refused(tiny, tmp_path, monkeypatch):
         take_census(tiny, data, state=state, about={"bos": False}, seed=1)
     with pytest.raises(ValueError, match="with bos False, this one with True"):
         take_census(tiny, data, state=state, about={"bos": True})
+    changed = {**tiny.params, "embedding": tiny.params["embedding"] * 2}
+    with pytest.raises(ValueError, match="with weights '"):  # of the same name
+        take_census(tiny.with_params(tiny.config, changed), data, state=state, about={"bos": False})
     whole = state.read_bytes()
     flipped = bytes([*whole[: len(whole) // 2], whole[len(whole) // 2] ^ 255, *whole[len(whole) // 2 + 1 :]])
     for damaged in (b"PK no archive", b"", whole[:100], whole[:-30], flipped):

@@ -12,7 +12,7 @@ import transformers
 
 from massive_jax.bias import absorb_prefix, rebuild
 from massive_jax.data import cut_windows, load_text
-from massive_jax.evaluate import hidden_state, perplexity
+from massive_jax.evaluate import perplexity
 from massive_jax.probe import Capture, Edit
 from massive_jax.weights import wheel
 from massive_jax.zoo import PRESETS
@@ -176,9 +176,14 @@ def test_with_bos_absorbed_it_is_as_near_to_float64_as_it_was(default_model):
 # Interventions
 
 
+def streams(model, tokens):
+    """The output of every block [L, B, T, D]: one program for two tests."""
+    return np.asarray(model(tokens, capture=Capture("block_out"), logits=False).intermediates["block_out"])
+
+
 def test_zeroing_three_numbers_ruins_the_model_and_their_mean_does_not(default_model):
     windows = cut_windows(default_model, load_text(), context=256, windows=1)
-    hidden = hidden_state(default_model, windows.tokens, 12)
+    hidden = streams(default_model, windows.tokens)[11]
     means = {dim: float(hidden[:, 0, dim].mean()) for dim in DIMS}
     assert abs(means[507]) > 20_000
 
@@ -200,7 +205,7 @@ def test_zeroing_three_numbers_ruins_the_model_and_their_mean_does_not(default_m
 
 def test_with_bos_only_the_first_token_is_massive(default_model):
     tokens = cut_windows(default_model, load_text(), context=255, windows=1, bos=True).tokens
-    hidden = np.abs(np.asarray(default_model(tokens, capture=Capture("block_out")).intermediates["block_out"]))[:, 0]
+    hidden = np.abs(streams(default_model, tokens))[:, 0]
     first = hidden[:, 0].max(axis=-1)
     assert first[11:27] == pytest.approx(24_900, rel=0.01)  # the last blocks take it down
     assert (hidden[11:27, 0].argmax(axis=-1) == 507).all()

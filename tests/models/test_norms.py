@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from massive_jax.models import NormConfig
+from massive_jax.models import NormConfig, frozen_norm
 from massive_jax.models.mlp_weights import mlp_weights
-from massive_jax.models.norms import Norm, frozen_norm
+from massive_jax.models.norms import Norm
 from tests.fixtures.tiny import TINY, random_model
 
 KINDS = {

@@ -2,7 +2,6 @@
 
 import ast
 import copy
-import itertools
 import math
 import os
 import pathlib
@@ -10,7 +9,6 @@ import pathlib
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 
 import massive_jax.report
 from massive_jax.report import (
@@ -30,6 +28,7 @@ from massive_jax.report import (
     registers,
     style,
 )
+from tests.fixtures.figures import assert_readable, texts_of
 
 TOKENS = ["Summer", " is", " warm", ".", " Winter", " is", " cold", ".", "\n"]
 STRANGE = [
@@ -213,22 +212,9 @@ OTHER_SIZES = (
 )
 
 
-def _texts(made):
-    """(text, extent in pixels) of all that a figure shows."""
-    made.canvas.draw()
-    hidden = set()  # matplotlib keeps labels of ticks outside the axes
-    for axis in itertools.chain.from_iterable((ax.xaxis, ax.yaxis) for ax in made.axes):
-        low, high = sorted(axis.get_view_interval())
-        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
-            if not axis.axes.axison or not low - 1e-9 <= tick.get_loc() <= high + 1e-9:
-                hidden |= {tick.label1, tick.label2}
-    shown = [t for t in made.findobj(Text) if t not in hidden and t.get_visible() and t.get_text().strip()]
-    return [(t.get_text(), t.get_window_extent()) for t in shown]
-
-
 def _words(module, *data):
     with style.context():
-        return [words for words, _ in _texts(module.draw(*data))]
+        return [words for words, _ in texts_of(module.draw(*data))]
 
 
 @pytest.mark.parametrize(
@@ -237,18 +223,7 @@ def _words(module, *data):
 def test_no_text_is_cut_or_overlaps(name):
     module, data = CASES[name]
     with style.context():
-        made = module.draw(*data)
-        texts = _texts(made)
-    assert len(texts) > 4
-    width, height = made.bbox.size
-    for words, box in texts:
-        assert box.x0 >= 0, words
-        assert box.y0 >= 0, words
-        assert box.x1 <= width, words
-        assert box.y1 <= height, words
-    for (one, a), (other, b) in itertools.combinations(texts, 2):
-        across, along = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-        assert min(across, along) <= 1, f"{one!r} and {other!r} overlap"
+        assert_readable(module.draw(*data))
 
 
 def test_layerwise_says_what_was_found():
@@ -344,7 +319,7 @@ def test_intervention_draws_what_is_not_finite_open_and_longest():
     assert zero.get_facecolor() == (1, 1, 1, 1)
     assert zero.get_width() > mean.get_width() > original.get_width()
     assert mean.get_width() == pytest.approx(2)  # log10
-    assert "inf" in [words for words, _ in _texts(made)]
+    assert "inf" in [words for words, _ in texts_of(made)]
 
 
 def test_registers_say_what_was_found():

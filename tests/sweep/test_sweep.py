@@ -137,14 +137,38 @@ def test_metrics_of_the_next_token(small, texts):
         ("probability", np.exp(log_probs[[0, 1], ids]).mean()),
         ("kl", 0.0),
     ):
-        found, data = find_metric(metric, None if metric == "kl" else ids, 2, 260)
+        found, data = find_metric(metric, None if metric == "kl" else ids, small, 2)
         value = found.last(jnp.asarray(last), last if metric == "kl" else data)
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+
+
+def scaled(x, value):
+    """Of what is edited: a number that it was not."""
+    return 0 * x + value
 
 
 def flipped(x, value):
     """Of a whole tensor: the tokens in reverse order."""
     return x[:, ::-1] * value
+
+
+def test_tokens_by_text_are_their_ids(small):
+    assert [ids.tolist() for ids in find_metric("logit_difference", ("a", ["b", "c"]), small, 2)[1]] == [
+        [97, 97],
+        [98, 99],
+    ]
+
+
+def test_a_function_that_looks_at_one_later_key_runs_whole(small, texts):
+    """Its query is in another chunk than the key that it is made to see."""
+    tokens = texts[0]
+    units = [
+        mj.Edit("attn_probs", layer=1, head=head, position=2, key=17, op=scaled, value=np.float32(0.5))
+        for head in (0, 1)
+    ]
+    found = small.sweep(tokens, units, "logit_difference", data=CHOICE)
+    np.testing.assert_allclose(found.values, one_by_one(small, tokens, units, difference), rtol=2e-4, atol=2e-4)
+    assert found.effects.all()
 
 
 def test_what_looks_ahead_runs_whole(small, tiny_tokens):
@@ -219,6 +243,14 @@ def test_refused(small, tiny_tokens, tiny_vision, tiny_images, compilations, tmp
         ([nan], "value holds NaN or infinity"),
         (mj.EditGrid("block_out", layers=[1, 1]), "EditGrid: layers names 1 twice"),
         (mj.EditGrid("block_out", positions=[0, -9]), "units 0 and 1 are the same"),
+        (mj.EditGrid("block_out", layers=[1, 3]), "^EditGrid: layer 3 is out of range; this model has layers 1 to 2.$"),
+        (
+            mj.EditGrid("block_out", positions=[0, 9, -10]),
+            "position 9, -10 is out of range; there are positions 0 to 8.$",
+        ),
+        (mj.EditGrid("head_out", heads=[-1]), "^EditGrid: head -1 is out of range; head_out has head 0 to 3.$"),
+        (mj.EditGrid("embed", layers=[1]), "embed is outside the blocks: leave layers out"),
+        (mj.EditGrid("block_out", value=float("inf")), "^EditGrid: value holds NaN or infinity; give finite numbers.$"),
         (mj.EditGrid("block_out", positions=[]), r"EditGrid: positions is \[\]; give 'every'"),
         (mj.EditGrid("block_out", heads="every"), "block_out has axes BTD and no head"),
         (mj.EditGrid("block_out", layers=None), "block_out is in every block; give layers"),
@@ -228,10 +260,14 @@ def test_refused(small, tiny_tokens, tiny_vision, tiny_images, compilations, tmp
             small.sweep(tiny_tokens, edits, "loss")
     for options, message in (
         ({"metric": "los"}, "unknown metric 'los'; the metrics are loss, perplexity, logit, .* and functions"),
-        ({"metric": "logit"}, "metric logit takes a token id as data"),
-        ({"metric": "logit", "data": 260}, "token ids 260 are not in the vocabulary, 0 to 259"),
-        ({"metric": "logit", "data": [1, 2, 3]}, r"a token id is \[1, 2, 3\]; give a whole number, or one a sequence"),
-        ({"metric": "logit_difference", "data": 3}, "takes two token ids as data"),
+        ({"metric": "logit"}, "metric logit takes a token as data, by id or text"),
+        ({"metric": "logit", "data": 260}, "metric logit: data: token ids from 260 to 260 do not fit the vocabulary"),
+        (
+            {"metric": "logit", "data": [1, 2, 3]},
+            r"data is \[1, 2, 3\]; give a token's id, its text, or one a sequence",
+        ),
+        ({"metric": "logit", "data": "two"}, "data 'two' is 3 tokens"),
+        ({"metric": "logit_difference", "data": 3}, "takes two tokens as data"),
         ({"data": 3}, "metric loss takes no data"),
         ({"metric": gives_two}, r"metric gives_two gives float32\[2, 2\]; it has to give a float, or one a sequence"),
         ({"metric": leaves_jax}, "metric leaves_jax: it fails with"),
@@ -246,6 +282,12 @@ def test_refused(small, tiny_tokens, tiny_vision, tiny_images, compilations, tmp
         tiny_vision.sweep(tiny_images, [zero], "loss")
     with pytest.raises(ValueError, match="needs at least two tokens a sequence"):
         small.sweep(tiny_tokens[:, :1], [zero], "loss")
-    with pytest.raises(ValueError, match="cannot run under a jax transform"):
-        jax.jit(lambda tokens: small.sweep(tokens, [zero], "loss"))(tiny_tokens)
+    for under in (
+        lambda x: small.sweep(x, [zero], "loss"),
+        lambda x: small.sweep(tiny_tokens, [mj.Edit("block_out", layer=1, value=x)], "loss"),
+        lambda x: small.sweep(tiny_tokens, mj.EditGrid("block_out", value=x), "loss"),
+        lambda x: small.sweep(tiny_tokens, [zero], mean_square, data=x),
+    ):
+        with pytest.raises(ValueError, match="cannot run under a jax transform"):
+            jax.jit(under)(tiny_tokens)
     assert compilations() == 0

@@ -46,6 +46,15 @@ def test_what_is_refused(tiny_model):
         lora_init(tiny_model, rank=0)
     with pytest.raises(ValueError, match="give a Model"):
         lora_init(tiny_model.params)
+    for where, message in (("(", r"where is '\(', no regular expression: "), (3, "where is 3, no regular expression")):
+        with pytest.raises(ValueError, match=message):
+            lora_init(tiny_model, where=where)
+    adapters = lora_init(tiny_model, rank=1)
+    with pytest.raises(ValueError, match="there is no kernel layers/attn/.*: it is another model's"):
+        lora_merge({"layers": {}}, adapters)
+    fewer = jax.tree.map(lambda leaf: leaf[:2], dict(tiny_model.params))
+    with pytest.raises(ValueError, match=r"kernel is \[2, 32, .*\], its adapter \[4, 32, .*\]: another model's"):
+        lora_merge(fewer, adapters)
 
 
 @pytest.mark.slow
