@@ -30,7 +30,7 @@ KINDS = {
     "learned, softcap": {"position": "learned", "logit_softcap": 3.0, "attention_softcap": 2.0},
     "sink tokens": {"attention_bias": AttentionBias("sink_token", slots=2), "norm_placement": "pre_and_output"},
 }
-QUICK = ("default", "alibi, parallel, window, slots")
+QUICK = ("alibi, parallel, window, slots",)  # of the default the tests of a grid are quick
 
 
 @pytest.fixture(scope="module")
