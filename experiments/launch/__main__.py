@@ -22,9 +22,7 @@ from __future__ import annotations
 
 import functools
 import os
-import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -56,11 +54,15 @@ def main(argv: Sequence[str]) -> None:
     for program in NEEDS[place]:
         if shutil.which(program) is None:
             raise ValueError(f"--on={place} --run needs {program}, which is not installed here.")
-    # A file, since what a shell reads from its input the programs that it starts would read, too.
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "launch.sh"
-        path.write_text(script, encoding="utf-8")
-        sys.exit(subprocess.run(["bash", os.fspath(path)], check=False).returncode)
+    # In place of this program, which would kill it when it is interrupted itself: it has a slice to delete. From a
+    # file, since what a shell reads from its input the programs that it starts would read, too.
+    with tempfile.TemporaryFile() as file:
+        file.write(script.encode())
+        file.flush()
+        file.seek(0)
+        os.set_inheritable(file.fileno(), True)
+        sys.stdout.flush()
+        os.execvp("bash", ["bash", f"/dev/fd/{file.fileno()}"])
 
 
 if __name__ == "__main__":

@@ -95,6 +95,24 @@ def test_one_process_is_not_told_of_others():
     assert given.together(8, 2).arguments == ("--distributed",)
 
 
+def test_run_becomes_the_script(script, refused, pretend, monkeypatch, tmp_path):
+    """Whoever interrupts it interrupts the script, which then deletes what it made; the exit status is the script's."""
+    argv = ("--on=docker", "--accelerator=h100:1", "--image=a/b", "--run", "--", "layerwise")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert "needs docker, which is not installed" in refused(*argv)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    pretend("docker", 'echo "$@" > "$state/given"; exit 7')
+
+    def become(program, arguments):
+        sys.exit(subprocess.run([program, *arguments[1:]], close_fds=False, check=False).returncode)
+
+    monkeypatch.setattr("os.execvp", become)
+    with pytest.raises(SystemExit) as stopped:
+        script(*argv)
+    assert stopped.value.code == 7
+    assert (tmp_path / "given").read_text().endswith("a/b -m experiments.layerwise\n")
+
+
 @pytest.mark.slow
 def test_from_the_command_line():
     """A bad flag is a line and status 1; --traceback is common to all programs; what is good is printed."""
