@@ -1,4 +1,4 @@
-"""Compiles for TPUs on a machine without one, by libtpu: kernels, a forward pass with statistics, training steps.
+"""Compiles for TPUs on a machine without one, by libtpu: kernels, forward passes with statistics, training steps.
 
   make check-tpu
 
@@ -8,6 +8,8 @@ with 1 if any did not compile. Nothing runs, so it says nothing about speed or n
 tested interpreted (tests/models/test_splash.py).
 
 There are ten programs a topology; expect three kernels a gradient of attention, and six where it is merged with a sink.
+Then `experiments.layerwise` of LLaMA2-70B at its full depth, in bfloat16, on each of --pods, beside what
+`experiments.plan` says that it takes: one that is off by more than 5 % counts as failed.
 What libtpu says about host names of workers means nothing here.
 """
 
@@ -18,25 +20,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from massive_jax.chips import Chips
+from massive_jax.evaluate.layers import CAPTURE
 from massive_jax.models import AttentionBias, LanguageModel, TransformerConfig
 from massive_jax.models.attention import Surroundings, attend
 from massive_jax.models.attention_bias import AttentionSlots, SlotPlaces
-from massive_jax.parallel import AXES, BATCH_AXES, mesh_set, mesh_text
+from massive_jax.parallel import BATCH_AXES, mesh_text, parse_mesh
+from massive_jax.plan import compile_program, config_of, estimate, mesh_for
+from massive_jax.plan.compiled import as_on, mesh_on, topology_devices
+from massive_jax.plan.programs import forward as forward_program
 from massive_jax.probe import Capture, compile_captures
 from massive_jax.train import OptimizerConfig, Trainer
 from massive_jax.train.step import _step
 
 _TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"], "What to compile for, as libtpu names them; four chips each."
+)
+_PODS = flags.DEFINE_list(
+    "pods", ["v5e-16/fsdp:4+tensor:4"], "CHIPS/MESH that the full depth is compiled for; + between a mesh's axes."
 )
 _CONFIG = TransformerConfig(
     vocab_size=1024,
@@ -107,33 +114,54 @@ def _everywhere(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)
 
 
+def full_depth(pod: str) -> str:
+    """Compiles the layer-wise figures of LLaMA2-70B for a pod; says what a chip holds, planned and compiled.
+
+    Raises:
+      ValueError: they differ by more than 5 %, or it does not compile.
+    """
+    name, _, axes = pod.partition("/")
+    chips, sizes = Chips.parse(name), parse_mesh(axes.replace("+", ","))
+    config = dataclasses.replace(config_of("llama2_70b"), dtype="bfloat16")
+    program = forward_program("layers", CAPTURE, 4, 512, 1)
+    planned = estimate(program, config, chips, sizes).total
+    compiled = compile_program(program, config, mesh_for(chips, sizes)).total
+    found = f"{compiled / 2**20:8.1f} MiB a chip, {planned / compiled:.3f} of it planned"
+    if not 0.95 < planned / compiled < 1.05:
+        raise ValueError(found)
+    return found
+
+
 def main(argv: list[str]) -> None:
     """Runs the check."""
     del argv
     failed = total = 0
+
+    def report(where: str, name: str, check: Callable[[], str]) -> None:
+        nonlocal failed, total
+        total += 1
+        started = time.perf_counter()
+        try:
+            found = check()
+        except Exception as error:
+            failed += 1
+            found = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:300]}"
+        print(f"{where:10} {name:40} {time.perf_counter() - started:6.1f} s {found}", flush=True)
+
+    def compiled(lower: Callable[[], Any]) -> str:
+        lowered = lower()
+        memory = lowered.compile().memory_analysis().temp_size_in_bytes
+        return f"{memory / 2**20:8.1f} MiB {lowered.as_text().count('@tpu_custom_call'):3} kernels"
+
     for topology in _TOPOLOGIES.value:
-        devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-        one, four = (
-            Mesh(devices[: a * b].reshape(1, a, b, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-            for a, b in ((1, 1), (2, 2))
-        )
+        devices = topology_devices(topology)
+        one, four = (mesh_on(devices, parse_mesh(f"{a},{b}")) for a, b in ((1, 1), (2, 2)))
         for programs, mesh in ((kernels, one), (forward, one), (training, one), (training, four)):
-            # The kernel asks for the platform, to be interpreted where it is no TPU.
-            with mock.patch.object(jax, "default_backend", return_value="tpu"), mesh_set(mesh):
+            with as_on(mesh):
                 for name, lower in programs(mesh):
-                    total += 1
-                    started = time.perf_counter()
-                    try:
-                        lowered = lower()
-                        compiled = lowered.compile()
-                    except Exception as error:
-                        failed += 1
-                        found = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:300]}"
-                    else:
-                        seconds, memory = time.perf_counter() - started, compiled.memory_analysis().temp_size_in_bytes
-                        calls = lowered.as_text().count("@tpu_custom_call")
-                        found = f"{seconds:6.1f} s {memory / 2**20:8.1f} MiB {calls:3} kernels"
-                    print(f"{topology:10} {name:40} {found}", flush=True)
+                    report(topology, name, lambda lower=lower: compiled(lower))
+    for pod in _PODS.value:
+        report(pod.partition("/")[0], "layers, LLaMA2-70B", lambda pod=pod: full_depth(pod))
     print(f"{failed} of {total} programs do not compile" if failed else f"all of {total} programs compile")
     sys.exit(min(failed, 1))
 

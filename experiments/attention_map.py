@@ -72,13 +72,16 @@ def layer_after(table: LayerTable) -> int:
     return min(table.full_size_layer + 1, len(table.layers))
 
 
+def captures(number: int, block: int | None = None) -> list[mj.Capture]:
+    """What `look` keeps: the share on every key in every layer, whole logits of layer `number`, one block's output."""
+    # Probabilities are made of the logits.
+    found = [mj.Capture("attn_probs", mass=True), mj.Capture("attn_logits", layers=(number,))]
+    return found if block is None else [*found, mj.Capture("block_out", layers=(block,))]
+
+
 def look(model: mj.Model, inputs: np.ndarray, number: int, block: int | None = None) -> Seen:
     """Runs one input: the attention of layer `number`, and the output of `block`, in one program for any layers."""
-    # The share is a reduction of every layer; whole logits are kept of one, and probabilities are made of them.
-    captures = [mj.Capture("attn_probs", mass=True), mj.Capture("attn_logits", layers=(number,))]
-    if block is not None:
-        captures.append(mj.Capture("block_out", layers=(block,)))
-    found = fetch(model(inputs, capture=captures, logits=False).intermediates)
+    found = fetch(model(inputs, capture=captures(number, block), logits=False).intermediates)
     hidden = None if block is None else np.asarray(found["block_out"][0, 0], np.float32)
     return Seen(found["attn_probs"].mass, found["attn_logits"][0, 0], hidden)
 

@@ -88,15 +88,15 @@ def open_data(name: str, workdir: Path, config: TrainConfig) -> TokenFile:
     return once(make, "prepare the text") or TokenFile.open(out)
 
 
-def configure(preset: TrainPreset) -> TrainConfig:
-    """The training that the flags ask for, on data that is not known yet."""
+def configure(preset: TrainPreset, platform: str | None = None) -> TrainConfig:
+    """The training that the flags ask for, on data that is not known yet; `platform`: see `training.kernel`."""
     dtype = training.dtype(preset.dtype)
     options = training.options(preset.options)
     if text.CONTEXT.value is not None:
         options["context"] = text.CONTEXT.value
     if _BOS.value is not None:
         options["bos"] = _BOS.value
-    kernel = training.kernel(dtype, options["context"])
+    kernel = training.kernel(dtype, options["context"], platform)
     bias, changes = training.attention_bias(), training.model_options()
     if _EMBEDDING_SCALE.value is not None:
         changes["embedding_scale"] = _EMBEDDING_SCALE.value

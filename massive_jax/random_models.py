@@ -61,7 +61,7 @@ def init(
             raise ValueError(f"dtype is {shown(dtype)}; give one of {', '.join(DTYPES)}, or None.")
         check_dtype(dtype)
     check_mesh(mesh)
-    name, config = _described(model)
+    name, config = described(model)
     config = dataclasses.replace(config, dtype=dtype or config.dtype)
     check_dtype(config.dtype)
     # Before the module is traced, which makes tables of a head's width: projections to queries alone.
@@ -87,8 +87,8 @@ def _check_fits(name: str, config: TransformerConfig | VisionConfig, count: int,
         )
 
 
-def _described(model: object) -> tuple[str, TransformerConfig | VisionConfig]:
-    """What `model` (see `init`) is called, and its config."""
+def described(model: object) -> tuple[str, TransformerConfig | VisionConfig]:
+    """Gives what `model` (see `init`) is called, and its config; ValueError where it is none."""
     if isinstance(model, TransformerConfig):
         return "language model", model
     if isinstance(model, VisionConfig):

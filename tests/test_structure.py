@@ -21,6 +21,7 @@ FLOORS = (
     ("loading", "exporting", "data", "analysis", "bias", "random_models"),
     ("evaluate",),
     ("report", "train", "collect"),
+    ("plan",),
 )
 
 

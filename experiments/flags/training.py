@@ -126,12 +126,15 @@ def dtype(of_preset: str) -> str:
     return str(model.DTYPE.value) if flags.FLAGS["dtype"].present else of_preset
 
 
-def kernel(dtype: str, tokens: int) -> AttentionKernel:
-    """The attention kernel to train with on this machine, that the model of the flags can have, on so many tokens."""
-    if dtype in KERNELS["cudnn"].dtypes and gpu_problem() is None:
+def kernel(dtype: str, tokens: int, platform: str | None = None) -> AttentionKernel:
+    """The attention kernel to train with, that the model of the flags can have, on so many tokens.
+
+    On this machine; with a `platform`, on one of those: cuDNN's only where this machine has it, which traces it.
+    """
+    if platform in (None, "gpu") and dtype in KERNELS["cudnn"].dtypes and gpu_problem() is None:
         return "cudnn"
     # Splash computes blocks of 128 tokens, whole.
-    on_tpu = jax.default_backend() == "tpu" and tokens >= 128
+    on_tpu = (platform or jax.default_backend()) == "tpu" and tokens >= 128
     if on_tpu and dtype in KERNELS["splash"].dtypes and BIAS.value != "sigmoid":
         return "splash"
     return "xla"

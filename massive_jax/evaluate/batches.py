@@ -34,6 +34,12 @@ def checked_inputs(model: Model, inputs: Any, mask: Any = None) -> np.ndarray:
     return np.asarray(Model.of(model).check_inputs(inputs, mask)[0])
 
 
+def rows_a_batch(count: int, length: int) -> int:
+    """Says how many of `count` inputs of `length` tokens are run together: batches as even as their number allows."""
+    most = max(1, TOKENS_A_BATCH // length)
+    return math.ceil(count / math.ceil(count / most)) if count else most
+
+
 def batches(
     inputs: np.ndarray, progress: Progress | None = None, length: int | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:
@@ -47,8 +53,7 @@ def batches(
       length: tokens of one of the inputs (see `input_length`); None for T.
     """
     length = length or inputs.shape[1]
-    most = max(1, TOKENS_A_BATCH // length)
-    rows = math.ceil(len(inputs) / math.ceil(len(inputs) / most)) if len(inputs) else most
+    rows = rows_a_batch(len(inputs), length)
     for start in range(0, len(inputs), rows):
         which = slice(start, min(start + rows, len(inputs)))
         yield which, inputs[which]

@@ -115,6 +115,18 @@ def _of_attention(probs: jax.Array, value: jax.Array, draws: jax.Array, causal: 
     }
 
 
+def census_measure(causal: bool, batch: int, data: tuple[Any, Any] | None = None) -> Measure:
+    """Gives what a census asks of a forward pass over `batch` windows.
+
+    Args:
+      causal: whether a token sees those before it only.
+      batch: B.
+      data: rows that are followed, int32 [B, R], and random tokens, int32 [B, M]; None for zeros.
+    """
+    zeros = (np.zeros((batch, len(_ROWS)), np.int32), np.zeros((batch, _DRAWS), np.int32))
+    return Measure("census", _SITES, _of_block(causal), data or zeros)
+
+
 @dataclasses.dataclass
 class Counted:
     """Holds what a census has counted so far.
@@ -249,7 +261,7 @@ def take_census(
     path = None if state is None else as_path(state)
     counted = None if path is None else _restore(path, about, sizes)
     kinds, saved = Kinds(model), time.monotonic()
-    measure, size = _of_block(config.causal), None
+    size = None
     waiting: tuple[Any, ...] | None = None
 
     def done(found: Any, batch: np.ndarray, kind: np.ndarray, token: np.ndarray, rows: np.ndarray) -> None:
@@ -267,8 +279,8 @@ def take_census(
         kind, token, rows = kinds(batch)
         # The random tokens of a window are its own, whatever batch it comes in.
         draws = np.stack([_draw(seed, window, T, config.causal) for window in range(rows_of.start, rows_of.stop)])
-        full, *data_of = (np.resize(a, (size, *a.shape[1:])) for a in (batch, rows, draws))
-        out = model(full, capture=Measure("census", _SITES, measure, tuple(data_of)), logits=False)
+        full, rows_of_all, draws = (np.resize(a, (size, *a.shape[1:])) for a in (batch, rows, draws))
+        out = model(full, capture=census_measure(config.causal, size, (rows_of_all, draws)), logits=False)
         if waiting is not None:  # while the device works on this batch
             done(*waiting)
         waiting = (out.intermediates["census"], batch, kind, token, rows)

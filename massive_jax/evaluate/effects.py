@@ -108,10 +108,13 @@ class Closer:
 
     def passes(self, model: Model, places: int, operations: int, everywhere: bool = False) -> int:
         """Counts how often `measure_effects` runs over the data at most, for a progress bar."""
-        L = model.config.num_layers
+        return self.passes_of(model.config.num_layers, places, operations, everywhere)
+
+    def passes_of(self, num_layers: int, places: int, operations: int, everywhere: bool = False) -> int:
+        """Counts the same for a model of so many layers."""
         alone = min(places, _ALONE) if self.alone and places > 1 else 0
         controls = len(self.controls) * self.draws + operations - 1 if places and self.controls else 0
-        layers = L * (self.sweep * operations) + math.ceil(L / 8) * (self.sweep or everywhere)
+        layers = num_layers * (self.sweep * operations) + math.ceil(num_layers / 8) * (self.sweep or everywhere)
         return 2 + operations + (alone + controls + layers if operations else 0)
 
 

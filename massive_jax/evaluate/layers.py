@@ -16,6 +16,8 @@ from massive_jax.parallel import fetch
 from massive_jax.probe import Capture, Stats
 
 _KEPT = 16  # values kept of each sequence and layer
+CAPTURE = Capture(("block_out", "final_norm"), top_k=_KEPT, median=True)
+"""What is kept of a forward pass."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +137,9 @@ class _Measured:
 def _statistics(
     model: Model, inputs: np.ndarray, mask: np.ndarray | None, progress: Progress | None
 ) -> tuple[Stats, Stats]:
-    capture = Capture(("block_out", "final_norm"), top_k=_KEPT, median=True)
     found: list[dict[str, Stats]] = []
     for rows, batch in batches(inputs, progress, input_length(model, inputs)):
-        out = model(batch, mask=None if mask is None else mask[rows], capture=capture, logits=False)
+        out = model(batch, mask=None if mask is None else mask[rows], capture=CAPTURE, logits=False)
         found.append(fetch(out.intermediates))
     blocks: Stats = _concatenate([f["block_out"] for f in found], axis=1)
     final: Stats = _concatenate([f["final_norm"] for f in found], axis=0)

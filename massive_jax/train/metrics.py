@@ -12,30 +12,16 @@ from typing import Any
 import jax
 
 from massive_jax.arguments import is_index, shown
+from massive_jax.chips import chip_of
 from massive_jax.files import Path, atomic_write, make_directory
 from massive_jax.models import TransformerConfig, VisionConfig, build, declared
 from massive_jax.storage import Mirror
 
-# Products in 16 bits, dense, in FLOP/s of one device, by the start of its name (the vendors' data sheets).
-PEAK_FLOPS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
-
 
 def peak_flops(dtype: str) -> float | None:
     """Gives the FLOP/s of one device of this machine; None where it is not known, or for float32."""
-    kind = jax.devices()[0].device_kind
-    if dtype == "float32":
-        return None
-    return next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), None)
+    chip = chip_of(jax.devices()[0].device_kind)
+    return None if chip is None or dtype == "float32" else chip.flops
 
 
 def flops_per_token(config: TransformerConfig | VisionConfig, context: int) -> float:
