@@ -43,7 +43,7 @@ REFERENCE = {
     **{
         room: [f"massive_jax.{room}"]
         for room in (
-            "analysis", "bias", "collect", "data", "evaluate", "models", "parallel", "probe", "report", "sweep",
+            "analysis", "bias", "collect", "data", "evaluate", "models", "parallel", "plan", "probe", "report", "sweep",
             "train", "zoo",
         )
     },

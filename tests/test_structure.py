@@ -12,7 +12,7 @@ ROOT = pathlib.Path(massive_jax.__file__).parent
 FLOORS = (
     ("arguments", "dtypes", "memory", "storage"),
     ("files",),
-    ("cards",),
+    ("cards", "chips"),
     ("inputs", "parallel", "probe"),
     ("models",),
     ("weights", "forward", "model_card", "checksums"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from massive_jax.models import VisionConfig, build, declared
+from massive_jax.models import build, declared
 from massive_jax.parallel import param_sharding
 from massive_jax.plan.place import Config, gathered, rows_a_chip
 
@@ -70,7 +70,8 @@ def expected(config: Config, mesh: Any, batch: int, length: int, *, trains: bool
         spec = [] if sharding is None else list(sharding.spec)
         parts = math.prod(mesh.shape[axis] for axis in spec if axis is not None)
         kept += math.prod(it.shape) * param_bytes // parts
-        looked_up = it.role in ("table", "head") and "V" in it.axes and not isinstance(config, VisionConfig)
+        tied = getattr(config, "tie_embeddings", False)
+        looked_up = "V" in it.axes and it.role == ("head" if tied else "table")
         if it.role == "residual" or (looked_up and spec[0] is not None):
             for axis in sums:
                 sums[axis] += (axis in spec) * (config.num_layers if it.per_layer else 1)
@@ -95,10 +96,16 @@ def in_program(text: str, shape: Mapping[str, int]) -> list[Collective]:
     """
     runs = _runs(text)
     total: dict[tuple[str, str, int], tuple[int, float]] = {}
+    channels: set[str] = set()
     for computation, line in _lines(text):
         match = re.search(rf"= (.*?) ({'|'.join(_KINDS)})(-start)?\(", line)
         if match is None:
             continue
+        # One that is dealt out to several fusions, to run beside them, is written in each, with the same channel.
+        channel = re.search(r"channel_id=(\d+)", line)
+        if channel is not None and channel[1] in channels:
+            continue
+        channels |= {channel[1]} if channel else set()
         kind, size = match[2], _bytes(match[1], last=bool(match[3]))
         axis, number = _axis(line, shape)
         if kind == "reduce-scatter":
@@ -122,15 +129,22 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 def _runs(text: str) -> dict[str, int]:
     """How often each computation runs: as its caller, times the trips of the loop where it is one's body."""
     callers: dict[str, tuple[str, int]] = {}
+    ends: dict[str, set[int]] = {}  # of a loop's condition, the numbers in it
     for computation, line in _lines(text):
-        trips = re.search(r'known_trip_count[^0-9]*"?n?"?[^0-9]*(\d+)', line)
-        if body := re.search(r"\bbody=%?([\w.\-]+)", line):
-            callers[body[1]] = (computation, int(trips[1]) if trips else 1)
+        if number := re.search(r"= s32\[\]\S* constant\((\d+)\)", line):
+            ends.setdefault(computation, set()).add(int(number[1]))
+    for computation, line in _lines(text):
         for match in re.finditer(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", line):
             callers.setdefault(match[1], (computation, 1))
         for match in re.finditer(r"branch_computations=\{([^}]*)\}", line):
-            for name in match[1].split(","):
-                callers.setdefault(name.strip().lstrip("%"), (computation, 1))
+            callers.update((name.strip().lstrip("%"), (computation, 1)) for name in match[1].split(","))
+        body, condition = (re.search(rf"\b{of}=%?([\w.\-]+)", line) for of in ("body", "condition"))
+        if body and condition:
+            known = re.search(r"known_trip_count\W+n\W+(\d+)", line)
+            numbers = ends.get(condition[1], set())
+            # Of a counter that is compared with a number; a loop that ends when something is found counts once.
+            trips = int(known[1]) if known else max(numbers) if len(numbers) == 1 else 1
+            callers[body[1]] = (computation, max(1, trips))
 
     def runs(name: str, depth: int = 0) -> int:
         if name not in callers or depth > 50:
@@ -169,6 +183,13 @@ def _groups(line: str) -> set[frozenset[int]]:
     listed = re.search(r"replica_groups=\{(\{.*?\})\}", line)
     if listed:
         return {frozenset(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1])}
+    if along := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", along[1])}
+        axes = re.findall(r"'(\w+)'", along[2])
+        rows = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        places = [list(sizes).index(axis) for axis in axes]
+        rows = np.moveaxis(rows, places, range(-len(places), 0)).reshape(-1, math.prod(sizes[axis] for axis in axes))
+        return {frozenset(map(int, row)) for row in rows}
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
     if iota is None:
         return set()

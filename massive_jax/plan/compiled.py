@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from jax.sharding import AxisType, Mesh
 from massive_jax.chips import Chips
 from massive_jax.parallel import AXES, make_mesh, mesh_set
 from massive_jax.plan.collectives import Collective, in_program
-from massive_jax.plan.place import Config
+from massive_jax.plan.place import Config, bytes_a_chip
 from massive_jax.plan.programs import Program
 
 
@@ -28,7 +29,7 @@ class Compiled:
     """Holds what the compiler plans for each chip, in bytes.
 
     Attributes:
-      arguments: what the program is given.
+      arguments: what the program is given, parameters that it does not read among it: they are in memory, too.
       outputs: its results that are not in the place of an argument.
       temporary: what it holds besides.
       collectives: what is sent.
@@ -112,12 +113,17 @@ def compile_program(program: Program, config: Config, mesh: Mesh) -> Compiled:
             raise ValueError(f"the compiler refuses {program.name!r}: {_refusal(str(error))}") from None
     memory, text = found.memory_analysis(), found.as_text() or ""
     return Compiled(
-        arguments=memory.argument_size_in_bytes,
+        arguments=max(memory.argument_size_in_bytes, bytes_a_chip(_arrays(call.arguments))),  # jax leaves some out
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         collectives=tuple(in_program(text, dict(mesh.shape))),
         text=text,
     )
+
+
+def _arrays(arguments: Any) -> list[Any]:
+    """Those of the arguments that are arrays, or the shapes of some."""
+    return [x for x in jax.tree.leaves(arguments) if hasattr(x, "shape") and hasattr(x, "dtype")]
 
 
 def _refusal(message: str) -> str:

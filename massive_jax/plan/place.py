@@ -15,6 +15,7 @@ import jax
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from massive_jax.models import TransformerConfig, VisionConfig, build, declared
+from massive_jax.models.parameters import LAYERS
 from massive_jax.parallel import AXES, RULES, batch_axes, param_sharding
 from massive_jax.plan.work import size_of
 
@@ -95,14 +96,12 @@ def share_of(config: Config, mesh: Any) -> Config:
 
 
 def gathered(config: Config, mesh: Any, itemsize: int) -> tuple[int, int]:
-    """Gives the bytes of parameters that a chip gathers along the axis "fsdp": of one layer, and of all in one pass."""
-    of_layer = in_all = 0
+    """Gives the bytes of the layers' parameters that a chip gathers along the axis "fsdp": one layer's, and all."""
+    size = 0
     for axes, whole, part in _split(config, mesh):
-        if "fsdp" in part:
-            size = whole * itemsize // math.prod(mesh.shape[axis] for axis in part if axis != "fsdp")
-            in_all += size
-            of_layer += size // config.num_layers if axes.startswith("L") else 0
-    return of_layer, in_all
+        if "fsdp" in part and axes.startswith(LAYERS):
+            size += whole * itemsize // math.prod(mesh.shape[axis] for axis in part if axis != "fsdp")
+    return (size // config.num_layers, size) if mesh.shape["fsdp"] > 1 else (0, 0)
 
 
 def _split(config: Config, mesh: Any) -> Iterator[tuple[str, int, set[str]]]:

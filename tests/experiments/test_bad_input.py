@@ -109,6 +109,15 @@ def no_model(monkeypatch):
         ),
         ("intervene", "--text=wikitext2:/no/such/place", "no directory '/no/such/place'"),
         ("intervene", "--text=.", "no text file '.'"),
+        ("plan", "--chips=v9-8", "chips 'v9-8' are not known"),
+        ("plan", "--chips=v5p-4", "there is no set of that size; there are v5p-8"),
+        ("plan", "--mesh=fsdp:3", "--mesh=fsdp:3 is of 3 chips, and --chips=v5e-8 are 8"),
+        ("plan", "--mesh=model:8", "there is no axis 'model'"),
+        ("plan", "--experiment=nothing", "--experiment=nothing"),
+        ("plan", "--context=97", "--context=97: the model takes at most 96 tokens"),
+        ("plan", "--model=no-such-model", "no zoo name and nothing here, and a plan fetches nothing"),
+        ("plan", "--new_tokens=1", "--new_tokens=1"),
+        ("plan", "--windows=0", "--windows=0"),
     ],
 )
 def test_seen_before_the_model_is_loaded(fails, name, flag, message):

@@ -136,31 +136,34 @@ class TestWork:
         assert work_of(run.trace(x)).flops == 2 * 2 * 8**3
 
 
+BLOCK = dataclasses.replace(TINY, num_layers=1, hidden_size=128, intermediate_size=512, head_dim=32)
+
+
+@pytest.fixture(scope="module")
+def both():
+    """One program of one block, as planned and as compiled for one device, and its call."""
+    program = forward("layers", CAPTURE, 2, 32, 1)
+    call = program.make(BLOCK, 2, None)
+    compiled = call.function.lower(*call.arguments).compile()
+    return estimate_of(program, BLOCK, Chips.parse("v5e-1"), ONE), compiled, call
+
+
 class TestCompiled:
-    """One program of one block, compiled for one device: what jax counts of it."""
-
-    CONFIG = dataclasses.replace(TINY, num_layers=1, hidden_size=64, intermediate_size=256, head_dim=16)
-
-    @pytest.fixture(scope="class")
-    def both(self):
-        program = forward("layers", CAPTURE, 2, 32, 1)
-        call = program.make(self.CONFIG, 2, None)
-        compiled = call.function.lower(*call.arguments).compile()
-        return estimate_of(program, self.CONFIG, Chips.parse("v5e-1"), ONE), compiled, call
+    """What jax says of that program."""
 
     def test_flops(self, both):
-        """Within 5 %: jax counts the products, and what is done element by element besides."""
+        """Jax counts the products, and besides, up to 5 % here, what is done element by element."""
         estimate, compiled, _ = both
-        cost = compiled.cost_analysis()
-        assert estimate.flops == pytest.approx(cost["flops"], rel=0.05)
+        assert 0.95 < estimate.flops / compiled.cost_analysis()["flops"] <= 1
 
     def test_memory(self, both):
         estimate, compiled, call = both
         memory = compiled.memory_analysis()
-        slots, tokens = 4 * self.CONFIG.num_layers, 4 * 2 * 32
+        slots, tokens = 4 * BLOCK.num_layers, 4 * 2 * 32
+        head = 4 * BLOCK.vocab_size * BLOCK.hidden_size  # not read by this program, and in memory all the same
         assert estimate.memory["parameters"] == bytes_a_chip(call.parts["parameters"])
-        assert memory.argument_size_in_bytes == estimate.memory["parameters"] + slots + tokens
-        hidden = 4 * 2 * 32 * self.CONFIG.hidden_size
+        assert memory.argument_size_in_bytes == estimate.memory["parameters"] - head + slots + tokens
+        hidden = 4 * 2 * 32 * BLOCK.hidden_size
         pointers = memory.output_size_in_bytes - hidden - estimate.memory["captured"]
         assert 0 <= pointers <= 256  # a pointer for each result
 
@@ -168,14 +171,18 @@ class TestCompiled:
 SAMPLE = """
 HloModule jit_run
 %body (p: (s32[], bf16[2,8])) -> (s32[], bf16[2,8]) {
-  %g = bf16[8,16]{1,0} all-gather(%w), replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}
+  %g = bf16[8,16]{1,0} all-gather(%w), channel_id=3, replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}
   %s = (bf16[2,8]{1,0}, bf16[2,8]{1,0}) all-reduce-start(%x), replica_groups={{0,1},{2,3}}, to_apply=%add
 }
+%part (p: bf16[4,16]) -> bf16[8,16] {
+  %g.2 = bf16[8,16]{1,0} all-gather(%w), channel_id=3, replica_groups=mesh['a'=1,'b'=2,'c'=2] {'b'}, dimensions={0}
+}
 %cond (p: (s32[], bf16[2,8])) -> pred[] {
+  %n = s32[]{:T(128)} constant(80)
   %c = pred[] compare(%a, %b)
 }
 ENTRY %main (a: bf16[2,8]) -> bf16[2,8] {
-  %w0 = (s32[], bf16[2,8]) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"80"}}
+  %w0 = (s32[], bf16[2,8]) while(%t), condition=%cond, body=%body
   %r = f32[4]{0} all-reduce(%z), replica_groups=[1,4]<=[4], to_apply=%add
 }
 """
@@ -237,7 +244,7 @@ class TestAdvice:
         assert {chips for chips, *_ in job.tried} <= {"v5e-4", "v5e-8"}
 
     def test_nothing_near(self):
-        assert self.refusal(weighed("h200:1", batch=300, length=1024, cuts=False), "1,1").endswith(
+        assert self.refusal(weighed("h200:1", batch=3000, length=1024, cuts=False), "1,1").endswith(
             "Nothing near it fits: give more chips, a smaller model, or a shorter context."
         )
 
@@ -258,7 +265,8 @@ for dtype, text in (("float32", "fsdp:2,tensor:4"), ("float32", "data:2,fsdp:2,t
     program, sizes = forward("layers", CAPTURE, 8, 32, 1), parse_mesh(text)
     compiled = compile_program(program, config, make_mesh(**sizes))
     planned = estimate(program, config, Chips.parse("v5e-8"), sizes)
-    found[f"{dtype} {text}"] = [planned.memory, planned.total, dataclasses.asdict(dataclasses.replace(compiled, text=""))]
+    sent = [one.kind for one in compiled.collectives]
+    found[f"{dtype} {text}"] = planned.memory, planned.total, compiled.arguments, compiled.total, sent
 print(json.dumps(found))
 """
 
@@ -274,11 +282,7 @@ def test_eight_devices():
     assert ran.returncode == 0, ran.stderr[-2000:]
     found = json.loads(ran.stdout.splitlines()[-1])
     assert len(found) == 3
-    for name, (memory, total, compiled) in found.items():
-        small = compiled["arguments"] - memory["parameters"]  # tokens, and slots of the layers
-        assert 0 <= small < 4096, name
-        assert total == pytest.approx(compiled["arguments"] + compiled["outputs"] + compiled["temporary"], rel=0.2), (
-            name
-        )
-        gathered = sum(c["bytes"] for c in compiled["collectives"] if c["kind"] == "all-gather")
-        assert gathered < 4 * 4 * memory["parameters"] * 8, name
+    for name, (memory, total, arguments, compiled, sent) in found.items():
+        assert 0 <= arguments - memory["parameters"] < 4096, name  # tokens, and slots of the layers
+        assert total == pytest.approx(compiled, rel=0.2), name
+        assert "all-reduce" in sent or "tensor" not in name, name
