@@ -60,7 +60,7 @@ def mesh() -> dict[str, int] | None:
     """The mesh that the flag asks for; None where it is left to be found."""
     if not flags.FLAGS["mesh"].present:
         return None
-    given = flags.FLAGS["mesh"].value
+    given: Any = flags.FLAGS["mesh"].value
     return parse_mesh(given if isinstance(given, str) else ",".join(given))
 
 
@@ -68,10 +68,9 @@ def job() -> Job:
     """What the flags ask for; ValueError where there is no such model, or the length is more than it takes."""
     chips = Chips.parse(_CHIPS.value)
     if _EXPERIMENT.value == "train_gpt2":
-        preset = training.preset(PRESETS)
-        config = dataclasses.replace(train_gpt2.configure(preset, platform=chips.chip.platform), mesh=(1, 1))
-        program = planned.training(config)
-        return Job(lambda B, T: [program], config.model, chips, program.batch, config.context, cuts=False)
+        trained = train_gpt2.configure(training.preset(PRESETS), platform=chips.chip.platform)
+        program = planned.training(dataclasses.replace(trained, mesh=(1, 1)))
+        return Job(lambda B, T: [program], trained.model, chips, program.batch, trained.context, cuts=False)
     config = dataclasses.replace(config_of(model.MODEL.value), dtype=model.DTYPE.value)
     length = config.input_sizes((1, *config.example.shape[1:]))["T"]
     if (most := getattr(config, "context_length", None)) is not None:

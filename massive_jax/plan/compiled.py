@@ -90,12 +90,12 @@ def mesh_for(chips: Chips, sizes: Mapping[str, int]) -> Mesh:
 def as_on(mesh: Mesh) -> Iterator[None]:
     """Traces what follows as on a mesh's devices: kernels ask for the platform, to be interpreted where it is none."""
     platform, asked = mesh.devices.flat[0].platform, jax.default_backend
-    jax.default_backend = lambda: platform  # type: ignore[assignment]
+    jax.default_backend = lambda: platform
     try:
         with mesh_set(mesh):
             yield
     finally:
-        jax.default_backend = asked  # type: ignore[assignment]
+        jax.default_backend = asked
 
 
 def compile_program(program: Program, config: Config, mesh: Mesh) -> Compiled:

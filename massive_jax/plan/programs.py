@@ -103,14 +103,22 @@ def generation(batch: int, length: int, new_tokens: int) -> tuple[Program, Progr
 
     def prefill(config: Config, B: int, mesh: Any) -> Call:
         params, tokens = abstract_params(config, mesh), abstract_batch((B, length), jnp.int32, mesh)
-        arguments = (build(config), policy, params, {}, compile_captures(None, config.num_layers), tokens, tokens)
+        arguments: tuple[Any, ...] = (
+            build(config),
+            policy,
+            params,
+            {},
+            compile_captures(None, config.num_layers),
+            tokens,
+            tokens,
+        )
         return Call(_prefill, arguments, {"parameters": params}, lambda results: results[2])
 
     def decode(config: Config, B: int, mesh: Any) -> Call:
         params, tokens = abstract_params(config, mesh), abstract_batch((B, length), jnp.int32, mesh)
         cache, logits = cache_of(config, B, mesh), abstract_batch((B, cast(Any, config).vocab_size), jnp.float32, mesh)
         sampling = Sampling(jnp.float32(0), jnp.float32(1), jax.random.key(0), jnp.int32(-1))
-        arguments = (
+        arguments: tuple[Any, ...] = (
             *(build(config), policy, new_tokens, False, False, params, {}),
             *(compile_captures(None, config.num_layers), sampling, logits, cache, tokens, tokens),
         )

@@ -153,8 +153,8 @@ def _read(jaxpr: Jaxpr) -> Work:
                 replaced = (sizes.get(root, 0) for root in roots.get(changed, nothing))
                 sizes[value] = max(0, value.size - max(replaced, default=0))
     results = [values[var] for var in jaxpr.outvars if not isinstance(var, Literal)]
-    for value in results:
-        last.update(dict.fromkeys(nothing if value is None else roots.get(value, nothing), len(steps)))
+    for result in results:
+        last.update(dict.fromkeys(nothing if result is None else roots.get(result, nothing), len(steps)))
     return dataclasses.replace(total, held=_most_held(steps, inner, sizes, last))
 
 
