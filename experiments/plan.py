@@ -25,6 +25,7 @@ import numpy as np
 from absl import flags
 
 from experiments import attention_map, common, train_gpt2
+from experiments.flags import mesh as mesh_flags
 from experiments.flags import model, text, training
 from massive_jax.chips import Chips
 from massive_jax.evaluate import Closer
@@ -58,10 +59,7 @@ if __name__ == "__main__":
 
 def mesh() -> dict[str, int] | None:
     """The mesh that the flag asks for; None where it is left to be found."""
-    if not flags.FLAGS["mesh"].present:
-        return None
-    given: Any = flags.FLAGS["mesh"].value
-    return parse_mesh(given if isinstance(given, str) else ",".join(given))
+    return None if mesh_flags.MESH.value is None else parse_mesh(mesh_flags.MESH.value)
 
 
 def job() -> Job:
