@@ -78,8 +78,8 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     if _UNFINISHED in where.name:
         return False
     with storage.reaching(path):
-        # A directory in a bucket is not renamed at once, so Orbax leaves a mark there when all of it is.
-        return (where / _METADATA).is_file() and (not files.is_remote(where) or (where / _FINISHED).exists())
+        # A directory in a store cannot be renamed: it has a mark until all of it is there.
+        return (where / _METADATA).is_file() and not (files.is_remote(where) and (where / storage.UNFINISHED).exists())
 
 
 def is_or_was_checkpoint(path: files.Path) -> bool:
@@ -127,38 +127,67 @@ def save_checkpoint(
       ValueError: something is at `path`; another process writes it; it cannot be written. Nothing is left then.
     """
     target = _epath(path)
+    trees = _trees(config, parts, expected, dtype, tokenizer, processor, provenance)
+    if files.is_remote(path):
+        once(lambda: _put(path, target, trees), f"write {path}")
+        return
+    with _target(path, target), quiet_storage(), _Writer(target) as writer:
+        writer.write_all(trees)
+
+
+def _put(path: str, target: epath.Path, trees: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> None:
+    """Writes a checkpoint on this machine, and puts it into a store.
+
+    Orbax joins the groups by renaming: its `partial.save` to gs:// ends with "Snapshot is not supported".
+    """
+    from etils import epath
+
+    with files.atomic_directory(target) as here:
+        here.rmdir()  # which Orbax makes
+        with quiet_storage(), _Writer(epath.Path(here), alone=True) as writer:
+            writer.write_all(trees)
+
+
+def _trees(
+    config: TransformerConfig | VisionConfig,
+    parts: Iterable[Part],
+    expected: Mapping[str, tuple[int, ...]],
+    dtype: Any,
+    tokenizer: Tokenizer | None,
+    processor: ImageProcessor | None,
+    provenance: Callable[[], Mapping[str, Any]],
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
+    """The arrays of a checkpoint, a group of layers at a time, with the last of them its metadata."""
     layers = {path: shape for path, shape in expected.items() if path.startswith(LAYERS + "/")}
     others = {path: shape for path, shape in expected.items() if path not in layers}
     num_layers = max(shape[0] for shape in layers.values())
     group_size = _group_size(layers, dtype)
     memories = itertools.cycle((layout.Memory(), layout.Memory()))  # one is written while the other is filled
     records: dict[str, Any] = {}
-    with _target(path, target), quiet_storage(), _Writer(target) as writer:
-        for group, its_parts in itertools.groupby(
-            parts, key=lambda part: part.place[0] // group_size if part.place else None
-        ):
-            if group is None:
-                first, stop, shapes = None, 0, others
-            else:
-                first, stop = group * group_size, min((group + 1) * group_size, num_layers)
-                shapes = {path: (stop - first, *shape[1:]) for path, shape in layers.items()}
-            arrays = _assemble(its_parts, first, shapes, dtype, next(memories))
-            arrays = {on_disk(path, first): array for path, array in arrays.items()}
-            records |= {path: Record.of(array).to_json() for path, array in arrays.items()}
-            metadata = None
-            if stop == num_layers:
-                metadata = {
-                    "format": FORMAT,
-                    "kind": next(kind for kind, known in _KINDS.items() if isinstance(config, known)),
-                    "config": dataclasses.asdict(config),
-                    "tokenizer": None if tokenizer is None else tokenizer.to_json(),
-                    "processor": None if processor is None else processor.to_json(),
-                    "provenance": dict(provenance()),
-                    "arrays": records,
-                }
-                metadata = {_KEY: metadata | {"checksum": _checksum(metadata)}}
-            writer.write(flax.traverse_util.unflatten_dict(arrays, sep="/"), metadata)
-        writer.finalize()
+    for group, its_parts in itertools.groupby(
+        parts, key=lambda part: part.place[0] // group_size if part.place else None
+    ):
+        if group is None:
+            first, stop, shapes = None, 0, others
+        else:
+            first, stop = group * group_size, min((group + 1) * group_size, num_layers)
+            shapes = {path: (stop - first, *shape[1:]) for path, shape in layers.items()}
+        arrays = _assemble(its_parts, first, shapes, dtype, next(memories))
+        arrays = {on_disk(path, first): array for path, array in arrays.items()}
+        records |= {path: Record.of(array).to_json() for path, array in arrays.items()}
+        metadata = None
+        if stop == num_layers:
+            metadata = {
+                "format": FORMAT,
+                "kind": next(kind for kind, known in _KINDS.items() if isinstance(config, known)),
+                "config": dataclasses.asdict(config),
+                "tokenizer": None if tokenizer is None else tokenizer.to_json(),
+                "processor": None if processor is None else processor.to_json(),
+                "provenance": dict(provenance()),
+                "arrays": records,
+            }
+            metadata = {_KEY: metadata | {"checksum": _checksum(metadata)}}
+        yield flax.traverse_util.unflatten_dict(arrays, sep="/"), metadata
 
 
 @contextlib.contextmanager
@@ -258,7 +287,8 @@ _all_finite = jax.jit(lambda x: jnp.all(jnp.isfinite(x)))
 class _Writer:
     """Writes one tree of arrays while the next is made; what goes wrong with one is raised by the next call."""
 
-    def __init__(self, target: epath.Path):
+    def __init__(self, target: epath.Path, *, alone: bool = False):
+        """Writes to `target`, which all processes see, or process 0 `alone`."""
         from orbax.checkpoint import v1 as ocp
 
         self._target = target
@@ -270,12 +300,20 @@ class _Writer:
         self._context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
         self._context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
         self._context.memory.deepcopy_host_arrays = False  # nobody else has the arrays
+        if alone:
+            self._context.multiprocessing.active_processes = {0}
 
     def __enter__(self) -> _Writer:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+
+    def write_all(self, trees: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> None:
+        """Writes trees and their metadata, and gives the checkpoint its name."""
+        for tree, metadata in trees:
+            self.write(tree, metadata)
+        self.finalize()
 
     def write(self, tree: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> None:
         """Starts writing, once the tree before is written: Orbax takes one partial save at a time."""
@@ -287,7 +325,7 @@ class _Writer:
         from orbax.checkpoint import v1 as ocp
 
         self._finish()
-        with self._reported():
+        with self._reported(), self._context:
             ocp.partial.finalize(str(self._target))
 
     @contextlib.contextmanager
