@@ -102,6 +102,8 @@ def collect_activations(
     """
     plan = _Plan.of(model, windows, captures, dtype, rows, shuffle, seed, shard_rows, sinks, thresholds, sink_share)
     path, described = _path(directory), plan.about(about)
+    if progress is not None and not callable(progress):
+        raise ValueError(f"progress is {shown(progress)}; give a function of the number of tokens done.")
     unfinished = {"format": FORMAT, "about": described, "versions": _versions()}
     shards: list[Shard] = []  # of several processes process 0 has and writes them
     check_shared(path)
@@ -217,13 +219,14 @@ class _Plan:
         """What the store is of: where one differs, it is another."""
         tokens = self.windows.tokens
         try:
-            json.dumps(text)
+            json.dumps(text, allow_nan=False)
+            text = dict(text or {})
         except (TypeError, ValueError):
             raise ValueError(f"about is {shown(text)}; give what JSON can hold, by name.") from None
         return json.loads(
             json.dumps(
                 {
-                    **(text or {}),
+                    **text,
                     "model": self.model.name,
                     "weights": model_checksum(self.model.config, self.model.params),
                     "model_dtype": self.model.config.dtype,

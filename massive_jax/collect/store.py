@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from massive_jax.arguments import seed_number, several, shown, whole_number
+from massive_jax.arguments import seed_number, several, shown, whole_number, yes_or_no
 from massive_jax.collect.places import KeptSite
 from massive_jax.collect.shards import AGAIN, DROPPED, FORMAT, INDEX, UNFINISHED, map_shard, shard_of
 from massive_jax.files import Path, existing, listed, read_json
@@ -123,7 +123,7 @@ class ActivationStore:
         Raises:
           ValueError: a number that is none, a name that is not there; no rows to give.
         """
-        size = whole_number("batch_size", batch_size, 1)
+        size, drop_last = whole_number("batch_size", batch_size, 1), yes_or_no("drop_last", drop_last)
         seed = None if seed is None else seed_number(seed)
         wanted = (sites,) if isinstance(sites, str) else tuple(self.sites) if sites is None else several(sites)
         if not wanted or (unknown := [name for name in wanted if name not in list(self.sites)]):

@@ -86,7 +86,7 @@ def checked_path(path: Any) -> None:
     """ValueError where `path` is no path, or of no .npz file."""
     if path is None:
         return
-    if not isinstance(path, str | pathlib.PurePath) or not str(path).endswith(".npz"):
+    if not isinstance(path, str | pathlib.PurePath) or not str(path).endswith(".npz") or "\0" in str(path):
         raise ValueError(f"path is {shown(path)}; give the name of a file that ends in .npz.")
     if user_path(path).is_dir():
         raise ValueError(f"path {str(path)!r} is a directory; give the name of a file that ends in .npz.")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from massive_jax.model import Model
 
 _SHOWN = 8  # problems of units in one message
+_LOOKED_AT = 64  # units with a problem: of a grid all have the same
+_OTHERS = " The same of other units."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,26 +94,31 @@ class Units:
             that are the same.
         """
         found: list[Unit] = []
-        problems: list[str] = []
+        problems: dict[str, str] = {}  # what is wrong -> the message, with the first unit of which it is
         seen: dict[str, int] = {}
+        failed = 0
         for number, unit in enumerate(units):
             try:
                 for edit in unit:
                     check_finite(edit.value, describe(edit))
                 its = self._one(self.compiled(unit))
             except ValueError as error:
+                failed += 1
                 several = "" if count == 1 else f"unit {number}: "
-                problems += [f"{several}{line}" for line in str(error).splitlines()]
-                if len(problems) >= _SHOWN:
-                    raise ValueError("\n".join([*problems[:_SHOWN], "…"])) from None
+                for line in str(error).splitlines():
+                    reason = line.rpartition("): ")[2]
+                    if not (known := problems.setdefault(reason, several + line)).startswith(several):
+                        problems[reason] = known.removesuffix(_OTHERS) + _OTHERS
+                if len(problems) > _SHOWN or failed >= _LOOKED_AT:
+                    break
                 continue
             if (first := seen.setdefault(its.digest, number)) != number:
-                problems.append(
-                    f"units {first} and {number} are the same: {'; '.join(map(describe, unit))}; leave one out."
-                )
+                line = f"units {first} and {number} are the same: {'; '.join(map(describe, unit))}; leave one out."
+                problems[line] = line
             found.append(its)
         if problems:
-            raise ValueError("\n".join(problems[:_SHOWN] + ["…"] * (len(problems) > _SHOWN)))
+            lines = list(problems.values())
+            raise ValueError("\n".join(lines[:_SHOWN] + ["…"] * (len(lines) > _SHOWN)))
         return found
 
     def _one(self, compiled: EditCollection) -> Unit:

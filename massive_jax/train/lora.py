@@ -77,9 +77,11 @@ def lora_merge(params: Mapping[str, Any], adapters: Adapters, scale: float = 1.0
       scale: α / r in the paper's words.
 
     Raises:
-      ValueError: an adapter of no kernel that is there, or of one of another shape.
+      ValueError: something else; an adapter of no kernel that is there, or of one of another shape.
     """
     flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
+    if not isinstance(adapters, Mapping) or any(not {"down", "up"} <= {*it} for it in adapters.values()):
+        raise ValueError(f"adapters is {shown(adapters)}; give what lora_init made.")
     for path, it in adapters.items():
         if path not in flat:
             raise ValueError(f"there is no kernel {path}, which has an adapter: it is another model's.")

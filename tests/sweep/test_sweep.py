@@ -251,6 +251,7 @@ def test_refused(small, tiny_tokens, tiny_vision, tiny_images, compilations, tmp
         (mj.EditGrid("head_out", heads=[-1]), "^EditGrid: head -1 is out of range; head_out has head 0 to 3.$"),
         (mj.EditGrid("embed", layers=[1]), "embed is outside the blocks: leave layers out"),
         (mj.EditGrid("block_out", value=float("inf")), "^EditGrid: value holds NaN or infinity; give finite numbers.$"),
+        (mj.EditGrid("block_out", value="a"), "^unit 0: .*value is 'a'; give a number .* The same of other units.$"),
         (mj.EditGrid("block_out", positions=[]), r"EditGrid: positions is \[\]; give 'every'"),
         (mj.EditGrid("block_out", heads="every"), "block_out has axes BTD and no head"),
         (mj.EditGrid("block_out", layers=None), "block_out is in every block; give layers"),
@@ -275,6 +276,7 @@ def test_refused(small, tiny_tokens, tiny_vision, tiny_images, compilations, tmp
         ({"batch": 0}, "batch is 0; give a whole number, 1 or more"),
         ({"progress": "yes"}, "progress is 'yes'; give True, False"),
         ({"path": tmp_path}, "give the name of a file that ends in .npz"),
+        ({"path": "a\0.npz"}, "give the name of a file that ends in .npz"),
     ):
         with pytest.raises(ValueError, match=message):
             small.sweep(tiny_tokens, [zero], **{"metric": "loss"} | options)

@@ -52,6 +52,9 @@ def test_what_is_refused(tiny_model):
     adapters = lora_init(tiny_model, rank=1)
     with pytest.raises(ValueError, match="there is no kernel layers/attn/.*: it is another model's"):
         lora_merge({"layers": {}}, adapters)
+    for wrong in ([1], {"layers/attn/query/kernel": {"down": np.zeros(1)}}):
+        with pytest.raises(ValueError, match="adapters is .*; give what lora_init made"):
+            lora_merge(tiny_model.params, wrong)
     fewer = jax.tree.map(lambda leaf: leaf[:2], dict(tiny_model.params))
     with pytest.raises(ValueError, match=r"kernel is \[2, 32, .*\], its adapter \[4, 32, .*\]: another model's"):
         lora_merge(fewer, adapters)
