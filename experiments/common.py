@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -174,9 +175,13 @@ def _end(reason: str, status: int) -> None:
     os._exit(status)
 
 
+_STATUS = re.compile(r"(UNKNOWN|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|FAILED_PRECONDITION): ")
+
+
 def _in_words(error: Exception) -> str:
-    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
-        first = str(error).partition("\n")[0]
+    first = str(error).partition("\n")[0]
+    # What a device could not do comes as a ValueError where numpy asks for its array.
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError) or _STATUS.match(first):
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in first:
             return (
                 f"out of memory; try a smaller --batch, a shorter --context or --prompt, or --dtype=bfloat16. ({first})"

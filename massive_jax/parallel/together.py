@@ -5,6 +5,7 @@ Every function that says so must be called by all processes, in the same order; 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -22,6 +23,7 @@ from massive_jax.parallel.processes import PATIENCE, from_first, is_first, whole
 
 _FAILED = "massive_jax/failed"  # the key under which a process that fails says why
 _TELLING = 2.0  # seconds that it stays then: process 0 is where the others hear it
+_EVERY = 0.5  # seconds between two looks at whether another has failed
 _WATCHER = "failures of other processes"
 _rounds = itertools.count()
 _leaving = threading.Event()  # this process is ending by itself
@@ -121,25 +123,29 @@ def everywhere(work: Callable[[], _T]) -> _T:
 
 
 def watch(end: Callable[[str, int], Any]) -> None:
-    """Starts a thread that waits for another process to `leave`, and calls `end` with its reason and exit status.
+    """Starts a thread that calls `end` once another process has called `leave`, with its reason and exit status.
 
     It is to end this one, too. What a main thread waits for, a device or another process, may never come then; and what
     jax says of it is not why.
     """
     client, _, _ = _service()
 
-    def wait() -> None:
-        while True:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):
-                reason = client.blocking_key_value_get(_FAILED, 1000 * PATIENCE)
+    def look() -> None:
+        while not _leaving.wait(_EVERY):
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # no process has failed
+                status, _, words = client.key_value_try_get(_FAILED).partition(" ")
                 if not _leaving.is_set():
-                    status, _, words = reason.partition(" ")
                     end(words, int(status))
                 return
-            time.sleep(1)
+
+    def stop() -> None:  # a thread that is in jax when the interpreter ends would abort
+        _leaving.set()
+        thread.join(_TELLING)
 
     if client is not None and not any(thread.name == _WATCHER for thread in threading.enumerate()):
-        threading.Thread(target=wait, daemon=True, name=_WATCHER).start()
+        thread = threading.Thread(target=look, daemon=True, name=_WATCHER)
+        thread.start()
+        atexit.register(stop)
 
 
 def leave(reason: str, status: int) -> None:

@@ -1,11 +1,13 @@
 """What processes tell each other through jax's coordination service, which threads stand in for here."""
 
+import atexit
 import itertools
 import os
 import threading
 from concurrent import futures
 from typing import Any
 
+import jax
 import pytest
 
 from massive_jax.parallel import agree, bytes_from_first, check_same, everywhere, leave, together, watch
@@ -21,6 +23,12 @@ class Service:
         with self.changed:
             self.values[key] = value
             self.changed.notify_all()
+
+    def key_value_try_get(self, key):
+        with self.changed:
+            if key not in self.values:
+                raise jax.errors.JaxRuntimeError(f"NOT_FOUND: {key}")
+            return self.values[key]
 
     def blocking_key_value_get(self, key, timeout_in_ms):
         with self.changed:
@@ -84,6 +92,8 @@ def test_who_leaves_says_why_and_the_others_hear_it(in_each, monkeypatch):
     ended, heard = [], threading.Event()
     monkeypatch.setattr(os, "_exit", ended.append)
     monkeypatch.setattr(together, "_TELLING", 0)
+    monkeypatch.setattr(together, "_EVERY", 0.01)
+    monkeypatch.setattr(atexit, "register", lambda stop: None)
     monkeypatch.setattr(together, "_leaving", leaving := threading.Event())
 
     def end(reason, status):
