@@ -19,14 +19,12 @@ import datetime
 import importlib.metadata
 import pathlib
 import platform
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from absl import flags
 
-from experiments import common
+from experiments import apart, common
 from experiments.flags import paths, text
 from massive_jax.data import load_text, text_name
 from massive_jax.data.prose import checksum
@@ -53,11 +51,15 @@ class Run(NamedTuple):
     flags: tuple[str, ...]
     on_text: bool = True
 
-    def command(self, workdir: pathlib.PurePath, of_text: str) -> list[str]:
-        """The command, without the interpreter's name."""
+    def arguments(self, workdir: pathlib.PurePath, of_text: str) -> list[str]:
+        """Its flags, filled in."""
         given = [flag.format(workdir=workdir) for flag in self.flags]
         given += [f"--text={of_text}"] if self.on_text else []
-        return ["-m", f"experiments.{self.experiment}", *given, f"--workdir={workdir / self.directory}"]
+        return [*given, f"--workdir={workdir / self.directory}"]
+
+    def command(self, workdir: pathlib.PurePath, of_text: str) -> str:
+        """What to type for it."""
+        return " ".join(["python", "-m", f"experiments.{self.experiment}", *self.arguments(workdir, of_text)])
 
 
 # What `observe` calls the folder of each model, by its name in claims.
@@ -107,9 +109,8 @@ def run_missing(workdir: Path, of_text: str) -> list[str]:
     for name, run in runs().items():
         if (workdir / run.directory / run.file).is_file():
             continue
-        command = run.command(workdir, of_text)
-        print(f"python {' '.join(command)}", flush=True)
-        if subprocess.run([sys.executable, *command]).returncode:
+        print(run.command(workdir, of_text), flush=True)
+        if apart.run(run.experiment, run.arguments(workdir, of_text)):
             failed.append(name)
     return failed
 
@@ -159,7 +160,7 @@ def main() -> None:
     results = Results(files)
     sections = {title: [judge(claim, results) for claim in rows] for title, rows in claims().items()}
     shown = pathlib.PurePath("results/ledger")
-    commands = [f"python {' '.join(run.command(shown, 'TEXT'))}" for run in runs().values()]
+    commands = [run.command(shown, "TEXT") for run in runs().values()]
     with atomic_write(page) as temporary:
         temporary.write_text(write_page(sections, made_with(text.name(), content), commands), encoding="utf-8")
     verdicts = [entry.verdict for entries in sections.values() for entry in entries]

@@ -5,6 +5,7 @@ import dataclasses
 import html
 import os
 import struct
+import urllib.parse
 from collections.abc import Sequence
 
 from massive_jax import files
@@ -51,6 +52,7 @@ class Section:
       image: a PNG file, or None.
       alt: what the picture says, for those who do not see it; asked for with every image.
       table: or None.
+      links: words and where they lead: a path from the page's directory.
     """
 
     heading: str
@@ -58,6 +60,7 @@ class Section:
     image: str | os.PathLike[str] | None = None
     alt: str = ""
     table: Table | None = None
+    links: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self):
         if self.image is not None and not self.alt.strip():
@@ -108,6 +111,9 @@ def _section(section: Section, anchor: str) -> str:
         )
     if section.table:
         parts.append(_table(section.table))
+    if section.links:
+        links = (f"<a href='{urllib.parse.quote(path)}'>{_text(name)}</a>" for name, path in section.links)
+        parts.append(f"<p>{' · '.join(links)}</p>")
     return f"<section aria-labelledby='{anchor}'>\n" + "\n".join(parts) + "\n</section>"
 
 

@@ -15,7 +15,7 @@ import massive_jax as mj
 from experiments import common
 from massive_jax.files import locked
 
-ALL = ("layerwise", "feature_map", "attention_map", "sweep", "intervene", "reproduce")
+ALL = ("layerwise", "feature_map", "attention_map", "sweep", "intervene", "reproduce", "batch")
 
 
 @pytest.fixture
@@ -91,6 +91,10 @@ def no_model(monkeypatch):
         ("attention", "--random_sets=0", "--random_sets=0"),
         ("attention", "--sink_share=1.5", "--sink_share=1.5"),
         ("attention", "--text=no-such-file", "no text file 'no-such-file'"),
+        ("batch", "--file=", "--file is missing"),
+        ("batch", "--file=no-such.yaml", "no-such.yaml: No such file or directory"),
+        ("batch", "--file=.", ".: Is a directory"),
+        ("batch", "stray", "unexpected arguments 'stray'"),
         ("explicit_bias", "--prefix=", "--prefix is empty"),
         ("explicit_bias", "--save=.", "--save=.: give a directory that is not there yet"),
         ("register_neurons", "--outlier=nan", "give a finite number"),

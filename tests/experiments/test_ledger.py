@@ -1,11 +1,9 @@
 """The ledger's binary: reads what is there, runs what is not, refuses results on another text."""
 
-import subprocess
-
 import pytest
 from absl import flags
 
-from experiments import ledger
+from experiments import apart, ledger
 from massive_jax.files import write_json
 from massive_jax.report.ledger import MissingError, Results, claims, judge
 
@@ -48,15 +46,15 @@ def test_only_what_is_missing_is_run(run, tmp_path, monkeypatch):
     """And a run that fails is named, and costs no other."""
     commands = []
 
-    def fake(command):
-        commands.append(command[2:])
-        return subprocess.CompletedProcess(command, returncode=int("--attention_bias=kv" in command))
+    def fake(experiment, arguments):
+        commands.append((experiment, *arguments))
+        return int("--attention_bias=kv" in arguments)
 
-    monkeypatch.setattr(subprocess, "run", fake)
+    monkeypatch.setattr(apart, "run", fake)
     write_json(tmp_path / "results" / "smollm2" / "explicit_bias.json", {"text": "python"})
     _, said = run()
     assert len(commands) == len(ledger.runs()) - 1
-    assert not any(c[0] == "experiments.explicit_bias" and c[-1].endswith("/smollm2") for c in commands)
+    assert not any(c[0] == "explicit_bias" and c[-1].endswith("/smollm2") for c in commands)
     assert "failed, and their claims undecided: backcopy/kv" in said
 
 

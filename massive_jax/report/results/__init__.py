@@ -16,6 +16,7 @@ from massive_jax.report.results.activations import (
     MassiveActivation,
     TopActivation,
 )
+from massive_jax.report.results.batches import Batch, UnitResult
 from massive_jax.report.results.bias import (
     ComparedModel,
     Comparison,
@@ -103,6 +104,7 @@ __all__ = [
     "AttentionOfHead",
     "AttentionOfLayer",
     "AttentionOfSome",
+    "Batch",
     "BlockStep",
     "Bounds",
     "Carrier",
@@ -170,6 +172,7 @@ __all__ = [
     "TrainGPT2",
     "TrainViT",
     "Training",
+    "UnitResult",
     "VariantCurve",
     "VariantResult",
     "VariantTraining",
