@@ -103,7 +103,7 @@ class TestFile:
 
 @pytest.fixture
 def sweep(tmp_path, clean_flags, monkeypatch, capsys):
-    """`sweep("--retry")` runs a batch of four units, whose experiments are played by `sweep.play(experiment, flags)`."""
+    """`sweep("--retry")` runs a batch of four units, `ALL`; what becomes of them is played by `sweep.plays`."""
     path, ran = tmp_path / "sweep.yaml", []
     path.write_text("- {experiment: [intervene, layerwise], layer: [1, 2]}", encoding="utf-8")
     plays = {}
