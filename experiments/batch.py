@@ -116,13 +116,14 @@ def together() -> tuple[list[str], int]:
     if not given:
         return [], 0
     common.without_effect(("shard",), f"beside --{given[0].name}, with which every host runs every unit")
-    which, found = flags.FLAGS["process_id"].value, launched()
-    if which is None and found is None:
+    launcher = launched()
+    which = flags.FLAGS["process_id"].value if launcher is None else launcher[0]
+    if which is None:
         raise ValueError(
             f"--{given[0].name}: none of {', '.join(_LAUNCHERS)} says which host this is; give --coordinator, "
             "--num_processes and --process_id."
         )
-    return [f"--{flag.name}={flag.value}" for flag in given], which if found is None else found[0]
+    return [f"--{flag.name}={flag.value}" for flag in given], int(which)
 
 
 def read_results(path: pathlib.Path) -> dict[str, UnitResult]:
@@ -198,11 +199,8 @@ def run_unit(unit: Unit, directory: pathlib.Path, passed: Sequence[str] = (), ho
     started = time.monotonic()
     status = apart.run(unit.experiment, arguments, log)
     seconds = time.monotonic() - started
-    error, said, numbers = None, None, {}
-    if status:
-        error = apart.reason(status, log.read_bytes()[begins:].decode(errors="replace"))
-    else:
-        said, numbers = headline(unit.experiment, directory)
+    error = apart.reason(status, log.read_bytes()[begins:].decode(errors="replace")) if status else None
+    said, numbers = (None, {}) if status else headline(unit.experiment, directory)
     return UnitResult(
         id=unit.id,
         name=unit.name,
@@ -234,8 +232,10 @@ def summarise(units: Sequence[Unit], found: Mapping[str, UnitResult], file: str)
     """The result over all units of the file."""
 
     def missing(unit: Unit) -> UnitResult:
-        about = {"id": unit.id, "name": unit.name, "title": unit.title, "experiment": unit.experiment}
-        return UnitResult(**about, flags=unit.flags, status="missing")
+        of = unit.experiment
+        return UnitResult(
+            id=unit.id, name=unit.name, title=unit.title, experiment=of, flags=unit.flags, status="missing"
+        )
 
     return Batch(file=file, units=tuple(found.get(unit.id) or missing(unit) for unit in units))
 

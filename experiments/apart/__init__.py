@@ -75,7 +75,7 @@ def reason(status: int, said: str) -> str:
     """Says in one line why a run failed, from its exit status and what it printed."""
     lines = [line for line in said.splitlines() if line.strip()]
     if status < 0:
-        name = signal.Signals(-status).name if -status in iter(signal.Signals) else f"signal {-status}"
+        name = next((one.name for one in signal.Signals if one == -status), f"signal {-status}")
         last = one_line(lines[-1]) if lines else "it printed nothing"
         memory = ", as where memory runs out" if name == "SIGKILL" else ""
         return f"ended by {name}{memory}; its last line: {last}"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 import yaml
@@ -120,11 +121,13 @@ def sweep(tmp_path, clean_flags, monkeypatch, capsys):
     monkeypatch.setattr(batch, "check_units", lambda *_: None)
     workdir = tmp_path / "out"
 
-    def sweep(*arguments):
+    sweep: Any
+
+    def run_batch(*arguments):
         ran.clear()
         clean_flags()
         flags.FLAGS(["batch", f"--file={path}", f"--workdir={workdir}", *arguments])
-        status = 0
+        status: Any = 0
         try:
             batch.main()
         except SystemExit as ended:
@@ -132,6 +135,7 @@ def sweep(tmp_path, clean_flags, monkeypatch, capsys):
         sweep.out = capsys.readouterr()
         return status, list(ran)
 
+    sweep = run_batch
     sweep.plays, sweep.workdir, sweep.out = plays, workdir, None
     return sweep
 
