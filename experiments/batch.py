@@ -27,7 +27,7 @@ turn, it writes summary.json, summary.csv and report.html over all units of the 
 Several hosts: --shard=I/N, I from 0, runs every Nth unit, and keeps results.I.jsonl; --shard=auto is for a launcher
 that says which of how many (Slurm, Open MPI, MPICH, a TPU pod). They share WORKDIR, or it is put together afterwards:
 the same command, anywhere, then writes the summary. Or every unit over the devices of all hosts: give --distributed (or
---coordinator, --num_processes, --process_id) to the batch on each, which passes it on, and the mesh in the file.
+--coordinator, --num_processes, --process_id) to the batch on each. It passes these on, and --mesh.
 
 Ends with 0 when all units are done; 1: wrong input, nothing ran; 2: a unit has failed; 143: stopped by SIGTERM. With
 --shard these are about its own units.
@@ -35,28 +35,43 @@ Ends with 0 when all units are done; 1: wrong input, nothing ran; 2: a unit has 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import re
 import shlex
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 from absl import flags
 
 import massive_jax as mj
 from experiments import apart, common
-from experiments.flags import processes
+from experiments.flags import paths, processes
 from experiments.units import Unit, check_units, read_units
-from massive_jax.files import HeldError, atomic_write, locked, printable, shown, write_json
+from massive_jax.files import (
+    HeldError,
+    Path,
+    atomic_write,
+    is_file,
+    is_remote,
+    locked,
+    make_directory,
+    printable,
+    shown,
+    user_path,
+    write_json,
+)
 from massive_jax.report import as_json, as_record
 from massive_jax.report.batch import SUMMARY_COLUMNS, headline, summary_row, write_batch_report, write_csv
 from massive_jax.report.results import Batch, UnitResult
 
-_FILE = flags.DEFINE_string("file", None, "The units, a YAML file.")
+_FILE = paths.define("file", None, "The units, a YAML file.")
 _SHARD = flags.DEFINE_string(
     "shard", None, "I/N: runs every Nth unit, from I (0 to N - 1) on; auto: as the launcher says."
 )
@@ -64,6 +79,7 @@ _RETRY = flags.DEFINE_bool("retry", True, "Runs units that failed once more.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Looks at the units, prints what would be run, and ends.")
 
 _WAIT = 600  # seconds for what is left of a run that was killed to end
+_METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"  # of a TPU VM
 # Where launchers say which process this is, of how many (a number, or a list of their names).
 _LAUNCHERS = {
     "SLURM_PROCID": "SLURM_NTASKS",
@@ -71,10 +87,10 @@ _LAUNCHERS = {
     "PMI_RANK": "PMI_SIZE",
     "TPU_WORKER_ID": "TPU_WORKER_HOSTNAMES",
 }
+_ASKED = f"{', '.join(_LAUNCHERS)}, a TPU VM's metadata"
 
 if __name__ == "__main__":
     flags.adopt_module_key_flags(common)
-    flags.adopt_module_key_flags(processes)
     flags.declare_key_flag("workdir")
 
 
@@ -85,7 +101,16 @@ def launched() -> tuple[int, int] | None:
         many = int(of) if of.isdecimal() else len([name for name in of.split(",") if name])
         if which.isdecimal() and int(which) < many:
             return int(which), many
-    return None
+    which, peers = _of_tpu_vm("agent-worker-number"), _of_tpu_vm("worker-network-endpoints")
+    return (int(which), len(peers.split(","))) if which.isdecimal() and peers else None
+
+
+def _of_tpu_vm(attribute: str) -> str:
+    """What the machine's own server says of it, where jax, too, asks; nothing where there is none."""
+    request = urllib.request.Request(_METADATA + attribute, headers={"Metadata-Flavor": "Google"})
+    with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(request, timeout=5) as answer:
+        return answer.read().decode().strip()
+    return ""
 
 
 def shard() -> tuple[int, int]:
@@ -98,7 +123,7 @@ def shard() -> tuple[int, int]:
         return 0, 1
     if _SHARD.value == "auto":
         if (found := launched()) is None:
-            raise ValueError(f"--shard=auto: none of {', '.join(_LAUNCHERS)} says which this is; give --shard=I/N.")
+            raise ValueError(f"--shard=auto: nothing says which host this is ({_ASKED}); give --shard=I/N.")
         return found
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", _SHARD.value)
     if match is None or int(match[1]) >= int(match[2]):
@@ -107,29 +132,31 @@ def shard() -> tuple[int, int]:
 
 
 def together() -> tuple[list[str], int]:
-    """What every unit gets to run on all hosts, and which of them this is; nothing and 0 where each is alone.
+    """What every unit gets to run on all hosts, and which of them this is; --mesh if at all and 0 where each is alone.
 
     Raises:
       ValueError: it does not show which this is; --shard is given, too.
     """
-    given = [flag for flag in flags.FLAGS.get_key_flags_for_module(processes) if flag.present]
-    if not given:
-        return [], 0
+    given = [flags.FLAGS[name] for name in (*processes.NAMES, "mesh") if flags.FLAGS[name].present]
+    passed = [f"--{flag.name}={flag.value}" for flag in given]
+    if not processes.several():
+        return passed, 0
     common.without_effect(("shard",), f"beside --{given[0].name}, with which every host runs every unit")
-    launcher = launched()
-    which = flags.FLAGS["process_id"].value if launcher is None else launcher[0]
+    which = flags.FLAGS["process_id"].value
     if which is None:
-        raise ValueError(
-            f"--{given[0].name}: none of {', '.join(_LAUNCHERS)} says which host this is; give --coordinator, "
-            "--num_processes and --process_id."
-        )
-    return [f"--{flag.name}={flag.value}" for flag in given], int(which)
+        if (found := launched()) is None:
+            raise ValueError(
+                f"--{given[0].name}: nothing says which host this is ({_ASKED}); give --coordinator, --num_processes and "
+                "--process_id."
+            )
+        which = found[0]
+    return passed, int(which)
 
 
-def read_results(path: pathlib.Path) -> dict[str, UnitResult]:
+def read_results(path: Path) -> dict[str, UnitResult]:
     """Reads results.jsonl: of each unit, by id, its last line. ValueError where a line is none."""
     found = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if is_file(path) else []
     for number, line in enumerate(lines, 1):
         try:
             result = as_record(UnitResult, json.loads(line), f"{path}: line {number}")
@@ -139,7 +166,7 @@ def read_results(path: pathlib.Path) -> dict[str, UnitResult]:
     return found
 
 
-def all_results(workdir: pathlib.Path) -> dict[str, UnitResult]:
+def all_results(workdir: Path) -> dict[str, UnitResult]:
     """The same of all shards; a unit that one of them has done is done."""
     found: dict[str, UnitResult] = {}
     for path in sorted(workdir.glob("results*.jsonl")):
@@ -152,7 +179,7 @@ def all_results(workdir: pathlib.Path) -> dict[str, UnitResult]:
 class Results:
     """A results.jsonl, which is written anew with each unit, whole or not at all."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: Path):
         self._path, self._found = path, read_results(path)
 
     def add(self, result: UnitResult) -> None:
@@ -164,7 +191,7 @@ class Results:
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
 
 
-def await_freed(directory: pathlib.Path) -> None:
+def await_freed(directory: Path) -> None:
     """Waits for what a killed run has left in a unit's directory to end; it was told to."""
     for second in range(_WAIT):
         try:
@@ -176,7 +203,7 @@ def await_freed(directory: pathlib.Path) -> None:
             time.sleep(1)
 
 
-def run_unit(unit: Unit, directory: pathlib.Path, passed: Sequence[str] = (), host: int = 0) -> UnitResult:
+def run_unit(unit: Unit, directory: Path, passed: Sequence[str] = (), host: int = 0) -> UnitResult:
     """Runs a unit in a process of its own, and says what became of it.
 
     Args:
@@ -188,19 +215,20 @@ def run_unit(unit: Unit, directory: pathlib.Path, passed: Sequence[str] = (), ho
     Raises:
       SystemExit: its process was told to stop, or we were.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     if host == 0:
         await_freed(directory)
-    log = directory / ("unit.log" if host == 0 else f"unit.{host}.log")
     arguments = [*unit.arguments(directory), *passed]
-    with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(f"$ {command(unit, arguments)}\n")
-        begins = file.tell()
-    started = time.monotonic()
-    status = apart.run(unit.experiment, arguments, log)
-    seconds = time.monotonic() - started
-    error = apart.reason(status, log.read_bytes()[begins:].decode(errors="replace")) if status else None
-    said, numbers = (None, {}) if status else headline(unit.experiment, directory)
+    with _log(directory / ("unit.log" if host == 0 else f"unit.{host}.log")) as log:
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"$ {command(unit, arguments)}\n")
+        begins = log.stat().st_size
+        started = time.monotonic()
+        status = apart.run(unit.experiment, arguments, log)
+        seconds = time.monotonic() - started
+        said = log.read_bytes()[begins:].decode(errors="replace")
+    error = apart.reason(status, said) if status else None
+    finding, numbers = (None, {}) if status else headline(unit.experiment, directory)
     return UnitResult(
         id=unit.id,
         name=unit.name,
@@ -210,11 +238,27 @@ def run_unit(unit: Unit, directory: pathlib.Path, passed: Sequence[str] = (), ho
         status="failed" if status else "done",
         seconds=round(seconds, 2),
         exit=status,
-        finding=said,
+        finding=finding,
         headline=numbers,
         error=error,
         versions={"massive_jax": mj.__version__, "jax": jax.__version__},
     )
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Iterator[pathlib.Path]:
+    """A file on this machine to add a log to: the log itself, or one that is copied into a store at the end."""
+    if not is_remote(path):
+        yield pathlib.Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        log = pathlib.Path(folder, path.name)
+        log.write_bytes(path.read_bytes() if is_file(path) else b"")
+        try:
+            yield log
+        finally:
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(log.read_bytes())
 
 
 def command(unit: Unit, arguments: Sequence[str]) -> str:
@@ -253,7 +297,7 @@ def main() -> None:
     """Runs the binary."""
     if not _FILE.value:
         raise ValueError("--file is missing; give a YAML file with the units, as --help shows.")
-    file = pathlib.Path(_FILE.value).expanduser()
+    file = user_path(_FILE.value)
     (index, count), (passed, host) = shard(), together()
     units = read_units(file)
     workdir = common.workdir(reserve=False)
@@ -291,7 +335,7 @@ def main() -> None:
 
 
 def _turn(
-    unit: Unit, number: int, of: Sequence[Unit], workdir: pathlib.Path, passed: Sequence[str], host: int = 0
+    unit: Unit, number: int, of: Sequence[Unit], workdir: Path, passed: Sequence[str], host: int = 0
 ) -> UnitResult:
     print(f"[{number}/{len(of)}] {printable(unit.title)}", flush=True)
     result = run_unit(unit, workdir / "units" / unit.name, passed, host)

@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import os
-import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -17,7 +16,7 @@ from typing import Any
 import yaml
 
 from experiments import apart
-from massive_jax.files import listed, one_line, short_name, shown
+from massive_jax.files import Path, listed, one_line, short_name, shown
 
 MOST = 10_000  # units of a batch
 _NAME = 80  # letters of a directory's name, before the id
@@ -69,7 +68,7 @@ class Unit:
         return (value,) if isinstance(value, str) else value
 
 
-def read_units(path: pathlib.Path) -> list[Unit]:
+def read_units(path: Path) -> list[Unit]:
     """Reads the units of a file, in its order; the last key of a group changes first.
 
     Raises:
@@ -124,7 +123,7 @@ def check_units(units: Sequence[Unit], passed: Sequence[str], where: str) -> Non
         raise ValueError(f"{where}: {problems[0]}{more}")
 
 
-def _groups(path: pathlib.Path) -> Iterator[yaml.MappingNode]:
+def _groups(path: Path) -> Iterator[yaml.MappingNode]:
     """The groups of a file. Its nodes, not its values: those are texts as they stand there, 4:12 is no number."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)

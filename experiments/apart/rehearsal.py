@@ -13,9 +13,7 @@ from absl import flags
 
 from experiments import common
 from experiments.apart import Rehearsed
-from experiments.flags import models
-
-_ELSEWHERE = ("distributed", "coordinator")  # other processes would be waited for
+from experiments.flags import models, processes
 
 
 class _Ready(BaseException):
@@ -38,7 +36,9 @@ def _try(main: Callable[[], Any]) -> None:
             raise ValueError(f"it has no flag --{name}; --help lists those that it has.")
         if flag.present > 1 and not isinstance(flag, flags.MultiFlag):
             raise ValueError(f"--{name} is given {flag.present} times; it takes one value.")
-    if any(name in taken and flags.FLAGS[name].present for name in _ELSEWHERE):
+    if processes.several():  # whose devices are not here to look at
+        if (program := processes.program()) in processes.known_alone():
+            raise ValueError(f"{program} runs in one process, and not on several hosts together.")
         return
     with contextlib.suppress(_Ready):
         main()
@@ -75,3 +75,4 @@ def prepare() -> None:
         raise _Ready
 
     vars(common).update(run_experiment=look, workdir=ready)  # this process does nothing else
+    vars(processes).update(start=lambda program="": None)

@@ -60,7 +60,7 @@ def start(program: str = "") -> None:
       ValueError: flags that do not say who the others are; an experiment that runs in one process; processes with other
         flags, other code or other packages.
     """
-    if not several():
+    if not several() or program == "batch":  # which passes them on to its units
         return
     if program in known_alone():
         raise ValueError(

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from massive_jax.files import atomic_write, read_json, short_name
+from massive_jax.files import Path, atomic_write, is_directory, is_file, read_json, short_name, size_of
 from massive_jax.report import words
 from massive_jax.report.html import Cell, Section, Summary, Table, write_report
 from massive_jax.report.observatory import METRICS, attention_metrics, census_metrics, weight_metrics
@@ -38,7 +38,7 @@ _MOST = 8  # numbers of a unit
 _EMBEDDED = 20e6  # bytes of figures that are put into the page; others are links
 
 
-def headline(experiment: str, directory: pathlib.Path) -> tuple[str | None, dict[str, float | str]]:
+def headline(experiment: str, directory: Path) -> tuple[str | None, dict[str, float | str]]:
     """Gives what an experiment found in `directory`: its sentence, if it has one, and the numbers to compare it by.
 
     Numbers that are not finite are texts: "inf". Of a result that is not there, or cannot be read, there are none.
@@ -98,7 +98,7 @@ def write_csv(path: str | os.PathLike[str], batch: Batch) -> None:
         temporary.write_text(out.getvalue(), encoding="utf-8")
 
 
-def write_batch_report(workdir: pathlib.Path, batch: Batch) -> None:
+def write_batch_report(workdir: Path, batch: Batch) -> None:
     """Writes report.html: a table over all units, one for each experiment, and each unit's figure and files.
 
     Args:
@@ -116,7 +116,7 @@ def write_batch_report(workdir: pathlib.Path, batch: Batch) -> None:
     budget = _EMBEDDED
     for unit in batch.units:
         image = _figure(workdir / "units" / unit.name, unit.experiment)
-        size = 0 if image is None else image.stat().st_size
+        size = 0 if image is None else size_of(image)
         sections.append(_of_unit(unit, workdir, image if size <= budget else None))
         budget -= size if size <= budget else 0
     title = f"Batch of {pathlib.PurePath(batch.file).name}"
@@ -138,9 +138,9 @@ def _of_experiment(name: str, units: Sequence[UnitResult]) -> Section:
     return Section(name, said, table=Table(columns, rows))
 
 
-def _of_unit(unit: UnitResult, workdir: pathlib.Path, image: pathlib.Path | None) -> Section:
+def _of_unit(unit: UnitResult, workdir: Path, image: Path | None) -> Section:
     directory = workdir / "units" / unit.name
-    files = sorted(path.name for path in directory.iterdir() if path.is_file()) if directory.is_dir() else []
+    files = sorted(path.name for path in directory.iterdir() if is_file(path)) if is_directory(directory) else []
     shown = [name for name in files if not name.startswith(".")]
     said = {"failed": f"Failed: {unit.error}", "missing": "It has not run to its end."}
     return Section(
@@ -152,9 +152,9 @@ def _of_unit(unit: UnitResult, workdir: pathlib.Path, image: pathlib.Path | None
     )
 
 
-def _figure(directory: pathlib.Path, experiment: str) -> pathlib.Path | None:
+def _figure(directory: Path, experiment: str) -> Path | None:
     """The figure of a unit: that named like its experiment, or else the first."""
-    found = sorted(path for path in directory.glob("*.png") if not path.name.startswith("."))
+    found = sorted(directory.glob("[!.]*.png"), key=lambda path: path.name)
     named = [path for path in found if path.stem == experiment]
     return next(iter([*named, *found]), None)
 

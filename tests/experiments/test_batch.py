@@ -227,6 +227,7 @@ class TestHosts:
     def test_no_shard(self, clean_flags, monkeypatch, shard):
         for name in ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "TPU_WORKER_ID"):
             monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(batch, "_of_tpu_vm", lambda _: "")
         clean_flags()
         flags.FLAGS(["batch", f"--shard={shard}"])
         with pytest.raises(ValueError, match=f"--shard={shard}: .*give --shard=I/N|--shard={shard}: give I/N"):
@@ -235,6 +236,11 @@ class TestHosts:
     def test_the_launcher_says_which(self, clean_flags, monkeypatch):
         clean_flags()
         flags.FLAGS(["batch", "--shard=auto"])
+        said = {"agent-worker-number": "2", "worker-network-endpoints": "a:1,b:2,c:3,d:4"}
+        monkeypatch.setattr(batch, "_of_tpu_vm", said.get)
+        for name in ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "TPU_WORKER_ID"):
+            monkeypatch.delenv(name, raising=False)
+        assert batch.shard() == (2, 4)
         monkeypatch.setenv("TPU_WORKER_ID", "1")
         monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b,c")
         assert batch.shard() == (1, 3)
@@ -244,7 +250,9 @@ class TestHosts:
 
     def test_flags_of_processes_are_for_every_unit(self, clean_flags):
         clean_flags()
-        assert batch.together() == ([], 0)
+        flags.FLAGS(["batch", "--mesh=fsdp:2"])
+        assert batch.together() == (["--mesh=fsdp:2"], 0)
+        clean_flags()
         flags.FLAGS(["batch", "--coordinator=a:1", "--num_processes=2", "--process_id=1"])
         passed, host = batch.together()
         assert sorted(passed) == ["--coordinator=a:1", "--num_processes=2", "--process_id=1"]
