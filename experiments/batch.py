@@ -146,8 +146,8 @@ def together() -> tuple[list[str], int]:
     if which is None:
         if (found := launched()) is None:
             raise ValueError(
-                f"--{given[0].name}: nothing says which host this is ({_ASKED}); give --coordinator, --num_processes and "
-                "--process_id."
+                f"--{given[0].name}: nothing says which host this is ({_ASKED}); give --coordinator, --num_processes "
+                "and --process_id."
             )
         which = found[0]
     return passed, int(which)
