@@ -108,7 +108,9 @@ def write_batch_report(workdir: Path, batch: Batch) -> None:
     counts = {status: sum(unit.status == status for unit in batch.units) for status in ("done", "failed", "missing")}
     said = [f"{counts['done']} of {words.count(len(batch.units), 'unit')} done"]
     said += [f"{counts[status]} {status}" for status in ("failed", "missing") if counts[status]]
-    overview = Table(tuple(map(str.capitalize, SUMMARY_COLUMNS)), [summary_row(unit) for unit in batch.units])
+    # The result comes second, where a phone shows it, too.
+    rows = [(what, result, status, seconds) for what, status, seconds, result in map(summary_row, batch.units)]
+    overview = Table(("Unit", "Result", "Status", "Seconds"), rows)
     sections = [
         _of_experiment(name, [unit for unit in batch.units if unit.experiment == name])
         for name in dict.fromkeys(unit.experiment for unit in batch.units)
