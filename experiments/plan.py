@@ -11,8 +11,8 @@ ends with status 1 and a line that says what would. --compile asks the compiler 
 'massive_jax[tpu]'; none is needed), minutes; for GPUs where they are here. Writes plan.json.
 
 Times are estimates, a roofline's: from where everything overlaps to where nothing does, at the vendors' figures; real
-programs take longer, and loading the weights comes on top. LLaMA2-70B's layer-wise figures on v5p-16 take 17.9 GB a
-chip; docs/plan.md has more, beside what the compiler says.
+programs take longer, and loading the weights comes on top. LLaMA2-70B's layer-wise figures take 17.4
+to 17.8 GB a chip on v5p-16, by the mesh; docs/plan.md has more, beside what the compiler says.
 """
 
 from __future__ import annotations

@@ -32,8 +32,9 @@ class Chip:
       sends: to the others, in bytes/s, over all its links.
       axes: of its interconnect, each with two links: what runs along one axis of a mesh has one of them; 1 where all
         is reached through a switch.
-      usable: bytes that programs can have: what the compiler says of a TPU (libtpu 0.0.41: "of 15.75G hbm"); of a GPU
-        what jax takes at first, 75 % (docs.jax.dev, GPU memory allocation).
+      usable: bytes that programs can have: of a TPU what its compiler allows (libtpu 0.0.42.1: "exceeds available HBM
+        (15.75G)", and 31.25 of a v6e), or what it has, if less; of a GPU what jax takes at first, 75 % (docs.jax.dev,
+        GPU memory allocation).
     """
 
     kind: str

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -57,8 +58,11 @@ def topology_devices(topology: str) -> np.ndarray:
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it asks a machine that is none of Google's who it is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several may compile side by side: no chip is taken
+    # It takes a host to have four chips, in a square, and a topology to be of whole hosts.
+    alone: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
     try:
-        return np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        return np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology, **alone).devices)
     except Exception as error:  # of jaxlib's or libtpu's, by what is missing
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -108,7 +112,10 @@ def compile_program(program: Program, config: Config, mesh: Mesh) -> Compiled:
         call = program.make(config, program.batch, mesh)
         lowered = call.function.lower(*call.arguments)
         try:
-            found = lowered.compile()
+            with warnings.catch_warnings():
+                # What is compiled for chips that are not here is written to jax's cache, but cannot be read from it.
+                warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+                found = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             raise ValueError(f"the compiler refuses {program.name!r}: {_refusal(str(error))}") from None
     memory, text = found.memory_analysis(), found.as_text() or ""
