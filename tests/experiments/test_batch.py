@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -17,10 +16,13 @@ from absl import flags
 
 from experiments import apart, batch
 from experiments.units import Unit, check_units, read_units
-from massive_jax.files import locked, read_json, write_json
+from massive_jax.files import as_path, locked, read_json, write_json
 from massive_jax.report import as_record
 from massive_jax.report.batch import headline
 from massive_jax.report.results import Batch
+from tests.fixtures.buckets import bucket
+
+__all__ = ["bucket"]
 
 GRID = """
 - experiment: [census, layerwise]
@@ -112,7 +114,7 @@ def sweep(tmp_path, clean_flags, monkeypatch, capsys):
     def run(experiment, arguments, log):
         ran.append((experiment, arguments[0]))
         result = {"perplexity": {"original": 2.5, "zero": math.inf}, "layer": 3, "finding": "It is so."}
-        write_json(pathlib.Path(arguments[-1].removeprefix("--workdir=")) / f"{experiment}.json", result)
+        write_json(as_path(arguments[-1].removeprefix("--workdir=")) / f"{experiment}.json", result)
         with log.open("a") as file:
             file.write("working\nerror: no such layer\n")
         return plays.get(ran[-1], lambda: 0)()
@@ -201,6 +203,18 @@ class TestRun:
         assert "failed: layerwise layer=1: no such layer" in sweep.out.out
         lines = (sweep.workdir / "results.jsonl").read_text().splitlines()
         assert json.loads(lines[0])["headline"] == {"perplexity original": 2.5, "perplexity zero": "inf"}
+
+    def test_results_in_a_store(self, sweep, bucket):
+        sweep.plays[ALL[3]] = lambda: 1
+        assert sweep("--workdir=gs://results/sweep") == (2, ALL)
+        assert sweep("--workdir=gs://results/sweep") == (2, [ALL[3]])
+        objects = bucket.objects("results/sweep/")
+        assert {"results.jsonl", "summary.json", "summary.csv", "report.html"} <= set(objects)
+        (log,) = (
+            text for name, text in objects.items() if name.startswith("units/layerwise-layer=2-") and "log" in name
+        )
+        assert log.count(b"$ python -m experiments.layerwise --layer=2 --workdir=gs://results/sweep/units/") == 2
+        assert not sweep.workdir.exists()
 
     def test_a_line_that_is_none(self, sweep):
         sweep()
