@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _CRIPPLED = re.compile(r"(abfss?|az|file|ftp|gcs|gs|hdfs|hf|https?|s3a?):/(?!/)"
 _RENEWED = 20.0  # seconds between two signs of life of who holds a lock
 _DEAD = 60.0  # seconds without one, after which another may take it
 _POLL = 1.0
+_AT_A_TIME = 8  # objects
 _reached: set[str] = set()  # buckets
 _mine: set[str] = set()  # locks of this process
 
@@ -104,7 +106,8 @@ def reaching(path: str | os.PathLike[str], what: str = "read") -> Iterator[None]
     try:
         yield
     except ImportError as error:
-        package = SCHEMES[str(path).partition("://")[0]]
+        if (package := SCHEMES.get(str(path).partition("://")[0])) is None:
+            raise
         raise ValueError(f"{path}: needs the package {package}: pip install {package} ({error}).") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be {what}: {error.strerror or error}.") from None
@@ -170,8 +173,7 @@ def written_directory(path: epath.Path) -> Iterator[pathlib.Path]:
         names = [str(file.relative_to(temporary)) for file in sorted(temporary.rglob("*")) if file.is_file()]
         put(mark, path / UNFINISHED)
         try:
-            for name in names:
-                put(temporary / name, path / name)
+            _side_by_side(lambda name: put(temporary / name, path / name), names)
         except BaseException:
             with contextlib.suppress(Exception):  # the first failure is the one to report
                 remove_tree(path)
@@ -184,8 +186,19 @@ def remove_tree(path: epath.Path) -> None:
     """Removes all objects below `path`, the mark of an unfinished directory last."""
     with reaching(path, "removed"):
         below = objects_below(path)
-        for name in sorted(below, key=lambda name: name == UNFINISHED):
-            (path / name).unlink(missing_ok=True)
+        for marks in (False, True):
+            wanted = [name for name in below if (name == UNFINISHED) is marks]
+            _side_by_side(lambda name: (path / name).unlink(missing_ok=True), wanted)
+
+
+def _side_by_side(work: Callable[[str], Any], names: Sequence[str]) -> None:
+    """Does so with objects, some at a time; the first failure is raised, and what has not begun by then is left."""
+    pool = futures.ThreadPoolExecutor(_AT_A_TIME)
+    try:
+        for _ in pool.map(work, names):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def objects_below(path: epath.Path) -> dict[str, str]:

@@ -2,17 +2,20 @@
 
 import contextlib
 import importlib
+import pathlib
 import pkgutil
 
+import chex
 import pytest
 from absl import flags
 
 import experiments
+import massive_jax as mj
 from experiments import common
 from massive_jax import storage
-from tests.fixtures.buckets import Bucket, bucket
+from tests.fixtures.buckets import Bucket, bucket, google, google_server
 
-__all__ = ["bucket"]
+__all__ = ["bucket", "google", "google_server"]
 
 FLAGS = flags.FLAGS
 PATHS = (
@@ -27,6 +30,7 @@ SMALL = {
     "explicit_bias": ("--prefix=bos", "--windows=2", "--context=32"),
     "feature_map": ("--bos", "--layer=2"),
     "intervene": ("--bos", "--layer=2", "--places=0:5", "--windows=2", "--context=32", "--draws=1"),
+    "reproduce": ("--windows=2", "--context=32"),
     "super_weights": ("--windows=2", "--context=32"),
     "sweep": ("--bos", "--dim=5"),
 }
@@ -55,6 +59,25 @@ def test_every_experiment_writes_the_same_bytes(name, run, bucket, text_file):
     on_text = any("windows" in argument for argument in SMALL[name])
     here, there = both(run, bucket, name, [*SMALL[name], *([f"--text={text_file}"] if on_text else [])])
     assert there == here
+
+
+@pytest.mark.slow
+def test_models_come_from_a_store_and_go_there(tiny_directory, google):
+    for file in filter(pathlib.Path.is_file, tiny_directory.iterdir()):
+        google.pipe(f"gs://results/hf/{file.name}", file.read_bytes())
+    expected = mj.load(str(tiny_directory), progress=False).params
+    mj.convert("gs://results/hf", "gs://results/converted", progress=False)
+    converted = mj.load("gs://results/converted", progress=False)
+    mj.export(converted, "gs://results/exported", progress=False)
+    for params in (converted.params, mj.load("gs://results/exported", progress=False).params):
+        chex.assert_trees_all_equal(params, expected)
+    for write in (mj.convert, lambda _, out, **options: mj.save(converted, out)):
+        with pytest.raises(ValueError, match="gs://results/converted exists already"):
+            write("gs://results/hf", "gs://results/converted", progress=False)
+    google.pipe(f"gs://results/converted/{storage.UNFINISHED}", b"")  # as long as it is being put
+    with pytest.raises(ValueError, match="holds no finished checkpoint"):
+        mj.load("gs://results/converted", progress=False)
+    assert not [name for name in google.objects() if name.endswith(".lock")]
 
 
 @pytest.mark.slow
