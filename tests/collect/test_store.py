@@ -86,6 +86,8 @@ def test_a_batch_has_its_tokens_with_its_rows(written):
     np.testing.assert_array_equal(batch["embed"], np.tile(batch["token"][:, None], (1, 32)))
     np.testing.assert_array_equal(batch["window"] * 6 + batch["position"], batch["token"])
     assert len(list(store.batches(7, where="all", drop_last=True))) == 4
+    with pytest.raises(ValueError, match="drop_last is .no.; give True or False"):
+        store.batches(7, drop_last="no")
     assert "30 rows of embed [32], float32" in repr(store)
     assert not store.shard(2)["embed"].flags.writeable
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from massive_jax.train import flops_per_token, read_lines
+from massive_jax.train import flops_per_token, read_lines, take_census
 from massive_jax.train.metrics import JsonLines
 from massive_jax.train.presets import PRESETS
 from tests.fixtures.train_shapes import GPT
@@ -53,3 +53,10 @@ def test_the_paper_preset_is_the_papers():
     assert (recipe.learning_rate, recipe.final_learning_rate) == (6e-4, 6e-5)
     assert (recipe.warmup_steps, recipe.decay_steps) == (2000, 600_000)
     assert (recipe.b1, recipe.b2, recipe.weight_decay, recipe.clip) == (0.9, 0.95, 0.1, 1.0)
+
+
+def test_a_census_is_of_tokens_that_there_are(tiny_model, tiny_tokens):
+    """Ids outside the vocabulary gave NaN."""
+    for tokens, message in ((tiny_tokens + 260, "do not fit the vocabulary of 260"), (tiny_tokens[0], "give integers")):
+        with pytest.raises(ValueError, match=message):
+            take_census(tiny_model.module, tiny_model.params, tokens)
