@@ -142,6 +142,11 @@ def test_metrics_of_the_next_token(small, texts):
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
 
 
+def at_two(out):
+    """Of what the token at position 2 predicts: a number a sequence."""
+    return (out.logits[:, 2] ** 2).mean(axis=-1)
+
+
 def scaled(x, value):
     """Of what is edited: a number that it was not."""
     return 0 * x + value
@@ -160,14 +165,17 @@ def test_tokens_by_text_are_their_ids(small):
 
 
 def test_a_function_that_looks_at_one_later_key_runs_whole(small, texts):
-    """Its query is in another chunk than the key that it is made to see."""
+    """Its query is in a chunk before that of the key, whose value the other edit changes."""
     tokens = texts[0]
     units = [
-        mj.Edit("attn_probs", layer=1, head=head, position=2, key=17, op=scaled, value=np.float32(0.5))
+        [
+            mj.Edit("block_out", layer=1, position=17, dim=3, value=9.0),
+            mj.Edit("attn_probs", layer=2, head=head, position=2, key=17, op=scaled, value=np.float32(0.5)),
+        ]
         for head in (0, 1)
     ]
-    found = small.sweep(tokens, units, "logit_difference", data=CHOICE)
-    np.testing.assert_allclose(found.values, one_by_one(small, tokens, units, difference), rtol=2e-4, atol=2e-4)
+    found = small.sweep(tokens, units, at_two)
+    np.testing.assert_allclose(found.values, [at_two(small(tokens, edits=unit)) for unit in units], rtol=2e-4)
     assert found.effects.all()
 
 
