@@ -44,46 +44,49 @@ class Collective:
         return (2 if self.kind == "all-reduce" else 1) * self.bytes * (self.size - 1) / self.size
 
 
-def expected(config: Config, mesh: Any, batch: int, length: int, *, trains: bool, param_bytes: int) -> list[Collective]:
-    """Counts the collectives of one pass over [B, T] tokens.
+def expected(
+    config: Config, mesh: Any, batch: int, length: int, *, passes: int = 1, trains: bool, param_bytes: int
+) -> list[Collective]:
+    """Counts the collectives of passes over [B, T] tokens.
 
     Args:
       config: of the model.
       mesh: concrete or abstract.
       batch: B, of all chips.
       length: T.
-      trains: whether there is a backward pass.
-      param_bytes: of a number among the parameters.
+      passes: how many.
+      trains: whether each is followed by one back.
+      param_bytes: of a number among the parameters, as they are gathered.
     """
     found: list[Collective] = []
 
-    def add(kind: str, axis: str, count: float, size: float) -> None:
+    def add(kind: str, axis: str, count: int, size: float) -> None:
         if mesh.shape[axis] > 1 and count:
-            found.append(Collective(kind, axis, mesh.shape[axis], round(count), size))
+            found.append(Collective(kind, axis, mesh.shape[axis], passes * count, passes * size))
 
     stream = rows_a_chip(batch, mesh) * length * config.hidden_size * config.jnp_dtype.itemsize
     # What a split map adds to the stream is a part of a sum; so are rows of a table that one chip of several has.
-    sums = {"tensor": 0.0, "expert": 0.0}
-    kept = 0
+    sums = {"tensor": 0, "expert": 0}
+    kept = gathers = 0
+    tied = getattr(config, "tie_embeddings", False)
     for it in declared(build(config)).values():
         sharding = param_sharding(it.axes, it.shape, mesh)
         spec = [] if sharding is None else list(sharding.spec)
-        parts = math.prod(mesh.shape[axis] for axis in spec if axis is not None)
-        kept += math.prod(it.shape) * param_bytes // parts
-        tied = getattr(config, "tie_embeddings", False)
+        kept += math.prod(it.shape) // math.prod(mesh.shape[axis] for axis in spec if axis is not None)
+        layers = config.num_layers if it.per_layer else 1
+        gathers += layers * ("fsdp" in spec and it.per_layer)
         looked_up = "V" in it.axes and it.role == ("head" if tied else "table")
-        if it.role == "residual" or (looked_up and spec[0] is not None):
+        if it.role == "residual" or looked_up:
             for axis in sums:
-                sums[axis] += (axis in spec) * (config.num_layers if it.per_layer else 1)
-    passes = 2 if trains else 1
-    for axis, count in sums.items():
-        add("all-reduce", axis, passes * count, passes * count * stream)
+                sums[axis] += layers * (axis in spec)
     _, weights = gathered(config, mesh, param_bytes)
-    per_layer = sum(it.per_layer for it in declared(build(config)).values() if len(it.own_axes) > 1)
-    add("all-gather", "fsdp", passes * per_layer * config.num_layers, passes * weights)
+    ways = 2 if trains else 1  # there and back
+    for axis, count in sums.items():
+        add("all-reduce", axis, ways * count, ways * count * stream)
+    add("all-gather", "fsdp", ways * gathers, ways * weights)
     if trains:
-        add("reduce-scatter", "fsdp", per_layer * config.num_layers, weights)
-        add("all-reduce", "data", 1, kept)
+        add("reduce-scatter", "fsdp", gathers, 4 * weights / param_bytes)  # gradients are float32
+        add("all-reduce", "data", 1, 4 * kept)
     return found
 
 

@@ -24,6 +24,7 @@ from massive_jax.plan.place import (
 )
 from massive_jax.plan.programs import Call, Program
 from massive_jax.plan.work import Work, size_of, work_of
+from massive_jax.train import flops_per_token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +86,24 @@ def estimate(program: Program, config: Config, chips: Chips, sizes: Mapping[str,
     of_layer, _ = gathered(config, mesh, config.jnp_dtype.itemsize)
     held = work.held
     if program.trains:
+        # As a training counts them itself: what an attention kernel does inside is not in the program.
+        of_token = flops_per_token(share, program.length)
+        work = dataclasses.replace(work, flops=of_token * rows * program.length * program.passes)
         # The step's gradients are those of all layers, of the whole width: each chip keeps its part of them only.
         gradients = bytes_a_chip(abstract_params(config, mesh, "float32"))
         held -= bytes_a_chip(abstract_params(share, None, "float32"))
         memory["gradients"] = gradients
-    memory["captured"] = captured
+    memory[local.kept_as] = memory.get(local.kept_as, 0) + captured
     memory["gathered parameters"] = of_layer
     memory["activations"] = max(0, held - captured)
     sent = expected(
-        config, mesh, program.batch, program.length, trains=program.trains, param_bytes=config.jnp_dtype.itemsize
+        config,
+        mesh,
+        program.batch,
+        program.tokens or program.length,
+        passes=program.passes,
+        trains=program.trains,
+        param_bytes=config.jnp_dtype.itemsize,
     )
     return Estimate(
         name=program.name,

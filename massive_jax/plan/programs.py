@@ -32,13 +32,15 @@ class Call:
       function: what is compiled.
       arguments: arrays' shapes, dtypes and shardings, and static ones.
       parts: of the memory -> those of the arguments that are of it.
-      captured: the part of its results that was asked for.
+      captured: the part of its results that stays,
+      kept_as: and the part of the memory that this is of.
     """
 
     function: Any
     arguments: tuple[Any, ...]
     parts: Mapping[str, Any]
     captured: Callable[[Any], Any] = lambda results: ()
+    kept_as: str = "captured"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Program:
       runs: how often it runs.
       make: the call, of a model's config, for so many sequences, on a mesh (None for one device).
       trains: whether it computes gradients: passes go back, too.
+      passes: over the parameters in a run.
+      tokens: of each sequence in a pass; None for T.
     """
 
     name: str
@@ -60,6 +64,8 @@ class Program:
     runs: int
     make: Callable[[Config, int, Any], Call]
     trains: bool = False
+    passes: int = 1
+    tokens: int | None = None
 
 
 def forward(
@@ -112,7 +118,7 @@ def generation(batch: int, length: int, new_tokens: int) -> tuple[Program, Progr
             tokens,
             tokens,
         )
-        return Call(_prefill, arguments, {"parameters": params}, lambda results: results[2])
+        return Call(_prefill, arguments, {"parameters": params}, lambda results: results[2], "cache")
 
     def decode(config: Config, B: int, mesh: Any) -> Call:
         params, tokens = abstract_params(config, mesh), abstract_batch((B, length), jnp.int32, mesh)
@@ -126,7 +132,7 @@ def generation(batch: int, length: int, new_tokens: int) -> tuple[Program, Progr
 
     return (
         Program("prompt", batch, length, 1, prefill),
-        Program(f"{new_tokens} new tokens", batch, length, 1, decode),
+        Program(f"{new_tokens} new tokens", batch, length, 1, decode, passes=new_tokens - 1, tokens=1),
     )
 
 
@@ -142,7 +148,7 @@ def training(config: TrainConfig) -> Program:
         return Call(_step, (trainer, state, batch), parts)
 
     batch = config.batch // config.accumulate
-    return Program("step", batch, config.context, config.steps, make, trains=True)
+    return Program("step", batch, config.context, config.steps, make, trains=True, passes=config.accumulate)
 
 
 def _inputs(config: Config, B: int, T: int, mesh: Any) -> jax.ShapeDtypeStruct:
