@@ -43,7 +43,7 @@ from experiments.inputs import (
 from experiments.tables import fitted, place, print_table, profile_curves, profile_layers, progress
 from massive_jax import storage
 from massive_jax.files import Path, as_path, is_remote, locked, printable
-from massive_jax.parallel import check_shared, everywhere, leave, once, watch
+from massive_jax.parallel import check_shared, everywhere, is_leaving, leave, once, watch
 
 __all__ = [
     "check_device",
@@ -137,7 +137,7 @@ def guarded(main: Callable[[], Any], argv: Sequence[str]) -> None:
             jax.config.update("jax_enable_x64", True)
         processes.start(processes.program())
         if jax.distributed.is_initialized():
-            watch(_end)
+            watch(_say_error)
             check_device()
         with contextlib.ExitStack() as _held:
             _held.enter_context(processes.silent_but_first())
@@ -164,15 +164,14 @@ def guarded(main: Callable[[], Any], argv: Sequence[str]) -> None:
 
 
 def _fail(message: str, status: int = 1) -> None:
-    print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr, flush=True)
+    if not is_leaving():
+        _say_error(message)
     leave(message, status)
     sys.exit(status)
 
 
-def _end(reason: str, status: int) -> None:
-    """Ends this process, one of several, whatever its main thread waits for, because another has ended."""
-    print(f"error: {printable(reason, keep=chr(10))}", file=sys.stderr, flush=True)
-    os._exit(status)
+def _say_error(message: str) -> None:
+    print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr, flush=True)
 
 
 _STATUS = re.compile(r"(UNKNOWN|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|FAILED_PRECONDITION): ")

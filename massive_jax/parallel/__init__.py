@@ -23,7 +23,16 @@ from massive_jax.parallel.processes import (
     whole,
 )
 from massive_jax.parallel.rules import RULES, param_sharding, spec_of
-from massive_jax.parallel.together import agree, bytes_from_first, check_same, everywhere, fetch, leave, watch
+from massive_jax.parallel.together import (
+    agree,
+    bytes_from_first,
+    check_same,
+    everywhere,
+    fetch,
+    is_leaving,
+    leave,
+    watch,
+)
 
 __all__ = [
     "AXES",
@@ -40,6 +49,7 @@ __all__ = [
     "from_first",
     "in_any",
     "is_first",
+    "is_leaving",
     "leave",
     "make_mesh",
     "mesh_of_params",

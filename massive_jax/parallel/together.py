@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from massive_jax.parallel.processes import PATIENCE, from_first, is_first, whole
 
 _FAILED = "massive_jax/failed"  # the key under which a process that fails says why
-_TELLING = 2.0  # seconds that it stays then: process 0 is where the others hear it
+_TELLING = 1.0  # seconds until all have heard it; process 0, where they hear it, stays twice that
 _EVERY = 0.5  # seconds between two looks at whether another has failed
 _WATCHER = "failures of other processes"
 _rounds = itertools.count()
@@ -122,20 +122,22 @@ def everywhere(work: Callable[[], _T]) -> _T:
     return done  # type: ignore[return-value]
 
 
-def watch(end: Callable[[str, int], Any]) -> None:
-    """Starts a thread that calls `end` once another process has called `leave`, with its reason and exit status.
+def watch(tell: Callable[[str], Any]) -> None:
+    """Starts a thread that ends this process once another has called `leave`: `tell` is called with its reason.
 
-    It is to end this one, too. What a main thread waits for, a device or another process, may never come then; and what
-    jax says of it is not why.
+    What a main thread waits for, a device or another process, may never come then; and what jax says of it is not why.
     """
-    client, _, _ = _service()
+    client, number, _ = _service()
 
     def look() -> None:
         while not _leaving.wait(_EVERY):
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # no process has failed
-                status, _, words = client.key_value_try_get(_FAILED).partition(" ")
+                status, _, reason = client.key_value_try_get(_FAILED).partition(" ")
                 if not _leaving.is_set():
-                    end(words, int(status))
+                    _leaving.set()
+                    tell(reason)
+                    time.sleep(2 * _TELLING if number == 0 else 0)
+                    os._exit(int(status))
                 return
 
     def stop() -> None:  # a thread that is in jax when the interpreter ends would abort
@@ -148,6 +150,11 @@ def watch(end: Callable[[str, int], Any]) -> None:
         atexit.register(stop)
 
 
+def is_leaving() -> bool:
+    """Tells whether this process is ending already, because another has: what it meets then is a consequence."""
+    return _leaving.is_set()
+
+
 def leave(reason: str, status: int) -> None:
     """Tells the other processes why this one ends, and ends it as `os._exit` does: they are not waited for.
 
@@ -156,12 +163,13 @@ def leave(reason: str, status: int) -> None:
     client, number, _ = _service()
     if client is None:
         return
-    already = _leaving.is_set()
-    _leaving.set()
-    if not already:
+    if not _leaving.is_set():
+        _leaving.set()
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # told by another already; or nobody is there any more
             client.key_value_set(_FAILED, f"{status} process {number}: {reason}")
-        time.sleep(_TELLING)
+        time.sleep(2 * _TELLING if number == 0 else _TELLING)
+    else:
+        time.sleep(3 * _TELLING)  # the thread of `watch` ends this process
     os._exit(status)
 
 

@@ -245,4 +245,6 @@ def test_what_does_not_agree_is_told_in_one_line(tiny_directory, text_file, tmp_
     assert "is not seen by process 1" in error(([], []), "collect", whole, *some, "--workdir=results")
     assert "leaves out some of the 4" in error(([], []), "layerwise", whole, "--mesh=fsdp:2")
     assert "needs 8 devices; 4 are here" in error(([], []), "layerwise", whole, "--mesh=data:8")
-    assert "a multiple of" in error(([], []), "train_gpt2", f"--data={text_file}", *TRAINING, "--batch=6")
+    assert "no multiple of accumulate 1 × 4 devices" in error(
+        ([], []), "train_gpt2", f"--data={text_file}", *TRAINING, "--batch=6"
+    )

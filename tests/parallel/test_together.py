@@ -4,13 +4,14 @@ import atexit
 import itertools
 import os
 import threading
+import time
 from concurrent import futures
 from typing import Any
 
 import jax
 import pytest
 
-from massive_jax.parallel import agree, bytes_from_first, check_same, everywhere, leave, together, watch
+from massive_jax.parallel import agree, bytes_from_first, check_same, everywhere, is_leaving, leave, together, watch
 
 
 class Service:
@@ -89,24 +90,26 @@ def test_where_one_fails_all_fail(in_each, failing, expected):
 
 
 def test_who_leaves_says_why_and_the_others_hear_it(in_each, monkeypatch):
-    ended, heard = [], threading.Event()
+    said, ended = [], []
     monkeypatch.setattr(os, "_exit", ended.append)
     monkeypatch.setattr(together, "_TELLING", 0)
     monkeypatch.setattr(together, "_EVERY", 0.01)
     monkeypatch.setattr(atexit, "register", lambda stop: None)
-    monkeypatch.setattr(together, "_leaving", leaving := threading.Event())
-
-    def end(reason, status):
-        ended.append((reason, status))
-        heard.set()
-
-    in_each(lambda number: watch(end) if number == 0 else None)
+    monkeypatch.setattr(together, "_leaving", threading.Event())
+    in_each(lambda number: watch(said.append) if number == 0 else None)
+    assert not is_leaving()
     in_each.service.key_value_set("massive_jax/failed", "143 process 2: stopped")
-    assert heard.wait(10)
+    while not ended:
+        time.sleep(0.01)
+    assert (said, ended) == (["process 2: stopped"], [143])
+    assert is_leaving()
+    in_each(lambda number: leave("what comes of it", 1) if number == 0 else None)
+    assert in_each.service.values["massive_jax/failed"] == "143 process 2: stopped"
+
+    monkeypatch.setattr(together, "_leaving", threading.Event())
     in_each(lambda number: leave("a file is gone", 1) if number == 1 else None)
-    assert ended == [("process 2: stopped", 143), 1]
+    assert ended == [143, 1, 1]
     assert in_each.service.values["massive_jax/failed"] == "1 process 1: a file is gone"
-    assert leaving.is_set()
 
 
 def test_alone_there_is_nobody_to_tell():
