@@ -33,6 +33,7 @@ from massive_jax.evaluate.batches import rows_a_batch
 from massive_jax.evaluate.census import census_measure
 from massive_jax.evaluate.layers import CAPTURE
 from massive_jax.files import write_json
+from massive_jax.models import TransformerConfig
 from massive_jax.parallel import mesh_text, parse_mesh
 from massive_jax.plan import Compiled, Estimate, Job, Program, check_fits, compile_program, config_of, mesh_for, time_of
 from massive_jax.plan import programs as planned
@@ -62,6 +63,14 @@ def mesh() -> dict[str, int] | None:
     return None if mesh_flags.MESH.value is None else parse_mesh(mesh_flags.MESH.value)
 
 
+def check_effect() -> None:
+    """ValueError where a flag is given that the experiment does not have."""
+    of_training = ("preset", "batch", "accumulate", "remat", "attention_bias", "optimizer")
+    others = ("windows",) if _EXPERIMENT.value == "train_gpt2" else of_training
+    new = () if _EXPERIMENT.value == "generate" else ("new_tokens",)
+    common.without_effect((*others, *new), f"with --experiment={_EXPERIMENT.value}")
+
+
 def job() -> Job:
     """What the flags ask for; ValueError where there is no such model, or the length is more than it takes."""
     chips = Chips.parse(_CHIPS.value)
@@ -70,11 +79,16 @@ def job() -> Job:
         program = planned.training(dataclasses.replace(trained, mesh=(1, 1)))
         return Job(lambda B, T: [program], trained.model, chips, program.batch, trained.context, cuts=False)
     config = dataclasses.replace(config_of(model.MODEL.value), dtype=model.DTYPE.value)
-    length = config.input_sizes((1, *config.example.shape[1:]))["T"]
-    if (most := getattr(config, "context_length", None)) is not None:
+    if isinstance(config, TransformerConfig):
+        most = config.context_length
         length = text.context(most)
         if length > most:
             raise ValueError(f"--context={length}: the model takes at most {most} tokens.")
+    else:
+        length = config.num_tokens(*config.image_size)
+        common.without_effect(("context",), "for a vision model, whose images have one size here")
+        if _EXPERIMENT.value in ("generate", "intervene"):
+            raise ValueError(f"--experiment={_EXPERIMENT.value} is planned for language models; this one takes images.")
     windows = 1 if _EXPERIMENT.value in ("feature_map", "attention_map") else text.windows()
     make = _PROGRAMS[_EXPERIMENT.value]
     batch = windows if _EXPERIMENT.value == "generate" else rows_a_batch(windows, length)
@@ -194,6 +208,7 @@ def _duration(seconds: float) -> str:
 
 def main() -> None:
     """Runs the binary."""
+    check_effect()
     given, out = mesh(), common.workdir()
     found = job()
     if given is None:

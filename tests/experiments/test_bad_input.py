@@ -121,6 +121,8 @@ def no_model(monkeypatch):
         ("plan", "--context=97", "--context=97: the model takes at most 96 tokens"),
         ("plan", "--model=no-such-model", "no zoo name and nothing here, and a plan fetches nothing"),
         ("plan", "--new_tokens=1", "--new_tokens=1"),
+        ("plan", "--new_tokens=9", "--new_tokens has no effect with --experiment=layerwise"),
+        ("plan", "--preset=paper", "--preset has no effect"),
         ("plan", "--windows=0", "--windows=0"),
     ],
 )
