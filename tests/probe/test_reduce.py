@@ -91,6 +91,7 @@ HARD = {
         (np.float32, Search(100, 2)),
         (np.float32, Search(0, 5)),
         (ml_dtypes.bfloat16, SEARCHES["cuda"]),
+        (ml_dtypes.bfloat16, SEARCHES["tpu"]),
         (np.float16, Search(0, 15, 8)),
     ],
 )
