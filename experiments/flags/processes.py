@@ -43,6 +43,7 @@ TOGETHER = frozenset(
         *("verify", "vit_registers"),
     }
 )
+PASSED_ON = frozenset({"batch"})  # what joins nobody itself, and gives the flags to experiments that do
 
 
 def several() -> bool:
@@ -60,7 +61,7 @@ def start(program: str = "") -> None:
       ValueError: flags that do not say who the others are; an experiment that runs in one process; processes with other
         flags, other code or other packages.
     """
-    if not several() or program == "batch":  # which passes them on to its units
+    if not several() or program in PASSED_ON:
         return
     if program in known_alone():
         raise ValueError(
@@ -110,7 +111,7 @@ def _meet(meeting: dict[str, Any]) -> None:
 def known_alone() -> set[str]:
     """The experiments that run in one process."""
     here = {path.stem for folder in _folders()[:2] for path in folder.glob("*.py")}
-    return here - TOGETHER
+    return here - TOGETHER - PASSED_ON
 
 
 @contextlib.contextmanager

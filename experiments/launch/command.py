@@ -70,7 +70,7 @@ class Command:
             raise ValueError(f"--mesh={mesh}: {size} devices; the accelerator has {devices}.")
         if hosts == 1 or any(self.values.get(name) for name in ("distributed", "shard")):
             return self  # --shard has each do its own part of a batch
-        if self.module.rpartition(".")[2] in processes.known_alone() - {"batch"}:  # it passes the flag on
+        if self.module.rpartition(".")[2] in processes.known_alone():
             raise ValueError(f"{self.module} runs in one process; give an accelerator with one host.")
         return dataclasses.replace(self, arguments=(*self.arguments, "--distributed"))
 
