@@ -37,7 +37,7 @@ def plot_attention(
 
 def draw(result: AttentionMap | Mapping[str, Any], logits: np.ndarray, probs: np.ndarray) -> "Figure":
     """Draws the figure of `plot_attention`; call it under `style.context()`."""
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
+    from matplotlib.colors import Normalize
 
     logits, probs = np.array(logits, np.float64), np.array(probs, np.float64)
     attention = as_record(AttentionMap, result)
@@ -64,10 +64,9 @@ def draw(result: AttentionMap | Mapping[str, Any], logits: np.ndarray, probs: np
 
     limit = float(np.nanmax(np.abs(logits))) if np.isfinite(logits).any() else 0.0
     most = float(np.nanmax(probs)) if np.isfinite(probs).any() else 0.0
-    blues = LinearSegmentedColormap.from_list("blues", ["#E9EFF5", "#8DB9DB", "#2878B0", "#08306B"])
     maps = (
-        ("Logit (before softmax)", logits, "coolwarm", Normalize(-(limit or 1), limit or 1)),
-        ("Probability (after softmax)", probs, blues, Normalize(0, most or 1)),
+        ("Logit (before softmax)", logits, style.diverging(), Normalize(-(limit or 1), limit or 1)),
+        ("Probability (after softmax)", probs, style.shares(), Normalize(0, most or 1)),
     )
     x = left
     for i, (title, values, colours, norm) in enumerate(maps):

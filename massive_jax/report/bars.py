@@ -92,7 +92,7 @@ def draw_bars(made: Any, rows: Sequence[Row], original: float, metric: str, bott
             ax.barh(i, length, height=0.66, color=row.colour, linewidth=0)
             _draw_spread(ax, i, row, along)
         else:
-            open_bar = {"facecolor": "white", "edgecolor": row.colour, "linewidth": 1, "linestyle": "--"}
+            open_bar = {"facecolor": style.PAPER, "edgecolor": row.colour, "linewidth": 1, "linestyle": "--"}
             ax.barh(i, length, height=0.66, clip_on=False, **open_bar)
         y = bottom + height * (len(rows) - 0.5 + 0.1 - i) / (len(rows) + 0.2)
         x = left + room * max(length, reach[i]) / end + 0.07

@@ -108,15 +108,13 @@ def _draw(
     shown: Sequence[_Shown],
 ) -> "Figure":
     """Charts of what is `shown` of each layer; `through` the points of the first, curves (layer, x, y)."""
-    import matplotlib
-
     if not census:
         raise ValueError("the census is empty: there is nothing to draw")
     if any(layer.slot_rate > 0 for record in census for layer in record.layers):
         shown = [*shown, _SLOTS]
     steps = np.array([record.step for record in census])
     num_layers = len(census[0].layers)
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, num_layers))
+    colours = style.ordered(num_layers)
     named = style.layer_ticks(1, num_layers, most=8)
 
     def curve(key: str, layer: int, points: bool) -> Curve:

@@ -82,7 +82,7 @@ def draw(result: FeatureMap | Mapping[str, Any], magnitudes: np.ndarray) -> "Fig
     # The floor, the walls, and a line for each labelled dimension and massive token.
     first, last = -0.5, D - 0.5
     floor = np.transpose(place([first, last, last, first], [0, 0, 1, 1], 0))
-    ax.add_patch(_polygon(floor, facecolor="#F4F6F8", edgecolor=style.GREY, linewidth=0.6, zorder=1))
+    ax.add_patch(_polygon(floor, facecolor=style.FLOOR, edgecolor=style.GREY, linewidth=0.6, zorder=1))
     for tick in ticks:
         xs, ys = place([first, first, last], [0, 1, 1], tick)
         ax.plot(xs, ys, color=style.RULE, linewidth=0.5, zorder=0)
@@ -103,7 +103,7 @@ def draw(result: FeatureMap | Mapping[str, Any], magnitudes: np.ndarray) -> "Fig
         ridge = np.maximum.reduceat(heights[t], edges)
         xs, ys = place(centre, depth(t), ridge)
         base = place(centre, depth(t), 0)[1]
-        ax.fill_between(xs, base, ys, color="#E9F1F8", linewidth=0, zorder=3 + t)
+        ax.fill_between(xs, base, ys, color=style.PALE, linewidth=0, zorder=3 + t)
         colour, width = (style.MASSIVE, 0.6) if t in marked else (style.BLUE, 0.4 if T <= 24 else 0.25)
         ax.plot(xs, ys, color=colour, linewidth=width, alpha=0.75, solid_joinstyle="round", zorder=3 + t)
         for found in massive:

@@ -22,24 +22,23 @@ _CONTROLS = {
     "same_position": "Same positions, other dims",
     "same_dim": "Same dims, other positions",
 }
-_COLOURS = {"original": style.GREY, "zero": style.MASSIVE, "mean": style.BLUE}
 
 
 def intervention_rows(result: Intervention) -> list[Row]:
     """Lists what was measured: the operations, below the strongest each place alone, then the controls."""
-    rows, drawn = [], _draws(result)
+    rows, drawn, colours = [], _draws(result), _colours()
     for name, value in result.measured.items():
         op = name.removeprefix("random_")
         if name != op and op in drawn:
             continue  # the first of several draws, which have a row of their own
         effect = result.effects.get(name)
         interval = (effect.low, effect.high) if effect is not None else (None, None)
-        rows.append(Row(name, _name(name), value, *interval, colour=_COLOURS.get(name, Row.colour)))
+        rows.append(Row(name, _name(name), value, *interval, colour=colours.get(name, Row.colour)))
         for one in result.alone:
             if name == one.operation:
                 alone = one.effects[name]
                 place = f"{str(one.position).replace('_', ' ')}, dim {one.dim}"
-                colour = _COLOURS.get(name, Row.colour)
+                colour = colours.get(name, Row.colour)
                 names = (f"{name} at {one} only", f"only position {place}")
                 rows.append(Row(*names, alone.value, alone.low, alone.high, colour=colour))
     for op, kinds in drawn.items():
@@ -48,6 +47,10 @@ def intervention_rows(result: Intervention) -> list[Row]:
             names = (f"{op} at {kind.replace('_', ' ')}{many}", f"{_CONTROLS.get(kind, kind)}{many}")
             rows.append(Row(*names, found.mean, found.low, found.high, found.values))
     return rows
+
+
+def _colours() -> dict[str, str]:
+    return {"original": style.GREY, "zero": style.MASSIVE, "mean": style.BLUE}
 
 
 def _draws(result: Intervention) -> dict[str, list[tuple[str, DrawnEffect]]]:
@@ -105,7 +108,7 @@ def draw(result: Intervention | Mapping[str, Any]) -> "Figure":
     header.draw(made)
     draw_bars(made, rows, values.get("original", math.nan), metric, bottom, height)
     if intervention.sweep:
-        draw_sweep(made, intervention, {name: _name(name) for name in values}, _COLOURS, SWEEP)
+        draw_sweep(made, intervention, {name: _name(name) for name in values}, _colours(), SWEEP)
     return made
 
 

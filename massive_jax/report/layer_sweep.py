@@ -12,7 +12,6 @@ from massive_jax.report.curves import Band, Chart, Curve, draw_chart
 from massive_jax.report.results import Intervention
 
 _BOTTOM, _TOP, _AIR = 0.42, 0.45, 0.12  # inches
-_OTHERS = ("#8C939B", style.GREEN, style.INK)
 
 
 def draw_sweep(
@@ -27,9 +26,10 @@ def draw_sweep(
       colours: of some of them.
       height: in inches.
     """
+    others = ("#8C939B", style.GREEN, style.INK)
     layers, curves, bands = np.array([at.layer for at in found.sweep]), [], []
     for i, op in enumerate(found.sweep[0].effects):
-        colour = colours.get(op, _OTHERS[i % len(_OTHERS)])
+        colour = colours.get(op, others[i % len(others)])
         effects = [at.effects[op] for at in found.sweep]
         value, low, high = (np.array([getattr(e, name) for e in effects], float) for name in ("value", "low", "high"))
         curves.append(Curve(layers, value, colour, names.get(op, op), 1.3, 2.4))

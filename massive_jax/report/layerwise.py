@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 WIDTH, PLOT_HEIGHT = 7.0, 3.0  # inches
 _LEFT, _BOTTOM = 0.82, 0.45  # inches: where the plot's corner is
-_COLOURS = (style.MASSIVE, style.BLUE, style.GREEN)  # of top 1, 2, 3
 
 
 def plot_layerwise(result: Layerwise | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -93,13 +92,18 @@ class _Curves:
     def ends(self, found: Layerwise) -> list[tuple[str, float, str]]:
         """Name, last number and colour of each curve."""
         limits = found.thresholds
-        curves = [(f"Top {k + 1}", top, _COLOURS[k]) for k, top in enumerate(self.tops.T)]
+        curves = [(f"Top {k + 1}", top, _colours()[k]) for k, top in enumerate(self.tops.T)]
         curves += [
             ("Median", self.median, style.INK),
             (f"{words.number(limits.ratio, 1)} × median", self.criterion, style.GREY),
             (f"Threshold {words.number(limits.magnitude, 1)}", np.array([self.limit]), style.GREY),
         ]
         return [(name, float(y[np.isfinite(y)][-1]), colour) for name, y, colour in curves if np.isfinite(y).any()]
+
+
+def _colours() -> tuple[str, str, str]:
+    """Of top 1, 2, 3."""
+    return style.MASSIVE, style.BLUE, style.GREEN
 
 
 def _curves(found: Layerwise) -> _Curves:
@@ -187,7 +191,7 @@ class _Panel:
 
     def draw(self, curves: _Curves) -> None:
         """Draws the curves, their markers, and the region in which both criteria are met."""
-        ax, x = self.ax, curves.x
+        ax, x, colours = self.ax, curves.x, _colours()
         edges = np.concatenate([[x[0] - 0.5], x, [x[-1] + 0.5]])
         region = np.pad(np.fmax(curves.floor, 10**self.low), 1, "edge")
         ax.fill_between(edges, region, 10**self.high, color=style.TINT, linewidth=0, zorder=0)
@@ -198,10 +202,10 @@ class _Panel:
         massive = curves.tops > np.nan_to_num(curves.floor)[:, None]
         size = float(np.clip(130 / len(x), 2.2, 4.5))
         for k, (top, full) in enumerate(zip(curves.tops.T, massive.T, strict=True)):
-            ax.plot(x, top, color=_COLOURS[k], linewidth=1.2, zorder=5 - k)
-            for chosen, face in ((full, _COLOURS[k]), (~full, "white")):
+            ax.plot(x, top, color=colours[k], linewidth=1.2, zorder=5 - k)
+            for chosen, face in ((full, colours[k]), (~full, style.PAPER)):
                 marks = {"marker": "os^"[k], "markersize": size, "markerfacecolor": face}
-                edge = {"markeredgewidth": 0.8, "markeredgecolor": _COLOURS[k]}
+                edge = {"markeredgewidth": 0.8, "markeredgecolor": colours[k]}
                 ax.plot(x[chosen], top[chosen], linestyle="", zorder=5.5 - k, **marks, **edge)
 
     def name_ends(self, ends: Sequence[tuple[str, float, str]]) -> None:

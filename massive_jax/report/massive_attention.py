@@ -14,8 +14,6 @@ from massive_jax.report.results import AttentionOfLayer, MassiveAttention
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SITES = (("attn_norm", style.MASSIVE, "normed input"), ("key", style.BLUE, "keys"), ("value", style.GREEN, "values"))
-
 
 def plot_massive_attention(result: MassiveAttention | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draws against the layers: attention on massive tokens, logits, how constant updates are, how alike vectors.
@@ -71,8 +69,13 @@ def draw(result: MassiveAttention | Mapping[str, Any]) -> "Figure":
     ]
     if layers[0].slots is not None:
         concentration.append(curve(lambda layer: layer.slots or 0.0, style.BLUE, "on the bias"))
+    sites = (
+        ("attn_norm", style.MASSIVE, "normed input"),
+        ("key", style.BLUE, "keys"),
+        ("value", style.GREEN, "values"),
+    )
     alike = []
-    for site, colour, name in _SITES:
+    for site, colour, name in sites:
         alike.append(curve(cosine(site, "massive"), colour, f"massive {name}"))
         alike.append(curve(cosine(site, "others"), colour, "", **plain))
     charts = [

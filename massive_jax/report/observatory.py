@@ -262,7 +262,7 @@ def _panel(
             continue
         ends = [value if end is None or not np.isfinite(end) else end for end in (metric.low, metric.high)]
         ax.plot(ends, [place, place], color=style.MASSIVE, linewidth=1.2)
-        fill = style.MASSIVE if full else "white"
+        fill = style.MASSIVE if full else style.PAPER
         ax.plot([value], [place], "o", markersize=4.5, color=style.MASSIVE, markerfacecolor=fill, clip_on=False)
         chance = _finite(metric.chance)
         if chance is not None and (chance > 0 or not kind.logarithmic):

@@ -2,9 +2,13 @@
 
 Figures are laid out in inches, from measured text, so that nothing is cut or overlaps whatever the labels
 are.
+
+Colours are names of this module (`style.INK`): read them where something is drawn, never when a module is imported, as
+those of a dark page are others.
 """
 
 import contextlib
+import contextvars
 import functools
 import os
 import pathlib
@@ -22,14 +26,55 @@ __all__ = ["conditions", "label", "model_name", "number", "plain", "power", "pre
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    # Those of `_LIGHT` or, in `context(dark=True)`, of `_DARK`.
+    MASSIVE: str
+    BLUE: str
+    GREEN: str
+    INK: str
+    GREY: str
+    RULE: str
+    TINT: str
+    PALE: str
+    FLOOR: str
+    PAPER: str
+
 # Okabe and Ito's colours, which readers with any colour vision can tell apart; green darker, for text.
-MASSIVE = "#D55E00"  # what is massive, in every figure
-BLUE = "#0072B2"
-GREEN = "#00805E"
-INK = "#1F2328"
-GREY = "#5E656D"
-RULE = "#D5D9DE"  # grid lines, frames
-TINT = "#FBEBDF"  # MASSIVE, as a background
+_LIGHT = {
+    "MASSIVE": "#D55E00",  # what is massive, in every figure
+    "BLUE": "#0072B2",
+    "GREEN": "#00805E",
+    "INK": "#1F2328",
+    "GREY": "#5E656D",
+    "RULE": "#D5D9DE",  # grid lines, frames
+    "TINT": "#FBEBDF",  # MASSIVE, as a background
+    "PALE": "#E9F1F8",  # BLUE, as a background
+    "FLOOR": "#F4F6F8",
+    "PAPER": "white",  # what a figure is drawn on, and the inside of hollow marks
+}
+# The same, lighter: each has 4.5 : 1 or more on the dark paper, but for lines and backgrounds.
+_DARK = {
+    "MASSIVE": "#FF8A3D",
+    "BLUE": "#58B3EA",
+    "GREEN": "#35C49A",
+    "INK": "#E6EDF3",
+    "GREY": "#9BA5AF",
+    "RULE": "#3A4149",
+    "TINT": "#3B2617",
+    "PALE": "#172531",
+    "FLOOR": "#161B22",
+    "PAPER": "#0D1117",
+}
+_colours = contextvars.ContextVar("colours", default=_LIGHT)
+_transparent = contextvars.ContextVar("transparent", default=False)
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> str:
+        """Gives a colour by its name."""
+        if name not in _LIGHT:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _colours.get()[name]
+
 
 FONT = "DejaVu Sans"  # comes with matplotlib, so a figure looks the same on every machine
 TITLE, BODY, SMALL = 10.5, 8.5, 7.5  # points
@@ -38,29 +83,41 @@ MARGIN = 0.1  # inches, around everything
 
 
 @contextlib.contextmanager
-def context() -> Iterator[None]:
-    """The settings under which figures are made and saved: the reader's own matplotlibrc plays no part."""
+def context(*, dark: bool = False, transparent: bool | None = None) -> Iterator[None]:
+    """The settings under which figures are made and saved: the reader's own matplotlibrc plays no part.
+
+    Args:
+      dark: whether they are for a dark page.
+      transparent: whether the page is seen behind them; None: where it is dark.
+    """
     import matplotlib
 
-    with matplotlib.rc_context():
+    colours = _DARK if dark else _LIGHT
+    ink, grey = colours["INK"], colours["GREY"]
+    with (
+        matplotlib.rc_context(),
+        _set(_colours, colours),
+        _set(_transparent, dark if transparent is None else transparent),
+    ):
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
             {
                 "font.family": [FONT],
                 "font.size": BODY,
-                "text.color": INK,
+                "text.color": ink,
                 "text.parse_math": False,  # a token may hold dollar signs
-                "axes.edgecolor": GREY,
-                "axes.labelcolor": INK,
+                "axes.edgecolor": grey,
+                "axes.labelcolor": ink,
                 "axes.labelsize": BODY,
+                "axes.facecolor": "none",
                 "axes.linewidth": 0.6,
                 "axes.spines.top": False,
                 "axes.spines.right": False,
                 "axes.unicode_minus": True,
-                "xtick.color": GREY,
-                "ytick.color": GREY,
-                "xtick.labelcolor": INK,
-                "ytick.labelcolor": INK,
+                "xtick.color": grey,
+                "ytick.color": grey,
+                "xtick.labelcolor": ink,
+                "ytick.labelcolor": ink,
                 "xtick.labelsize": SMALL,
                 "ytick.labelsize": SMALL,
                 "xtick.major.width": 0.6,
@@ -74,12 +131,48 @@ def context() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _set(variable: contextvars.ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def is_dark() -> bool:
+    """Whether figures are drawn for a dark page."""
+    return _colours.get() is _DARK
+
+
+def diverging() -> str:
+    """Names the colour map of numbers of both signs, the middle near the paper."""
+    return "berlin" if is_dark() else "coolwarm"
+
+
+def shares() -> Any:
+    """Gives the colour map of shares from 0 (near the paper) to 1."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    light, dark = ("#E9EFF5", "#8DB9DB", "#2878B0", "#08306B"), ("#17222D", "#1F5A8A", "#5AA9DD", "#DDF0FC")
+    return LinearSegmentedColormap.from_list("shares", dark if is_dark() else light)
+
+
+def ordered(count: int) -> np.ndarray:
+    """Gives `count` colours of lines that come one after the other, such as layers: [count, 4]."""
+    import matplotlib
+
+    low, high = (0.25, 1.0) if is_dark() else (0.0, 0.9)
+    return matplotlib.colormaps["viridis"](np.linspace(low, high, count))
+
+
 def figure(width: float, height: float) -> "Figure":
-    """An empty white figure of `width` × `height` inches on the Agg canvas, apart from pyplot's list."""
+    """An empty figure of `width` × `height` inches on the Agg canvas, apart from pyplot's list."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    paper = "none" if _transparent.get() else _colours.get()["PAPER"]
+    made = Figure(figsize=(width, height), dpi=DPI, facecolor=paper)
     FigureCanvasAgg(made)
     return made
 
@@ -175,7 +268,7 @@ class Header:
             text(made, MARGIN, y, row, size=TITLE, weight="bold", va="top")
             y -= text_height(TITLE)
         for row in self._notes:
-            text(made, MARGIN, y, row, size=SMALL, color=GREY, va="top")
+            text(made, MARGIN, y, row, size=SMALL, color=_colours.get()["GREY"], va="top")
             y -= text_height(SMALL)
 
 

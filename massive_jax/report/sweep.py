@@ -59,7 +59,7 @@ def draw(result: SweepResult | Mapping[str, Any]) -> "Figure":
         ax.set_facecolor(style.RULE)
         image = ax.imshow(
             np.where(np.isfinite(values), values, np.nan),
-            cmap="coolwarm",
+            cmap=style.diverging(),
             norm=Normalize(-limit, limit),
             aspect="auto",
             interpolation="nearest",

@@ -145,7 +145,9 @@ def draw(result: _Given) -> "Figure":
                 taken.append(_around_mark(*place(one.block_heads, one.ratio), 0.025))
         at = variant.means["block_heads"].mean, variant.means["ratio"].mean
         if np.isfinite(at).all() and at[1] > 0:
-            ax.plot(*at, "o", markersize=6, color=colour, markeredgecolor="white", markeredgewidth=0.6, clip_on=False)
+            ax.plot(
+                *at, "o", markersize=6, color=colour, markeredgecolor=style.PAPER, markeredgewidth=0.6, clip_on=False
+            )
             points.append((*place(*at), variant.name, colour))
     _name_points(made, points, taken, (_LEFT, _BOTTOM, _LEFT + width, _BOTTOM + HEIGHT))
     return made
