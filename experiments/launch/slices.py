@@ -1,7 +1,7 @@
 """What a TPU slice is called where it is asked for, and how many hosts it has.
 
-Read in November 2026: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} for names, topologies and hosts,
-docs.cloud.google.com/tpu/docs/runtimes for the software, and
+Sizes and shapes are `massive_jax.chips`'s. Read in November 2026: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} for
+names and hosts, docs.cloud.google.com/tpu/docs/runtimes for the software, and
 docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus for what GKE calls its nodes.
 """
 
@@ -11,16 +11,11 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-# Chips -> topology.
-_FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
-_CUBE = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
+from massive_jax.chips import Chips
 
 
 @dataclasses.dataclass(frozen=True)
 class _Generation:
-    prefix: str  # of an accelerator type
-    cores: int  # TensorCores of a chip, as far as the accelerator type counts them
-    topologies: Mapping[int, str]
     on_one_host: int  # the most chips; what is larger has 4 a host
     runtime: str
     node: str  # GKE's label cloud.google.com/gke-tpu-accelerator
@@ -28,10 +23,10 @@ class _Generation:
 
 
 _GENERATIONS: Mapping[str, _Generation] = {
-    "v4": _Generation("v4", 2, _CUBE, 4, "tpu-ubuntu2204-base", "tpu-v4-podslice", "ct4p-hightpu"),
-    "v5e": _Generation("v5litepod", 1, _FLAT, 8, "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", "ct5lp-hightpu"),
-    "v5p": _Generation("v5p", 2, _CUBE, 4, "v2-alpha-tpuv5", "tpu-v5p-slice", "ct5p-hightpu"),
-    "v6e": _Generation("v6e", 1, _FLAT, 8, "v2-alpha-tpuv6e", "tpu-v6e-slice", "ct6e-standard"),
+    "v4": _Generation(4, "tpu-ubuntu2204-base", "tpu-v4-podslice", "ct4p-hightpu"),
+    "v5e": _Generation(8, "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", "ct5lp-hightpu"),
+    "v5p": _Generation(4, "v2-alpha-tpuv5", "tpu-v5p-slice", "ct5p-hightpu"),
+    "v6e": _Generation(8, "v2-alpha-tpuv6e", "tpu-v6e-slice", "ct6e-standard"),
 }
 
 
@@ -50,26 +45,26 @@ class Slice:
     @classmethod
     def parse(cls, text: str) -> Slice:
         """Reads an accelerator type, "v5litepod-16" or "v5e-16"; ValueError for one that there is not, or a GPU."""
-        found = re.fullmatch(r"(v[0-9][a-z]*)-([0-9]{1,6})", text.lower(), re.ASCII)
+        found = re.fullmatch(r"(v[0-9][a-z]*)-[0-9]{1,6}", text.lower(), re.ASCII)
         name = found[1].replace("v5litepod", "v5e") if found else ""
-        if found is None or name not in _GENERATIONS:
+        if name not in _GENERATIONS:
             raise ValueError(f"--accelerator={text}: give a TPU slice, such as v5litepod-16, v5p-16 or v6e-8.")
-        generation = _GENERATIONS[name]
-        chips, rest = divmod(int(found[2]), generation.cores)
-        if rest or chips not in generation.topologies:
-            sizes = ", ".join(cls(name, count).accelerator for count in generation.topologies)
-            raise ValueError(f"--accelerator={text}: there is no slice of that size; there are {sizes}.")
-        return cls(name, chips)
+        try:
+            chips = Chips.parse(text)
+        except ValueError:
+            sizes = ", ".join(cls(name, count).accelerator for count in Chips(name, 1).sizes)
+            raise ValueError(f"--accelerator={text}: there is no slice of that size; there are {sizes}.") from None
+        return cls(chips.generation, chips.count)
 
     @property
     def accelerator(self) -> str:
         """Gives the accelerator type: "v5litepod-16", or "v5p-16" (8 chips)."""
-        return f"{self._generation.prefix}-{self.chips * self._generation.cores}"
+        return str(Chips(self.generation, self.chips)).replace("v5e", "v5litepod")
 
     @property
     def topology(self) -> str:
         """Gives its shape in chips, "4x4"."""
-        return self._generation.topologies[self.chips]
+        return str(Chips(self.generation, self.chips).topology).partition(":")[2]
 
     @property
     def hosts(self) -> int:
