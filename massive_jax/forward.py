@@ -18,7 +18,7 @@ from massive_jax.arguments import several, shown, whole_number
 from massive_jax.cards import Card
 from massive_jax.models import LanguageModel, TransformerConfig, VisionConfig, VisionTransformer
 from massive_jax.models.vision_config import CHANNELS
-from massive_jax.parallel import mesh_of_params, mesh_set
+from massive_jax.parallel import mesh_of_params, mesh_set, put_batch
 from massive_jax.probe import CapturePlan, EditCollection
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def forward(
 
     `positions`, int [B, T], are those of `own_positions`; None for a batch without padding.
     """
-    with mesh_set(mesh_of_params(params, edits, inputs)):
+    with mesh_set(mesh := mesh_of_params(params, edits, inputs)):
+        inputs, positions = put_batch((inputs, positions), mesh)
         return _forward(module, params, edits, plan, inputs, positions, logits)
 
 

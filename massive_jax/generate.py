@@ -25,6 +25,7 @@ from massive_jax.cards import Card
 from massive_jax.forward import Output, own_positions
 from massive_jax.forward import left_pad as left_pad
 from massive_jax.models import LanguageModel, empty_cache, last_of
+from massive_jax.parallel import mesh_of_params, mesh_set, put_batch
 from massive_jax.probe import CapturePlan, Captures, Edit, EditCollection, compile_edits
 
 if TYPE_CHECKING:
@@ -168,25 +169,28 @@ def generate(
     more = 0 if plan.specs or plan.measures else _bucket(T) - T
     tokens, mask = (np.pad(x, ((0, 0), (more, 0))) for x in (tokens, mask))
     positions, policy = own_positions(mask), cache or Streaming(0, T + more + max_new_tokens)
-    first, last, state = _prefill(model.module, policy, model.params, compiled, plan, tokens, positions)
     sampling = Sampling(
         jnp.float32(temperature), jnp.float32(top_p), jax.random.key(seed), jnp.int32(-1 if stop is None else stop)
     )
-    made, steps, logits = _decode(
-        model.module,
-        policy,
-        max_new_tokens,
-        keep_logits,
-        cache is None and config.scaled_at(total),  # so that what came before is scaled anew
-        model.params,
-        compiled,
-        plan,
-        sampling,
-        last,
-        state,
-        jnp.asarray(positions),
-        jnp.asarray(tokens),
-    )
+    mesh = mesh_of_params(model.params)
+    tokens, positions = (jnp.asarray(x) for x in put_batch((tokens, positions), mesh))
+    with mesh_set(mesh):
+        first, last, state = _prefill(model.module, policy, model.params, compiled, plan, tokens, positions)
+        made, steps, logits = _decode(
+            model.module,
+            policy,
+            max_new_tokens,
+            keep_logits,
+            cache is None and config.scaled_at(total),  # so that what came before is scaled anew
+            model.params,
+            compiled,
+            plan,
+            sampling,
+            last,
+            state,
+            positions,
+            tokens,
+        )
     if more:
         # Logits that are edited are those of all tokens.
         logits_from = more if first.logits.shape[1] > 1 else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,9 +18,10 @@ from massive_jax.arguments import shown
 from massive_jax.cards import Card, in_words
 from massive_jax.forward import Output, forward
 from massive_jax.models import LanguageModel, VisionTransformer
-from massive_jax.parallel import mesh_of_params, mesh_set
+from massive_jax.parallel import mesh_of_params, mesh_set, split
 from massive_jax.probe import ALL_SITES, Capture, CapturePlan, Edit, EditCollection, Summand
 from massive_jax.probe.functions import array_shapes, result_shapes
+from massive_jax.probe.sites import Site
 
 if TYPE_CHECKING:
     from massive_jax.model import Model
@@ -138,9 +139,7 @@ def _gradient(
     positions: Any,
 ) -> Gradients:
     sizes, module = module.config.input_sizes(inputs.shape), module.clone(remat="full")
-    slots = {name: spec.num_slots for name, spec in plan.specs}
-    shapes = {name: ALL_SITES[name].shape(sizes) for name in slots}
-    zeros = {name: jnp.zeros(shape if slots[name] is None else (slots[name], *shape)) for name, shape in shapes.items()}
+    zeros = {name: _zeros(ALL_SITES[name], sizes, spec.num_slots) for name, spec in plan.specs}
 
     def run(values: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
         summands: Any = {name: (Summand(value, plan.slots.get(name)),) for name, value in values.items()}
@@ -151,6 +150,12 @@ def _gradient(
 
     (_, (value, activations)), gradients = jax.value_and_grad(run, has_aux=True)(zeros)
     return Gradients(value, gradients, {name: activations[name] for name in zeros})
+
+
+def _zeros(site: Site, sizes: Mapping[str, int], num_slots: int | None) -> jax.Array:
+    """What is added to a site, in so many layers; None outside the blocks."""
+    layers, axes = ((), "") if num_slots is None else ((num_slots,), "L")
+    return split(jnp.zeros((*layers, *site.shape(sizes))), axes + site.axes)
 
 
 def _metric(metric: Metric, out: Output, data: Any, B: int) -> jax.Array:

@@ -21,6 +21,7 @@ from massive_jax.models import BlockConfig, TransformerConfig, head_logits, head
 from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
 from massive_jax.parallel import mesh_of_params, mesh_set
+from massive_jax.parallel import top_k as largest
 from massive_jax.probe import Edit, EditCollection, Measure, find_heads
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _lens(config: TransformerConfig, top_k: int, whole: bool) -> Callable[[Any, 
     def lens(tensors: Any, params: Any) -> dict[str, jax.Array]:
         logits = _unembed(config, params, _final_norm(config, params, tensors["block_out"]))
         own = (tensors["positions"] >= 0)[..., None]
-        log_probs, ids = jax.lax.top_k(jax.nn.log_softmax(logits, axis=-1), top_k)
+        log_probs, ids = largest(jax.nn.log_softmax(logits, axis=-1), top_k, "BTV")
         found = {"ids": jnp.where(own, ids, -1), "log_probs": jnp.where(own, log_probs, 0)}
         return found | ({"logits": jnp.where(own, logits, 0)} if whole else {})
 

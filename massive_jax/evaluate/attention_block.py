@@ -18,6 +18,7 @@ from jax import lax
 from massive_jax.dtypes import product_precision, wide
 from massive_jax.models import BlockConfig
 from massive_jax.models.attention import mix_values
+from massive_jax.parallel import top_k
 from massive_jax.probe.order_statistics import median_magnitude
 
 VECTORS = ("attn_norm", "query", "key", "value")
@@ -202,7 +203,7 @@ def _vectors(x: jax.Array, at: jax.Array) -> dict[str, jax.Array]:
     rows, there = _take(x, at), at >= 0  # [B, m, F]
     tiny = jnp.finfo(rows.dtype).tiny
     unit = rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), tiny)
-    largest, _ = lax.top_k(jnp.square(unit), math.ceil(TOP * x.shape[-1]))
+    largest, _ = top_k(jnp.square(unit), math.ceil(TOP * x.shape[-1]), "BTD")
     centred = jnp.square(rows - jnp.mean(rows, axis=-1, keepdims=True))
     fourth, variance = jnp.mean(jnp.square(centred), axis=-1), jnp.mean(centred, axis=-1)
     kurtosis = fourth / jnp.maximum(jnp.square(variance), tiny)

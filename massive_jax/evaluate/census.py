@@ -41,7 +41,7 @@ from massive_jax.evaluate.agreement import Images, check_data
 from massive_jax.evaluate.batches import Progress, batches, input_length, not_finite
 from massive_jax.files import Path, as_path, atomic_write, check_same
 from massive_jax.model import ImageModel, Model, TextModel
-from massive_jax.parallel import bytes_from_first, fetch, is_first
+from massive_jax.parallel import bytes_from_first, fetch, is_first, top_k
 from massive_jax.probe import Measure
 from massive_jax.probe.order_statistics import median_magnitude
 
@@ -65,7 +65,7 @@ def _of_block(causal: bool) -> Callable[[Mapping[str, Any], Any], dict[str, jax.
         rows, draws = data
         x = tensors["block_out"].astype(jnp.float32)
         T, D = x.shape[1:]
-        _, dims = lax.top_k(jnp.abs(x), _KEPT)
+        _, dims = top_k(jnp.abs(x), _KEPT, "BTD")
         found = {
             "median": median_magnitude(x),
             "top_values": jnp.take_along_axis(x, dims, axis=2),

@@ -22,7 +22,7 @@ from massive_jax.evaluate.batches import Progress
 from massive_jax.evaluate.images import ImageBatches, ImageOutputs
 from massive_jax.forward import forward
 from massive_jax.model import ImageModel, Model
-from massive_jax.parallel import fetch
+from massive_jax.parallel import fetch, mesh_of_params, mesh_set
 from massive_jax.probe import Capture, Edit
 from massive_jax.probe.sites import check_layers
 
@@ -91,7 +91,8 @@ def find_register_neurons(
     activity, norms, images_with = np.zeros((L, config.intermediate_size)), [], 0
     for _, images in batches:
         images = model.check_images(images)
-        sums, norm, found = fetch(_on_outliers(model.module, model.params, plan, images, layer, outlier))
+        with mesh_set(mesh_of_params(model.params)):
+            sums, norm, found = fetch(_on_outliers(model.module, model.params, plan, images, layer, outlier))
         activity += sums
         norms.append(norm)
         images_with += int(found)
@@ -157,7 +158,8 @@ def patch_norms(
     for _, images in batches:
         images = model.check_images(images)
         compiled = model.compile_edits(edits, images)
-        found.append(fetch(_summary(model.module, model.params, compiled, plan, images)))
+        with mesh_set(mesh_of_params(model.params)):
+            found.append(fetch(_summary(model.module, model.params, compiled, plan, images)))
         if progress is not None:
             progress(len(images))
     largest, median, other = (np.concatenate([norms[i] for norms, *_ in found], axis=1) for i in range(3))

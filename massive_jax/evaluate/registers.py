@@ -17,7 +17,7 @@ from massive_jax.evaluate.images import ImageBatches
 from massive_jax.forward import forward
 from massive_jax.model import ImageModel, Model
 from massive_jax.models import VisionConfig
-from massive_jax.parallel import fetch
+from massive_jax.parallel import fetch, mesh_of_params, mesh_set
 from massive_jax.probe import Capture
 
 
@@ -47,7 +47,8 @@ def mean_registers(model: Model, batches: ImageBatches, progress: Progress | Non
     )
     for _, images in batches:
         images = model.check_images(images)
-        total += fetch(_summed(model.module, model.params, plan, images))
+        with mesh_set(mesh_of_params(model.params)):
+            total += fetch(_summed(model.module, model.params, plan, images))
         count += len(images)
         if progress is not None:
             progress(len(images))

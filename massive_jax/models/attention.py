@@ -18,6 +18,7 @@ from massive_jax.models.attention_bias import (
     TokenMixture,
     attend_with_slots,
     mix_slots,
+    of_own_heads,
 )
 from massive_jax.models.config import BlockConfig
 from massive_jax.models.kernels import fused_attention, takes
@@ -106,6 +107,7 @@ class Attention(Module):
             key = apply_rope(key, *around.key_rope, interleaved=cfg.rope.interleaved)
         if around.query_scale is not None:  # on the queries: kernels take no scale that differs by layer
             query = (query.astype(wide(query.dtype)) * around.query_scale).astype(query.dtype)
+        key, value = of_own_heads(key, 2, H), of_own_heads(value, 2, H)
         # A sink token's own pass has no slots: they are made of it.
         slots = None if around.slot_places is None else AttentionSlots(cfg, name="slots")(query, around.slot_places)
         if tap.wants(*ATTENTION_SITES):

@@ -35,6 +35,7 @@ from massive_jax.models.linear import Projection
 from massive_jax.models.options import Size, check_options
 from massive_jax.models.parameters import Module
 from massive_jax.models.positions import apply_rope
+from massive_jax.parallel import current_mesh, split
 
 if TYPE_CHECKING:
     from massive_jax.models.config import BlockConfig
@@ -204,11 +205,13 @@ class AttentionSlots(Module):
             key = learned("key") if bias.traits.key else None
             value = learned("value") if bias.traits.value else None
         logits, keys = jnp.zeros((B, H, T, n), wide(query.dtype)), jnp.zeros((1, K, n, N), query.dtype)
+        keys = of_own_heads(keys, 1, H)
         if key is not None:
             keys = key[None]
             if places.rope is not None:
                 turned = apply_rope(jnp.moveaxis(keys, 1, 2), *places.rope, interleaved=cfg.rope.interleaved)
                 keys = jnp.moveaxis(turned, 1, 2)
+            keys = of_own_heads(keys, 1, H)
             logits = _products(query, keys, logits.dtype) * cfg.scale
         if cfg.attention_softcap is not None:
             logits = cfg.attention_softcap * jnp.tanh(logits / cfg.attention_softcap)
@@ -220,7 +223,22 @@ class AttentionSlots(Module):
         if places.mask is not None:
             logits = jnp.where(places.mask[:, None], logits, jnp.finfo(jnp.float32).min)
         products = not bias.traits.logit and not bias.offset and places.bias is None
+        value = None if value is None else of_own_heads(value, 0, H)
         return Slots(logits, value, keys if products else None, places.mask)
+
+
+def of_own_heads(x: jax.Array, axis: int, heads: int) -> jax.Array:
+    """Gives keys or values, which every device has all of, of its own query heads: one for each, K -> H along an axis.
+
+    That is on a mesh over whose "tensor" the H query heads are split and their K own heads, too few, are not; anywhere
+    else they stay as they are.
+    """
+    mesh, K = current_mesh(), x.shape[axis]
+    devices = 1 if mesh is None else mesh.shape["tensor"]
+    if devices == 1 or K % devices == 0 or heads % devices:
+        return x
+    axes = "".join("H" if i == axis else "1" for i in range(x.ndim))
+    return split(jnp.repeat(x, heads // K, axis=axis), "B" + axes[1:] if axis else axes)
 
 
 class OutputGate(Module):

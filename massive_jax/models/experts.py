@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ from massive_jax.models.config import BlockConfig
 from massive_jax.models.linear import Projection
 from massive_jax.models.mlp import ACTIVATION_FUNCTIONS
 from massive_jax.models.parameters import Module, Role
+from massive_jax.parallel import activation_spec, current_mesh, top_k, used_spec
 from massive_jax.probe import Tap
 
 _SMALLEST_TILE, _LARGEST_TILE = 8, 128
@@ -38,7 +40,7 @@ class Experts(Module):
 
         router = Projection((D, E), "BTD,DE->BTE", use_bias=experts.clamped, name="router")(x).astype(wide(x.dtype))
         probs = tap("router_probs", jax.nn.softmax(router, axis=-1))
-        chosen_probs, chosen = jax.lax.top_k(probs, X)
+        chosen_probs, chosen = top_k(probs, X, "BTE")
         # Softmax over the chosen logits and renormalising the chosen probabilities are the same thing.
         weights = chosen_probs / jnp.sum(chosen_probs, axis=-1, keepdims=True)
         dense = jnp.sum(jax.nn.one_hot(chosen, E, dtype=router.dtype) * weights[..., None], axis=-2)
@@ -64,10 +66,53 @@ class Experts(Module):
                 added = axes[-1]
                 params[f"{name}_bias"] = self.declare(f"{name}_bias", f"E{added}", "bias", zeros, (E, sizes[added]))
 
-        def one_expert(expert: jax.Array, rows: jax.Array) -> jax.Array:
+        mesh = current_mesh()
+        if mesh is None:
+            return self._mixture(params, x, chosen, weights)
+        axes_of = {f"{name}_bias": f"E{its[-1]}" for name, (its, _) in kernels.items()}
+        axes_of |= {name: its for name, (its, _) in kernels.items()}
+        specs = {name: used_spec(axes_of[name], p.shape, mesh) for name, p in params.items()}
+        batch = activation_spec("BTD", x.shape, mesh)
+        expert, _, tensor = specs["gate"]
+        mixture: jax.Array = jax.shard_map(
+            functools.partial(self._mixture, expert=expert, tensor=tensor),
+            in_specs=(specs, batch, batch, batch),
+            out_specs=batch,
+            check_vma=False,
+        )(params, x, chosen, weights)
+        return mixture
+
+    @nn.nowrap
+    def _mixture(
+        self,
+        params: Mapping[str, jax.Array],
+        x: jax.Array,
+        chosen: jax.Array,
+        weights: jax.Array,
+        expert: str | None = None,
+        tensor: str | None = None,
+    ) -> jax.Array:
+        """The weighted sum of the chosen experts' outputs, [B, T, D], of tokens x [B, T, D].
+
+        `chosen` and `weights` are [B, T, X]. On a mesh each device has its own experts along the axis `expert` and its
+        part of each one's width along `tensor`, where these are given; the sum is that of all devices.
+        """
+        cfg, experts = self.config, self.config.experts
+        assert experts is not None
+        (B, T, D), X, E = x.shape, chosen.shape[-1], len(params["gate"])
+        if expert is not None:
+            own = chosen - jax.lax.axis_index(expert) * E
+            chosen = jnp.where((own >= 0) & (own < E), own, E)
+
+        def one_expert(number: jax.Array, rows: jax.Array) -> jax.Array:
             def product(name: str, rows: jax.Array) -> jax.Array:
-                y = rows @ params[name][expert].astype(rows.dtype)
-                return y + params[f"{name}_bias"][expert].astype(rows.dtype) if experts.clamped else y
+                y = rows @ params[name][number].astype(rows.dtype)
+                if not experts.clamped:
+                    return y
+                bias = params[f"{name}_bias"][number].astype(rows.dtype)
+                if name == "down" and tensor is not None:  # once, not on every device
+                    bias = jnp.where(jax.lax.axis_index(tensor) == 0, bias, 0)
+                return y + bias
 
             gate, up = product("gate", rows), product("up", rows)
             if not experts.clamped:
@@ -76,12 +121,19 @@ class Experts(Module):
             up = jnp.clip(up, -experts.swiglu_limit, experts.swiglu_limit)
             return product("down", (up + 1) * gate * jax.nn.sigmoid(experts.swiglu_alpha * gate))
 
-        out = apply_experts(one_expert, x.reshape(B * T, D), chosen.reshape(B * T, X), E).reshape(B, T, X, D)
-        return jnp.einsum("BTXD,BTX->BTD", out, weights.astype(x.dtype))
+        parts = experts.num_experts // E
+        out = apply_experts(one_expert, x.reshape(B * T, D), chosen.reshape(B * T, X), E, parts).reshape(B, T, X, D)
+        mixed = jnp.einsum("BTXD,BTX->BTD", out, weights.astype(x.dtype))
+        summed = tuple(axis for axis in (expert, tensor) if axis is not None)
+        return jax.lax.psum(mixed, summed) if summed else mixed
 
 
 def apply_experts(
-    one_expert: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, chosen: jax.Array, num_experts: int
+    one_expert: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    chosen: jax.Array,
+    num_experts: int,
+    parts: int = 1,
 ) -> jax.Array:
     """Gives every token's output of each of its experts.
 
@@ -93,15 +145,16 @@ def apply_experts(
     Args:
       one_expert: expert's index and rows [C, D] -> [C, D].
       x: [tokens, D].
-      chosen: int [tokens, X].
-      num_experts: E.
+      chosen: int [tokens, X]; E for an expert that is on another device.
+      num_experts: E, those that are here.
+      parts: how many times as many there are on all devices. What is done is as much as there is to do here.
 
     Returns:
-      [tokens, X, D].
+      [tokens, X, D]; zeros of an expert that is not here.
     """
     M, D = chosen.size, x.shape[-1]
     # A quarter of the mean load: filling up costs an eighth more rows or so.
-    C = min(max(M // (4 * num_experts), _SMALLEST_TILE), _LARGEST_TILE)
+    C = min(max(M // (4 * num_experts * parts), _SMALLEST_TILE), _LARGEST_TILE)
     num_tiles = min(M, -(-M // C) + num_experts)
 
     expert_of_row = chosen.reshape(-1)
@@ -113,6 +166,8 @@ def apply_experts(
     expert = expert_of_row[order]
     rank = jnp.arange(M) - (jnp.cumsum(load) - load)[expert]
     place = (tiles_until - -(-load // C))[expert] * C + rank
+    if parts > 1:
+        place = jnp.where(expert < num_experts, place, num_tiles * C)  # nowhere
     # Places that no row fills hold token 0; what is computed there is read by nobody.
     token_of_place = jnp.zeros(num_tiles * C, order.dtype).at[place].set(order // chosen.shape[-1])
 
@@ -120,6 +175,15 @@ def apply_experts(
         return one_expert(tile[0], x[tile[1]])
 
     expert_of_tile = jnp.minimum(expert_of_tile, num_experts - 1)
-    out = jax.lax.map(one_tile, (expert_of_tile, token_of_place.reshape(num_tiles, C)))
+    tiles = (expert_of_tile, token_of_place.reshape(num_tiles, C))
     place_of_row = jnp.zeros_like(place).at[order].set(place)
-    return out.reshape(num_tiles * C, D)[place_of_row].reshape(*chosen.shape, D)
+    if parts == 1:
+        out = jax.lax.map(one_tile, tiles)
+        return out.reshape(num_tiles * C, D)[place_of_row].reshape(*chosen.shape, D)
+
+    def tile_if_filled(numbered: tuple[jax.Array, tuple[jax.Array, jax.Array]]) -> jax.Array:
+        number, tile = numbered
+        return jax.lax.cond(number < tiles_until[-1], one_tile, lambda tile: jnp.zeros((C, D), x.dtype), tile)
+
+    out = jax.lax.map(tile_if_filled, (jnp.arange(num_tiles), tiles))
+    return out.reshape(num_tiles * C, D).at[place_of_row].get(mode="fill", fill_value=0).reshape(*chosen.shape, D)

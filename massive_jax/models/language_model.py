@@ -16,11 +16,13 @@ from massive_jax.dtypes import product_precision, wide
 from massive_jax.models.attention import Surroundings, causal_mask
 from massive_jax.models.attention_bias import SlotPlaces
 from massive_jax.models.config import RopeConfig, TransformerConfig
+from massive_jax.models.embedding import look_up
 from massive_jax.models.linear import Projection
 from massive_jax.models.norms import Norm
 from massive_jax.models.parameters import Module, Role
 from massive_jax.models.positions import alibi_bias, rope_tables
 from massive_jax.models.stack import LayerKinds, Pass, Resume, outer_tap, run_blocks, sow, taken_up
+from massive_jax.parallel import gathered, split
 from massive_jax.probe import UNPADDED, CapturePlan, Coordinates
 
 
@@ -113,7 +115,7 @@ class LanguageModel(Module):
         init, width = nn.initializers.normal(0.02), cfg.embedding_size or cfg.hidden_size
         role: Role = "head" if cfg.tie_embeddings else "table"
         embedding = self.declare("embedding", "VW", role, init, (cfg.vocab_size, width), jnp.float32)
-        x = jnp.take(embedding, tokens, axis=0).astype(cfg.jnp_dtype)
+        x = look_up(embedding, tokens).astype(cfg.jnp_dtype)
         if cfg.embedding_scale is not None:
             x = x * jnp.asarray(cfg.embedding_scale, x.dtype)
         if cfg.embedding_size is not None:
@@ -266,7 +268,9 @@ def empty_cache(config: TransformerConfig, batch: int, size: int) -> dict[str, A
     return {
         "positions": jnp.full((batch, size), -1, jnp.int32),
         "layers": {
-            "attn": {name: jnp.zeros(shape, config.jnp_dtype) for name in ("cached_key", "cached_value")},
+            "attn": {
+                name: split(jnp.zeros(shape, config.jnp_dtype), "LBSKN") for name in ("cached_key", "cached_value")
+            },
         },
     }
 
@@ -287,7 +291,8 @@ def head_logits(config: TransformerConfig, x: jax.Array, head: Head) -> jax.Arra
 
 def head_product(x: jax.Array, head: Head, dtype: Any = None) -> jax.Array:
     """Gives the product with the head's kernel: [..., W] -> [..., V] in `dtype`, or else float32 (float64)."""
-    return jnp.einsum("...W,VW->...V", x, head.kernel.astype(x.dtype), preferred_element_type=dtype or wide(x.dtype))
+    kernel = gathered(head.kernel.astype(x.dtype), "VW")
+    return jnp.einsum("...W,VW->...V", x, kernel, preferred_element_type=dtype or wide(x.dtype))
 
 
 def logits_of(config: TransformerConfig, product: jax.Array, bias: jax.Array | None) -> jax.Array:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from massive_jax.models.parameters import Module, Role
+from massive_jax.parallel import activation_spec, current_mesh
 
 # XLA's CPU backend adds the C terms of a float32 product up one after the other, so that the error grows with √C: at
 # C = 1536 it is 2.8 times PyTorch's, and positions with massive activations carry it into the logits (3e-4). Sums of at
@@ -52,7 +53,10 @@ class Projection(Module):
         x = jnp.einsum(f"{axes}->{kept_axes}{contracted_axes}", x)
         kernel = jnp.einsum(f"{kernel_axes}->{contracted_axes}{added_axes}", kernel)
         C, leading = math.prod(kernel.shape[: len(contracted)]), x.shape[: len(kept_axes)]
-        y = _product(x.reshape(-1, C), kernel.reshape(C, -1)).reshape(*leading, *kernel.shape[len(contracted) :])
+        # What is split over devices along C is added up in as many sums already, and would be gathered to be cut anew.
+        pieces = 1 if _is_split(kernel_axes, self.shape, contracted) else _pieces(C)
+        y = _product(x.reshape(-1, C), kernel.reshape(C, -1), pieces)
+        y = y.reshape(*leading, *kernel.shape[len(contracted) :])
         y = jnp.einsum(f"{kept_axes}{added_axes}->{output}", y)
         if self.use_bias:
             shape, zeros = tuple(self.shape[i] for i in added), nn.initializers.zeros_init()
@@ -61,17 +65,25 @@ class Projection(Module):
         return y
 
 
-@jax.custom_jvp
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _pieces(C: int) -> int:
+    return max((n for n in range(1, C // _TERMS + 1) if C % n == 0), default=1)
+
+
+def _is_split(axes: str, shape: tuple[int, ...], which: list[int]) -> bool:
+    """Whether some of these axes of a kernel are split over devices where it is used."""
+    mesh = current_mesh()
+    return mesh is not None and any(activation_spec(axes, shape, mesh)[i] is not None for i in which)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _product(x: jax.Array, kernel: jax.Array, pieces: int) -> jax.Array:
     """[Z, C] and [C, A] -> [Z, A]; on CPU in several sums."""
-    C = x.shape[1]
-    pieces = max((n for n in range(1, C // _TERMS + 1) if C % n == 0), default=1)
     if pieces == 1 or x.dtype != jnp.float32 or jax.default_backend() != "cpu":
         return x @ kernel
     return functools.reduce(jnp.add, map(jnp.matmul, jnp.split(x, pieces, axis=1), jnp.split(kernel, pieces)))
 
 
 @_product.defjvp
-def _product_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _product_jvp(pieces: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     """In training one sum is exact enough, and faster."""
     return jax.jvp(jnp.matmul, primals, tangents)

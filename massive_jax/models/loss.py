@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from massive_jax.dtypes import product_precision, wide
 from massive_jax.models.config import TransformerConfig
 from massive_jax.models.language_model import Head, head_logits, head_product, logits_of
+from massive_jax.parallel import gathered
 
 _CHUNK = 256  # tokens whose logits exist at one time …
 _CHUNK_WITH_GRADIENT = 2048  # … and while training, where each chunk also reads and writes the head's gradient
@@ -34,6 +35,7 @@ def chunked_nll(config: TransformerConfig, hidden: jax.Array, head: Head, target
       float32 [B, T].
     """
     B, T, _ = hidden.shape
+    head = Head(gathered(head.kernel, "VW"), head.bias)  # once for all chunks, as below
     with product_precision(config.dtype):
         nll = jax.lax.map(
             lambda xy: _nll(head_logits(config, xy[0], head), xy[1]),
@@ -112,7 +114,7 @@ def _forward(
     (B, T, _), dtype = hidden.shape, wide(hidden.dtype)
     weights = jnp.full((1, T), 1 / (B * T), dtype)  # padding of the last chunk: 0
     chunks = tuple(_chunks(array, chunk or _CHUNK_WITH_GRADIENT, B) for array in (hidden, targets, weights))
-    cast = Head(head.kernel.astype(hidden.dtype), head.bias)  # once for all chunks
+    cast = Head(gathered(head.kernel.astype(hidden.dtype), "VW"), head.bias)  # once for all chunks
 
     def step(carry: tuple[jax.Array, Head], chunk: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, Head], jax.Array]:
         total, gradient = carry

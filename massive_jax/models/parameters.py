@@ -18,6 +18,8 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 
+from massive_jax.parallel import gathered
+
 # "kernel": of a linear map; "residual": of one whose output is added to the stream; "table": rows that are looked up;
 # "head": the output head, also where it is the embedding; "slot": what attention sees beside the tokens; "scale" and
 # "bias": multiplied or added, an element each.
@@ -120,7 +122,8 @@ class Module(nn.Module):
             return _Boxed(init(key, *given), axes, role)
 
         parameter: Any = self.param(name, boxed, shape, *dtype)  # unboxed
-        return parameter
+        # An embedding's rows are looked up where they are, and a head is gathered where it is multiplied with.
+        return parameter if "V" in axes else gathered(parameter, axes)
 
     @nn.nowrap
     def init_with_output(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from massive_jax.parallel.meshes import (
     BATCH_AXES,
     batch_axes,
     check_mesh,
+    current_mesh,
     make_mesh,
     mesh_of_params,
     mesh_set,
@@ -22,7 +23,17 @@ from massive_jax.parallel.processes import (
     process_part,
     whole,
 )
-from massive_jax.parallel.rules import RULES, param_sharding, spec_of
+from massive_jax.parallel.reductions import top_k
+from massive_jax.parallel.rules import (
+    RULES,
+    activation_spec,
+    gathered,
+    param_sharding,
+    put_batch,
+    spec_of,
+    split,
+    used_spec,
+)
 from massive_jax.parallel.together import (
     agree,
     bytes_from_first,
@@ -38,15 +49,18 @@ __all__ = [
     "AXES",
     "BATCH_AXES",
     "RULES",
+    "activation_spec",
     "agree",
     "batch_axes",
     "bytes_from_first",
     "check_mesh",
     "check_same",
     "check_shared",
+    "current_mesh",
     "everywhere",
     "fetch",
     "from_first",
+    "gathered",
     "in_any",
     "is_first",
     "is_leaving",
@@ -61,7 +75,11 @@ __all__ = [
     "param_sharding",
     "parse_mesh",
     "process_part",
+    "put_batch",
     "spec_of",
+    "split",
+    "top_k",
+    "used_spec",
     "watch",
     "whole",
 ]

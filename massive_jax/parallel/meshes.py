@@ -131,13 +131,23 @@ def mesh_of_params(params: Any, *others: Any) -> Mesh | None:
     leaves = jax.tree.leaves((params, others))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return None
-    sharding = getattr(leaves[0], "sharding", None)
-    return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params))
+    return next((it.mesh for it in shardings if isinstance(it, NamedSharding) and isinstance(it.mesh, Mesh)), None)
 
 
 def mesh_set(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     """Tells what is compiled inside the mesh: a kernel that the compiler does not split splits itself."""
     return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def current_mesh() -> Any:
+    """Gives the mesh, abstract, that `mesh_set` has set for what is traced now; None for one device, or another's mesh.
+
+    Inside `shard_map` there is none: each device works for itself there.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    ours = mesh.axis_names == AXES and all(kind == AxisType.Auto for kind in mesh.axis_types)
+    return mesh if ours and mesh.size > 1 else None
 
 
 def batch_axes(size: int, mesh: Any) -> tuple[str, ...] | None:

@@ -43,6 +43,31 @@ class Search:
     unrolled: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Says that a tensor is one of several of equal shape along an axis, one a device (`massive_jax.probe.reduce`).
+
+    Attributes:
+      name: the axis of the mesh that they lie along.
+      count: how many they are.
+      dim: the axis of the tensor.
+      mesh: all axes of the mesh. Its devices look for their medians together: they count as often, or some would wait.
+    """
+
+    name: str
+    count: int
+    dim: int
+    mesh: tuple[str, ...]
+
+    def whole(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Gives the shape of all of them together."""
+        return tuple(size * self.count if dim == self.dim else size for dim, size in enumerate(shape))
+
+    def gather(self, x: jax.Array) -> jax.Array:
+        """Joins what each found, [B, n] -> [B, count · n]."""
+        return lax.all_gather(x, self.name, axis=1, tiled=True)
+
+
 SEARCHES = {
     # On an H200 a read of bfloat16 [4096, 4096] with 3 thresholds takes 14 µs, to sort a sample more.
     "cuda": Search(sample=0, thresholds=3, unrolled=8),
@@ -54,7 +79,9 @@ SEARCHES = {
 """How the median is found on each platform: what is fastest in `benchmarks/reductions.py`."""
 
 
-def median_magnitude(x: jax.Array, valid: jax.Array | None = None, search: Search | None = None) -> jax.Array:
+def median_magnitude(
+    x: jax.Array, valid: jax.Array | None = None, search: Search | None = None, shards: Shards | None = None
+) -> jax.Array:
     """Finds the exact median of |x| over all axes but the first. [B, ...] -> [B] float32.
 
     Of an even count it is the lower of the two middle ones, as `torch.median` in the paper's released code; of data
@@ -64,6 +91,7 @@ def median_magnitude(x: jax.Array, valid: jax.Array | None = None, search: Searc
       x: [B, ...].
       valid: bool that broadcasts to x: which elements count; None for all.
       search: how it is found; None for what is best on the platform it is compiled for.
+      shards: what x is one of; None where it is all there is. As many elements count in each.
 
     Examples:
       >>> from massive_jax.probe.reduce import median_magnitude
@@ -72,13 +100,15 @@ def median_magnitude(x: jax.Array, valid: jax.Array | None = None, search: Searc
     """
     x = jnp.asarray(x)
     if search is not None:
-        return _median(x, valid, search)
+        return _median(x, valid, search, shards)
     return lax.platform_dependent(
-        x, valid, **{name: functools.partial(_median, search=how) for name, how in SEARCHES.items()}
+        x, valid, **{name: functools.partial(_median, search=how, shards=shards) for name, how in SEARCHES.items()}
     )
 
 
-def top_k_magnitude(x: jax.Array, k: int, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+def top_k_magnitude(
+    x: jax.Array, k: int, valid: jax.Array | None = None, shards: Shards | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Finds the k values of largest magnitude over all axes but the first, exactly.
 
     They lie in the k rows of largest maximum, so one read finds those rows, and the rest is looked for in them.
@@ -87,6 +117,7 @@ def top_k_magnitude(x: jax.Array, k: int, valid: jax.Array | None = None) -> tup
       x: [B, ..., C].
       k: how many; clipped to the number of elements.
       valid: bool that broadcasts to x: which elements count; None for all.
+      shards: what x is one of: the largest of all of them are found, and where they are in all; None if x is all.
 
     Returns:
       values [B, k] float32 (signed, largest magnitude first, NaN before all; ties to the lower index) and their flat
@@ -111,10 +142,27 @@ def top_k_magnitude(x: jax.Array, k: int, valid: jax.Array | None = None) -> tup
     values = jnp.take_along_axis(elements.x.reshape(B, -1), indices, axis=1).astype(jnp.float32)
     if rows is not None:
         indices = jnp.take_along_axis(rows, indices // W, axis=1) * W + indices % W
-    if valid is None:
-        return values, indices
-    counts = found != -1.0
-    return jnp.where(counts, values, 0.0), jnp.where(counts, indices, -1)
+    if valid is not None:
+        counts = found != -1.0
+        values, indices = jnp.where(counts, values, 0.0), jnp.where(counts, indices, -1)
+    return (values, indices) if shards is None else _largest_of_all(shards, values, indices, x.shape, k)
+
+
+def _largest_of_all(
+    shards: Shards, values: jax.Array, indices: jax.Array, shape: tuple[int, ...], k: int
+) -> tuple[jax.Array, jax.Array]:
+    """The k of largest magnitude of all shards, of the largest [B, n] of each and where they are in it."""
+    whole, dim = shards.whole(shape)[1:], shards.dim - 1
+    places = list(jnp.unravel_index(indices, shape[1:]))
+    places[dim] = places[dim] + lax.axis_index(shards.name) * shape[shards.dim]
+    indices = jnp.where(indices < 0, -1, jnp.ravel_multi_index(tuple(places), whole, mode="clip").astype(jnp.int32))
+    values, indices = shards.gather(values), shards.gather(indices)
+    # In their order, so that of equal magnitudes the lower index comes first; what does not count is below zeros.
+    order = jnp.argsort(indices, axis=1)
+    values, indices = (jnp.take_along_axis(a, order, axis=1) for a in (values, indices))
+    magnitudes = jnp.where(indices < 0, -1.0, jnp.abs(values))
+    _, first = lax.top_k(magnitudes, min(k, math.prod(whole)))
+    return jnp.take_along_axis(values, first, axis=1), jnp.take_along_axis(indices, first, axis=1)
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------
@@ -154,13 +202,15 @@ class _Elements:
     Attributes:
       x: [B, R, W].
       valid: bool [B, R, W or 1]; None for all.
+      shards: what they are one of; None where they are all.
     """
 
     x: jax.Array
     valid: jax.Array | None
+    shards: Shards | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
-    def of(cls, x: jax.Array, valid: jax.Array | None, k: int = 1) -> _Elements:
+    def of(cls, x: jax.Array, valid: jax.Array | None, k: int = 1, shards: Shards | None = None) -> _Elements:
         """`x` [B, ...] along its last axis where that gives rows that are long, and many more than k."""
         sizes = list(x.shape[1:]) or [1]
         width = sizes.pop()
@@ -175,7 +225,11 @@ class _Elements:
             whole = width == x.shape[-1] == valid.shape[-1] * x.shape[-1]
             own = jnp.broadcast_to(valid, (*x.shape[:-1], 1) if whole else x.shape)
             valid = own.reshape(*shape[:2], -1)
-        return cls(x.reshape(shape), valid)
+        return cls(x.reshape(shape), valid, shards)
+
+    def total(self, count: jax.Array) -> jax.Array:
+        """Gives the sum of a count over all shards."""
+        return count if self.shards is None else lax.psum(count, self.shards.name)
 
     @property
     def dtype(self) -> Any:
@@ -225,21 +279,24 @@ def _count_below(elements: _Elements, thresholds: jax.Array) -> jax.Array:
     """How many keys are below each of the thresholds [B, t]: int32 [B, t]."""
     t, keys = thresholds.shape[1], elements.keys(_ABOVE_ALL)
     below = [(keys < thresholds[:, i, None, None]).astype(jnp.int32) for i in range(t)]
-    return jnp.sum(jnp.stack(_reduce_rows(below, [0] * t, [lax.add] * t), axis=1), axis=2, dtype=jnp.int32)
+    found = jnp.sum(jnp.stack(_reduce_rows(below, [0] * t, [lax.add] * t), axis=1), axis=2, dtype=jnp.int32)
+    return elements.total(found)
 
 
 # The median -----------------------------------------------------------------------------------------------------------
 
 
-def _median(x: jax.Array, valid: jax.Array | None, search: Search) -> jax.Array:
-    elements = _Elements.of(x, valid)
+def _median(x: jax.Array, valid: jax.Array | None, search: Search, shards: Shards | None = None) -> jax.Array:
+    elements = _Elements.of(x, valid, shards=shards)
     B, R, W = elements.x.shape
     number = jnp.full(B, R * W, jnp.int32)
     if elements.valid is not None:
         number = jnp.sum(elements.valid, axis=(1, 2), dtype=jnp.int32) * (W // elements.valid.shape[2])
+    number = elements.total(number)
     found = _key_of_rank(elements, (number - 1) // 2, number, search)
     _, nans = _largest_and_nans(elements)
-    return jnp.where(jnp.any(nans > 0, axis=1), jnp.nan, _magnitudes(found, x.dtype))
+    broken = elements.total(jnp.sum(nans, axis=1, dtype=jnp.int32))
+    return jnp.where(broken > 0, jnp.nan, _magnitudes(found, x.dtype))
 
 
 @jax.tree_util.register_dataclass
@@ -263,6 +320,10 @@ def _key_of_rank(elements: _Elements, rank: jax.Array, number: jax.Array, search
         bracket = _narrowed(elements, rank, *state)
         return bracket, _next_thresholds(bracket, rank, search.thresholds, even=not sample)
 
+    def unfinished(bracket: _Bracket) -> jax.Array:
+        wide = jnp.any(bracket.high - bracket.low > 1)
+        return wide if elements.shards is None else lax.pmax(wide.astype(jnp.int32), elements.shards.mesh) > 0
+
     if not sample:
         passes = _even_passes(infinity + 2, search.thresholds)
         first = _next_thresholds(bracket, rank, search.thresholds, even=True)
@@ -271,7 +332,12 @@ def _key_of_rank(elements: _Elements, rank: jax.Array, number: jax.Array, search
     state = bracket, _thresholds_of_sample(elements, rank, number, search)
     for _ in range(search.unrolled):
         state = step(state)
-    return lax.while_loop(lambda state: jnp.any(state[0].high - state[0].low > 1), step, state)[0].low
+
+    def again(state: tuple[tuple[_Bracket, jax.Array], jax.Array]) -> tuple[tuple[_Bracket, jax.Array], jax.Array]:
+        found = step(state[0])
+        return found, unfinished(found[0])
+
+    return lax.while_loop(lambda state: state[1], again, (state, unfinished(state[0])))[0][0].low
 
 
 def _even_passes(width: int, t: int) -> int:
@@ -307,9 +373,11 @@ def _thresholds_of_sample(elements: _Elements, rank: jax.Array, number: jax.Arra
     """About where the rank is in a sample, up to three standard deviations from there: [B, t]."""
     # An odd step, so that no column of a power of two of them is all that is seen.
     number_of_all = math.prod(elements.x.shape[1:])
-    wanted = min(search.sample, number_of_all // _ELEMENTS_A_SAMPLE + 1)
-    sample = elements.every(number_of_all // wanted | 1)
-    taken = jnp.sort(sample.keys(_ABOVE_ALL)[:, 0], axis=1)
+    shards = elements.shards
+    most = search.sample if shards is None else -(-search.sample // shards.count)
+    wanted = min(most, number_of_all // _ELEMENTS_A_SAMPLE + 1)
+    keys = elements.every(number_of_all // wanted | 1).keys(_ABOVE_ALL)[:, 0]
+    taken = jnp.sort(keys if shards is None else shards.gather(keys), axis=1)
     counted = jnp.sum(taken < _ABOVE_ALL, axis=1, dtype=jnp.int32)[:, None]
     share = (rank.astype(jnp.float32) / jnp.maximum(number, 1).astype(jnp.float32))[:, None]
     away = np.linspace(-3.0, 3.0, search.thresholds - 1, dtype=np.float32)

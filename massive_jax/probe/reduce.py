@@ -11,10 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
 
 from massive_jax.cards import Card
+from massive_jax.parallel import activation_spec, current_mesh
 from massive_jax.probe.coordinates import UNPADDED, Coordinates
-from massive_jax.probe.order_statistics import median_magnitude, top_k_magnitude
+from massive_jax.probe.order_statistics import Shards, median_magnitude, top_k_magnitude
 from massive_jax.probe.sites import AXIS_NAMES, Site
 
 
@@ -61,20 +64,27 @@ class Stats(Card):
         return None if self.top_indices is None else self.top_indices["dim"]
 
 
-def moments(x: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+def moments(
+    x: jax.Array, valid: jax.Array | None = None, shards: Shards | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Computes mean, population variance and kurtosis over all axes but the first, each [B] float32.
 
     Args:
       x: [B, ...].
       valid: bool that broadcasts to x: which elements count; None for all.
+      shards: what x is one of; None where it is all there is. As many elements count in each.
     """
     flat = x.astype(jnp.float32).reshape(x.shape[0], -1)
     counted = None if valid is None else jnp.broadcast_to(valid, x.shape).reshape(flat.shape)
-    mean = jnp.mean(flat, axis=-1, where=counted)
+
+    def average(y: jax.Array) -> jax.Array:
+        found = jnp.mean(y, axis=-1, where=counted)
+        return found if shards is None else lax.pmean(found, shards.name)
+
+    mean = average(flat)
     square = jnp.square(flat - mean[:, None])
-    variance = jnp.mean(square, axis=-1, where=counted)
-    fourth = jnp.mean(jnp.square(square), axis=-1, where=counted)
-    return mean, variance, fourth / jnp.square(variance)
+    variance = average(square)
+    return mean, variance, average(jnp.square(square)) / jnp.square(variance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,23 +103,55 @@ class Reductions:
         return self != Reductions()
 
     def __call__(self, site: Site, x: jax.Array, coordinates: Coordinates = UNPADDED) -> Stats:
-        """Reduces `x` (shaped as `site` says, whatever it holds at padding) to `Stats` with a leading [B]."""
+        """Reduces `x` (shaped as `site` says, whatever it holds at padding) to `Stats` with a leading [B].
+
+        On a mesh each device reduces its own part, of the sequences and along an axis that is split; what they found is
+        put together, and a tensor never is.
+        """
+        mesh = current_mesh()
+        spec = PartitionSpec() if mesh is None else activation_spec(site.axes, x.shape, mesh)
+        if not any(spec):
+            return self._of(site, x, coordinates)
+        dim = next((i for i, axis in enumerate(spec) if i and axis), None)
+        shards = None if dim is None else Shards(spec[dim], mesh.shape[spec[dim]], dim, mesh.axis_names)
+        batch = PartitionSpec(spec[0])
+        specs: dict[str, Any] = dict.fromkeys(self._fields(), batch)
+        if self.mass:  # [B, H, S]
+            specs["mass"] = PartitionSpec(spec[0], spec[site.axes.index("H")])
+        reduce = jax.shard_map(
+            lambda x, coordinates: self._of(site, x, coordinates, shards),
+            in_specs=(spec, batch),
+            out_specs=Stats(**specs),
+            check_vma=False,
+        )
+        found: Stats = reduce(x, coordinates)
+        return found
+
+    def _fields(self) -> list[str]:
+        """The fields of `Stats` that are there."""
+        top = ["top_values", "top_indices"] if self.top_k else []
+        return top + [name for name, asked in dataclasses.asdict(self).items() if asked and name != "top_k"]
+
+    def _of(self, site: Site, x: jax.Array, coordinates: Coordinates, shards: Shards | None = None) -> Stats:
+        """The reductions of `x`, and of the others that it is one of the `shards` with: the same in each."""
         found: dict[str, Any] = {}
         valid = coordinates.valid(site.axes)
         if self.top_k:
-            found["top_values"], flat = top_k_magnitude(x, self.top_k, valid)
-            index = jnp.unravel_index(flat, x.shape[1:])
+            shape = x.shape if shards is None else shards.whole(x.shape)
+            found["top_values"], flat = top_k_magnitude(x, self.top_k, valid, shards)
+            index = jnp.unravel_index(flat, shape[1:])
             found["top_indices"] = {
                 AXIS_NAMES[axis]: _positions(coordinates, axis, size, i.astype(jnp.int32), flat)
-                for axis, size, i in zip(site.axes[1:], x.shape[1:], index, strict=True)
+                for axis, size, i in zip(site.axes[1:], shape[1:], index, strict=True)
             }
         if self.median:
-            found["median"] = median_magnitude(x, valid)
+            found["median"] = median_magnitude(x, valid, shards=shards)
         if self.max:
             own = coordinates.hide(site.axes, x)
-            found["max"] = jnp.max(jnp.abs(own.astype(jnp.float32)), axis=tuple(range(1, x.ndim)))
+            largest = jnp.max(jnp.abs(own.astype(jnp.float32)), axis=tuple(range(1, x.ndim)))
+            found["max"] = largest if shards is None else lax.pmax(largest, shards.name)
         if self.mean or self.variance or self.kurtosis:
-            for name, value in zip(("mean", "variance", "kurtosis"), moments(x, valid), strict=True):
+            for name, value in zip(("mean", "variance", "kurtosis"), moments(x, valid, shards), strict=True):
                 if getattr(self, name):
                     found[name] = value
         if self.mass:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from massive_jax.dtypes import wide
+from massive_jax.parallel import split
 from massive_jax.probe.capture import CapturePlan, MeasureSpec, SiteSpec
 from massive_jax.probe.coordinates import UNPADDED, Coordinates
 from massive_jax.probe.functions import result_shapes
@@ -67,11 +68,13 @@ class Tap:
         Padding holds zeros wherever it is read, edited, or could reach a token.
         """
         site, edits, spec = ALL_SITES[name], self.all_edits.get(name, ()), self.plan.spec(name)
+        x = split(x, site.axes)
         measured = name in self.plan.measured
         if edits or measured or name in _HIDDEN or (spec is not None and spec.tensor):
             x = self.coordinates.hide(site.axes, x)
         for rows in edits:
             x = self.coordinates.hide(site.axes, apply_edits(x, rows, site, self._layer, self.coordinates))
+            x = split(x, site.axes)
         if measured:
             self._measure(name, x)
         if spec is None:
@@ -82,7 +85,7 @@ class Tap:
         slot = self._slots[name]
         kept = self.results[name]
         if spec.tensor:
-            kept = dataclasses.replace(kept, tensor=kept.tensor.at[slot].set(x, mode="drop"))
+            kept = dataclasses.replace(kept, tensor=split(kept.tensor.at[slot].set(x, mode="drop"), f"L{site.axes}"))
         if spec.reductions:
             stats = self._reduce(spec, site, x, _without_tensor(kept))
             written = jax.tree.map(lambda a, s: a.at[slot].set(s, mode="drop"), _without_tensor(kept), stats)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import flax.traverse_util
@@ -14,17 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from massive_jax import files
 from massive_jax.models import declared
-from massive_jax.parallel import param_sharding
+from massive_jax.parallel import is_first, param_sharding
 from massive_jax.weights import layout, numbers
 from massive_jax.weights.source import Source
 from massive_jax.weights.table import Row, WeightTable, expand, move_axes, table_sizes
 
 _Entry: TypeAlias = tuple[str, Row, tuple[int, ...]]  # tensor name, row, place in the stacked parameter
 _Move: TypeAlias = tuple[str | None, tuple[tuple[str, int], ...], Any]  # axes, sizes and take of `move_axes`
+_STAY: _Move = (None, (), None)  # of a part whose axes are moved already
 _SHOWN = 12  # offenders of one kind spelled out in an error
 
 
@@ -42,7 +43,8 @@ def load_params(
     """Reads every parameter of `module` from `source`, one tensor at a time onto its devices.
 
     Peak host memory is one tensor above the result: each tensor is put on the device as stored, and moved, cast and
-    written to its layer's place there.
+    written to its layer's place there. On a mesh each device is given its own part of it, and of several processes each
+    reads no more than the parts of its devices, where the file can be read in parts (safetensors).
 
     Args:
       source: where the tensors are.
@@ -65,20 +67,29 @@ def load_params(
     params: dict[str, jax.Array] = {}
     stacked = {path: expected[path] for path, it in parameters.items() if it.per_layer}
     parts = stream_params(
-        source, expected, table, sizes=sizes, dtype=dtype, allow_nonfinite=allow_nonfinite, progress=progress
+        source,
+        expected,
+        table,
+        sizes=sizes,
+        dtype=dtype,
+        allow_nonfinite=allow_nonfinite,
+        progress=progress,
+        shardings=shardings if mesh is not None and jax.process_count() > 1 else None,
     )
     for part in parts:
         path = part.path
         with np.errstate(over="ignore"):  # of float64, which jax casts on the host; see `Part.write`
+            sharding = shardings[path]
+            raw, move = (part.raw, part.move) if sharding is None else (part.on(sharding), _STAY)
             if not part.place:
-                params[path] = _placer(None, shardings[path])(part.raw, part.move, dtype)
+                params[path] = _placer(None, shardings[path])(raw, move, dtype)
             else:
                 if path not in params:  # all at once, in one program; the first layer would take them all anyway
                     params |= _zeros(tuple(stacked.items()), dtype, tuple(shardings[path] for path in stacked))
-                params[path] = _placer(0, shardings[path])(params[path], part.raw, part.place, part.move)
+                params[path] = _placer(0, shardings[path])(params[path], raw, part.place, move)
         # Dispatch is asynchronous: without waiting, tensors not yet placed would pile up on the host.
         jax.block_until_ready(params[path])
-        del part
+        del part, raw
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -98,11 +109,34 @@ class Part:
     raw: np.ndarray
     move: _Move
 
+    def pieces(self, sharding: NamedSharding) -> dict[str, np.ndarray]:
+        """Gives what this process's devices have of it, as stored: its place in the part -> the numbers."""
+        view, its = self._view(), self._sharding(sharding)
+        found: dict[str, np.ndarray] = {}
+        for index in its.addressable_devices_indices_map(view.shape).values():
+            if index is not None and str(index) not in found:
+                found[str(index)] = np.ascontiguousarray(view[index])
+        return found
+
+    def on(self, sharding: NamedSharding) -> jax.Array:
+        """Puts it, as stored but for its axes, on the devices of its parameter, each with its piece."""
+        pieces = self.pieces(sharding)
+        return jax.make_array_from_callback(
+            self._view().shape, self._sharding(sharding), lambda index: pieces[str(index)]
+        )
+
+    def _view(self) -> np.ndarray:
+        axes, sizes, take = self.move
+        return move_axes(self.raw, axes, dict(sizes), take)
+
+    def _sharding(self, sharding: NamedSharding) -> NamedSharding:
+        """How the part is split: as its parameter, of which it is one layer's, say."""
+        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[len(self.place) :]))
+
     def write(self, target: np.ndarray) -> None:
         """Writes the part itself to memory of its shape, in the target's dtype."""
-        axes, sizes, take = self.move
         with np.errstate(over="ignore"):  # `stream_params` has refused what becomes infinite, or was told to take it
-            layout.write(move_axes(self.raw, axes, dict(sizes), take), target)
+            layout.write(self._view(), target)
 
 
 def stream_params(
@@ -115,11 +149,13 @@ def stream_params(
     allow_nonfinite: bool = False,
     progress: bool = True,
     memory: layout.Memory | None = None,
+    shardings: Mapping[str, NamedSharding | None] | None = None,
 ) -> Iterator[Part]:
     """Gives the parts of all parameters, layer by layer, one tensor in memory at a time; errors as `load_params`.
 
     `dtype` is what the caller makes of them: in it they have to be finite, and a tied head equal to the embedding. With
-    `memory`, a part's tensor is in it until the next part is asked for.
+    `memory`, a part's tensor is in it until the next part is asked for. With `shardings`, of the parameters, only what
+    this process's devices have of a tensor is read, and looked at, where it can be: the rest is for the others.
     """
     sizes = table_sizes(sizes)
     table = table.standing_in(source.tensors, expected)
@@ -133,15 +169,18 @@ def stream_params(
         # Rows of one name are neighbours: a fused tensor is read once.
         for name, group in itertools.groupby(plan, key=lambda entry: entry[0]):
             entries = list(group)
-            raw = source.read(name, memory)
+            view = None if shardings is None else source.view(name)
+            raw = source.read(name, memory) if view is None else view
             if not allow_nonfinite:
-                extremes = numbers.extremes(raw)
+                its = [Part(row.path, place, raw, (row.axes, items, row.take)) for _, row, place in entries]
+                extremes = numbers.extremes(raw) if view is None else _extremes_of(its, shardings or {})
                 if not numbers.finite_in(extremes, raw.dtype):
                     broken.append(name)
                 elif not numbers.finite_in(extremes, dtype):
                     beyond.append(f"{name} ({max(extremes, key=abs):.6g})")
             for _, row, place in entries:
-                for other in (it for it, path in repetitions.items() if path == row.path and it != name):
+                repeated = () if view is not None and not is_first() else repetitions.items()  # one will do
+                for other in (it for it, path in repeated if path == row.path and it != name):
                     _check_tied(source, raw, other, row.path, dtype)
                 yield Part(row.path, place, raw, (row.axes, items, row.take))
             bar.update(raw.size)
@@ -224,6 +263,17 @@ def _match(
             + "\n  Check that config and weights belong together and that the download is complete."
         )
     return wanted
+
+
+def _extremes_of(parts: Sequence[Part], shardings: Mapping[str, NamedSharding | None]) -> tuple[float, float]:
+    """What `numbers.extremes` gives of those pieces of a tensor's parts that this process has."""
+    found = [
+        numbers.extremes(piece)
+        for part in parts
+        if (sharding := shardings[part.path]) is not None
+        for piece in part.pieces(sharding).values()
+    ]
+    return numbers.extremes_of_all(found)
 
 
 def _check_tied(source: Source, raw: np.ndarray, other: str, path: str, dtype: Any) -> None:

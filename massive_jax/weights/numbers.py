@@ -40,6 +40,12 @@ def extremes(x: np.ndarray) -> tuple[float, float]:
     return float(lowest), float(highest)
 
 
+def extremes_of_all(found: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Gives the `extremes` of an array from those of its parts, at least one."""
+    lows, highs = zip(*found, strict=True)
+    return float(np.min(lows)), float(np.max(highs))  # both pass NaN on
+
+
 def finite_in(found: Sequence[float], dtype: Any) -> bool:
     """Tells whether numbers between these `extremes` are finite once they are cast to `dtype`."""
     with np.errstate(over="ignore"):

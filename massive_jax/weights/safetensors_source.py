@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -121,6 +122,17 @@ class HuggingFaceSource(source.Source):
             raise ValueError(f"{self.location}: {shard} ends within tensor {name}: it was cut since it was opened.")
         return found
 
+    def view(self, name: str) -> np.ndarray | None:
+        """Gives one tensor through a map of its file; None for one in several parts. See `Source.view`."""
+        info, shard = self._stored.get(name), self._shard_of.get(name, "")
+        if info is None or info.dtype not in DTYPES.values() or 0 in info.shape:
+            return None
+        try:
+            bits = np.memmap(self._directory / shard, np.uint8, "r", self._start_of[name], _nbytes(info))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.location}: tensor {name} in {shard} cannot be read: {error}.") from None
+        return bits.view(info.dtype).reshape(info.shape)
+
     def tokenizer(self) -> Tokenizer | None:
         """Gives the tokenizer beside the weights; None where there is none."""
         from massive_jax.inputs.tokenizer import Tokenizer, has_tokenizer
@@ -183,6 +195,10 @@ class HuggingFaceSource(source.Source):
             dtype = str(view.get_dtype())
             found[name] = source.TensorInfo(tuple(view.get_shape()), DTYPES.get(dtype, dtype))
         return found
+
+
+def _nbytes(info: source.TensorInfo) -> int:
+    return math.prod(info.shape) * np.dtype(info.dtype).itemsize
 
 
 def _is_odd(path: Path) -> bool:

@@ -82,6 +82,17 @@ class Source(abc.ABC):
           ValueError: no such tensor, or its data cannot be read.
         """
 
+    def view(self, name: str) -> np.ndarray | None:
+        """Gives one tensor as it lies in its file, of which only what is looked at is read; None where it has no such.
+
+        Args:
+          name: of the tensor.
+
+        Raises:
+          ValueError: its file has ended before it.
+        """
+        return None
+
     @abc.abstractmethod
     def tokenizer(self) -> Tokenizer | None:
         """Gives the checkpoint's tokenizer; None where it has none (a vision model, say).

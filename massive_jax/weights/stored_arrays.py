@@ -188,7 +188,7 @@ class _Reading:
             checksum = None
         if record is None:
             found = [numbers.extremes(out) for _, out in parts]
-            self._look_at(name, (min(low for low, _ in found), max(high for _, high in found)), self.dtype)
+            self._look_at(name, numbers.extremes_of_all(found), self.dtype)
         else:
             if checksum is not None and checksum != record.checksum:
                 self.changed.append(name if first is None else f"{name} (layers from {first + 1})")
