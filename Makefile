@@ -30,6 +30,11 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/.made
 	$(COMPILE)
 	touch $(VENV)/.installed $@
 
+$(VENV)/.installed-test-all: pyproject.toml | $(VENV)/.made
+	$(INSTALL) '.[test-all]'
+	$(COMPILE)
+	touch $(VENV)/.installed $(VENV)/.installed-test $@
+
 $(VENV)/.installed-data $(VENV)/.installed-docs: $(VENV)/.installed-%: pyproject.toml | $(VENV)/.made
 	$(INSTALL) '.[$*]'
 	$(COMPILE)
@@ -55,7 +60,7 @@ ledger: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-test-all: $(VENV)/.installed-test
+test-all: $(VENV)/.installed-test-all
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m ''
 
 lint: $(VENV)/.installed-test

@@ -43,7 +43,7 @@ def torch_llama(model: mj.Model) -> transformers.LlamaForCausalLM:
             state[f"{here}mlp.{name}_proj.weight"] = params[f"layers/mlp/{name}/kernel"][layer].T
         state[f"{here}input_layernorm.weight"] = params["layers/attn_norm/scale"][layer]
         state[f"{here}post_attention_layernorm.weight"] = params["layers/mlp_norm/scale"][layer]
-    peer.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(w)) for name, w in state.items()})
+    peer.load_state_dict({name: torch.from_numpy(np.array(w, order="C")) for name, w in state.items()})
     return peer
 
 

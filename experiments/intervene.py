@@ -82,8 +82,8 @@ _DRAWS = flags.DEFINE_integer(
 _SWEEP = flags.DEFINE_bool("sweep", False, "Does the same at every layer in turn: the effect by layer.")
 
 
-def _reads(parse: Callable[[Any], Any]) -> Callable[[Any], bool]:
-    """A flag's validator: `parse` takes its value."""
+def reads(parse: Callable[[Any], Any]) -> Callable[[Any], bool]:
+    """Gives a flag's validator: `parse` takes its value."""
 
     def validate(value: Any) -> bool:
         try:
@@ -106,8 +106,8 @@ def _parse_operations(names: Sequence[str]) -> list[Operation]:
     return operations
 
 
-flags.register_validator(_OPS, _reads(_parse_operations))
-flags.register_validator(_PLACES, _reads(_parse_places))
+flags.register_validator(_OPS, reads(_parse_operations))
+flags.register_validator(_PLACES, reads(_parse_places))
 
 if __name__ == "__main__":
     for module in (common, model, text, layer, definition, seed):

@@ -21,6 +21,7 @@ from massive_jax.evaluate.attention import (
 )
 from massive_jax.evaluate.batches import input_length
 from massive_jax.evaluate.census import Counted, take_census
+from massive_jax.evaluate.continuations import score_continuations
 from massive_jax.evaluate.effects import CONTROLS, Closer, Control, Effects, measure_effects
 from massive_jax.evaluate.images import ImageOutputs, attach_head, check_classes, run_images
 from massive_jax.evaluate.intervention import (
@@ -60,6 +61,7 @@ from massive_jax.evaluate.registers import mean_registers, register_shape
 from massive_jax.evaluate.scores import Scores
 from massive_jax.evaluate.super_weights import measure_super_weights, super_weight_passes
 from massive_jax.evaluate.sweep_map import SweepMap, measure_sweep
+from massive_jax.evaluate.zero_shot import TaskScores, mean_scores, task_scores
 
 __all__ = [
     "APART",
@@ -88,6 +90,7 @@ __all__ = [
     "Scores",
     "Spreads",
     "SweepMap",
+    "TaskScores",
     "VectorNumbers",
     "add_register",
     "attach_head",
@@ -105,6 +108,7 @@ __all__ = [
     "intervene",
     "layer_means",
     "mean_registers",
+    "mean_scores",
     "means_by_layer",
     "measure_attention",
     "measure_each",
@@ -129,10 +133,12 @@ __all__ = [
     "register_shape",
     "registers_of",
     "run_images",
+    "score_continuations",
     "scorer_of",
     "site_means",
     "super_weight_passes",
     "take_census",
+    "task_scores",
     "token_nll",
     "window_nll",
 ]

@@ -105,8 +105,10 @@ _RULE_OF_ARCHITECTURE = {
 }
 
 
-def build(metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, int | None, int | None]:
-    """Builds the tokenizer, and gives the ids of BOS and EOS with it.
+def build(
+    metadata: Mapping[str, Any],
+) -> tuple[tokenizers.Tokenizer, int | None, int | None, bool, str | None]:
+    """Builds the tokenizer, and gives with it the ids of BOS and EOS, whether it adds BOS, and the chat template.
 
     Raises:
       ValueError: see `Tokenizer.from_gguf`.
@@ -127,7 +129,10 @@ def build(metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, int | None
         )
     _refuse_unread(metadata, ("scores", "add_space_prefix", *_NEUTRAL) if model == "gpt2" else ("pre", "merges"))
     backend = builders[model](metadata, tokens, types)
-    return backend, _id(metadata, "bos_token_id", len(tokens)), _id(metadata, "eos_token_id", len(tokens))
+    bos, eos = (_id(metadata, f"{name}_token_id", len(tokens)) for name in ("bos", "eos"))
+    adds_bos = bool(metadata.get(f"{_KEY}add_bos_token", model == "llama"))  # as llama.cpp, where the file is silent
+    template = metadata.get("tokenizer.chat_template")
+    return backend, bos, eos, adds_bos, template if isinstance(template, str) else None
 
 
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> tokenizers.Tokenizer:

@@ -31,12 +31,15 @@ class Tokenizer:
     Attributes:
       bos_id: the token that begins a text; None where the model has none.
       eos_id: the token that ends a text; None where the model has none.
+      chat_template: the Jinja template that makes a text of a conversation; None where the model has none.
 
     Args:
       backend: does the work; or what builds it, called when the tokenizer is first used. It is taken over: its
         truncation and padding are switched off.
       bos_id: as above.
       eos_id: as above.
+      adds_bos: see the property; None for what the backend does when it is asked to add special tokens.
+      chat_template: as above.
     """
 
     def __init__(
@@ -44,12 +47,28 @@ class Tokenizer:
         backend: tokenizers.Tokenizer | Callable[[], tokenizers.Tokenizer],
         bos_id: int | None = None,
         eos_id: int | None = None,
+        adds_bos: bool | None = None,
+        chat_template: str | None = None,
     ):
         self._given = backend
         if not callable(backend):
             _ = self._backend
         self.bos_id = bos_id
         self.eos_id = eos_id
+        self.chat_template = chat_template
+        self._adds_bos = adds_bos
+
+    @functools.cached_property
+    def adds_bos(self) -> bool:
+        """Tells whether the model was made to have BOS in front of every text; `encode` adds none all the same."""
+        if self.bos_id is None or self._adds_bos is not None:
+            return self.bos_id is not None and bool(self._adds_bos)
+        return self._backend.encode("", add_special_tokens=True).ids[:1] == [self.bos_id]
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Gives the ids of the special tokens: those that are no text."""
+        return frozenset(id for id, added in self._backend.get_added_tokens_decoder().items() if added.special)
 
     @functools.cached_property
     def _backend(self) -> tokenizers.Tokenizer:
@@ -164,6 +183,31 @@ class Tokenizer:
                 text.append(self._backend.decode(list(run), skip_special_tokens=False))
         return "".join(text)
 
+    def chat(self, messages: Sequence[Mapping[str, str]], *, reply: bool = True) -> str:
+        """Makes a text of a conversation, by the model's chat template.
+
+        Args:
+          messages: of each its "role" and "content".
+          reply: whether the text ends where the model is to answer; else it ends with the last message, unfinished.
+
+        Raises:
+          ValueError: there is no chat template, or it does not take these messages.
+        """
+        if self.chat_template is None:
+            raise ValueError("the tokenizer has no chat template; give the text as the model was trained on it.")
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        ends = {"bos_token": self.bos_id, "eos_token": self.eos_id}
+        options: dict[str, Any] = {name: "" if id is None else self.token_text(id) for name, id in ends.items()}
+        options |= {"add_generation_prompt": reply, "continue_final_message": not reply}
+        try:
+            found = render_jinja_template(
+                [[dict(message) for message in messages]], chat_template=self.chat_template, **options
+            )
+        except Exception as error:  # templates raise what they like
+            raise ValueError(f"the chat template does not take these messages: {files.one_line(error)}") from None
+        return found[0][0]
+
     def token_text(self, token: int) -> str:
         r"""Gives the text of one token, for labels: " the", "\n"; a byte that is no character by itself as "<0xE2>".
 
@@ -197,7 +241,9 @@ class Tokenizer:
         """Writes everything about it as plain JSON, for `from_json`."""
         stored = {"tokenizer": self._backend.to_str(), "bos_id": self.bos_id, "eos_id": self.eos_id}
         # The package's own text does not hold this.
-        return stored | ({"split_special_tokens": True} if self._backend.encode_special_tokens else {})
+        stored |= {"split_special_tokens": True} if self._backend.encode_special_tokens else {}
+        more = {"adds_bos": self._adds_bos, "chat_template": self.chat_template}
+        return stored | {name: value for name, value in more.items() if value is not None}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Tokenizer:
@@ -221,7 +267,8 @@ class Tokenizer:
                 ) from None
             return backend
 
-        return cls(build, stored["bos_id"], stored["eos_id"])
+        more = stored.get("adds_bos"), stored.get("chat_template")
+        return cls(build, stored["bos_id"], stored["eos_id"], *more)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a `tokenizer.json`; it does not hold `bos_id` and `eos_id`.
@@ -237,8 +284,7 @@ class Tokenizer:
     def save_directory(self, path: str | os.PathLike[str]) -> None:
         """Writes the tokenizer's files to a directory: tokenizer.json, and tokenizer_config.json beside it.
 
-        `from_directory`, and transformers, read them. A chat template, and what else a model's own files say, is not
-        part of a `Tokenizer`.
+        `from_directory`, and transformers, read them. What else a model's own files say is not part of a `Tokenizer`.
 
         Raises:
           ValueError: the files cannot be written.
@@ -251,6 +297,8 @@ class Tokenizer:
             config[name] = None if token is None else self._backend.id_to_token(token)
         if self._backend.encode_special_tokens:
             config["split_special_tokens"] = True
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
         self.save(files.as_path(path) / tokenizer_directory.JSON)
         files.write_json(files.as_path(path) / tokenizer_directory.CONFIG, config)
 

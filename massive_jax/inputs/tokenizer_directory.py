@@ -47,8 +47,13 @@ def has_tokenizer(directory: Path) -> bool:
     return any(all((directory / name).is_file() for name in names) for names in ((JSON,), *_SLOW))
 
 
-def read_directory(directory: Path) -> tuple[tokenizers.Tokenizer, int | None, int | None]:
-    """Gives the tokenizer of a Hugging Face directory, and the ids of the tokens that begin and end a text.
+def read_directory(
+    directory: Path,
+) -> tuple[tokenizers.Tokenizer, int | None, int | None, bool | None, str | None]:
+    """Gives the tokenizer of a Hugging Face directory, and what else `Tokenizer` is made with.
+
+    That is the ids of the tokens that begin and end a text, whether the settings say that it adds BOS, and the chat
+    template.
 
     Raises:
       ValueError: no tokenizer is there, or its files are damaged or contradict each other.
@@ -62,7 +67,7 @@ def read_directory(directory: Path) -> tuple[tokenizers.Tokenizer, int | None, i
     if not (directory / JSON).is_file():
         backend, usual = _from_transformers(directory)
         _check_declared(backend, settings)
-        return backend, *_ends(backend, settings, lambda: usual)
+        return backend, *_ends(backend, settings, lambda: usual), *_use(settings)
     backend = _from_json(directory / JSON)
     _refuse_what_is_not_read(backend, settings)
     rules = _Class(backend, settings)
@@ -72,7 +77,13 @@ def read_directory(directory: Path) -> tuple[tokenizers.Tokenizer, int | None, i
     _add_special(backend, settings, rules)
     _treat_first_space(backend, settings, rules)
     backend.encode_special_tokens = bool(settings.boolean("split_special_tokens"))
-    return backend, *ends
+    return backend, *ends, *_use(settings)
+
+
+def _use(settings: TokenizerSettings) -> tuple[bool | None, str | None]:
+    """What does not change the ids of a text, but how a model is given it."""
+    adds_bos = settings.values.get("add_bos_token")
+    return adds_bos if isinstance(adds_bos, bool) else None, settings.chat_template()
 
 
 # The tokenizer itself ---------------------------------------------------------------------------------------------

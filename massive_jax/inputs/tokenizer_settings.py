@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 CONFIG, MAP, ADDED, MODEL = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"
+TEMPLATE = "chat_template.jinja"
 DECLARED = "added_tokens_decoder"
 NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 MAX_ID = 1 << 32  # from here on the tokenizers package raises OverflowError
@@ -83,6 +84,16 @@ class TokenizerSettings:
         if value is not None and not isinstance(value, str):
             raise _wrong(self.directory / file, key, value, "a name")
         return value or ""
+
+    def chat_template(self) -> str | None:
+        """Gives the template of conversations: chat_template.jinja, or the setting; of several the "default" one."""
+        if (file := self.directory / TEMPLATE).is_file():
+            return file.read_text(encoding="utf-8")
+        found = self.values.get("chat_template")
+        if isinstance(found, list):
+            named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+            found = named.get("default")
+        return found if isinstance(found, str) else None
 
     def named(self) -> dict[str, tokenizers.AddedToken]:
         """Gives the special tokens by the key that names them: "pad_token", and a model's own ("image_token")."""

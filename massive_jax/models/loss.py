@@ -34,14 +34,36 @@ def chunked_nll(config: TransformerConfig, hidden: jax.Array, head: Head, target
     Returns:
       float32 [B, T].
     """
+    return _by_chunk(_nll, config, hidden, head, targets)
+
+
+def chunked_scores(
+    config: TransformerConfig, hidden: jax.Array, head: Head, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Computes `chunked_nll`, and whether the target is the most likely token: float32 [B, T] and bool [B, T]."""
+
+    def both(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _nll(logits, targets), jnp.argmax(logits, axis=-1) == targets
+
+    return _by_chunk(both, config, hidden, head, targets)
+
+
+def _by_chunk(
+    of_logits: Callable[[jax.Array, jax.Array], Any],
+    config: TransformerConfig,
+    hidden: jax.Array,
+    head: Head,
+    targets: jax.Array,
+) -> Any:
+    """What `of_logits` makes of logits [B, C, V] and targets [B, C], for all T positions: a tree of [B, T]."""
     B, T, _ = hidden.shape
     head = Head(gathered(head.kernel, "VW"), head.bias)  # once for all chunks, as below
     with product_precision(config.dtype):
-        nll = jax.lax.map(
-            lambda xy: _nll(head_logits(config, xy[0], head), xy[1]),
+        found = jax.lax.map(
+            lambda xy: of_logits(head_logits(config, xy[0], head), xy[1]),
             tuple(_chunks(array, _CHUNK) for array in (hidden, targets)),
         )
-    return jnp.moveaxis(nll, 0, 1).reshape(B, -1)[:, :T]
+    return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1).reshape(B, -1)[:, :T], found)
 
 
 def sequence_nll(

@@ -36,6 +36,7 @@ from massive_jax.report.super_weights import (
 from massive_jax.report.sweep import plot_sweep
 from massive_jax.report.variants import markdown_table, plot_variant_curves, plot_variants, variant_rows
 from massive_jax.report.words import label, number, precision
+from massive_jax.report.zero_shot import plot_zero_shot, zero_shot_rows, zero_shot_title
 
 __all__ = [
     "METRICS",
@@ -73,6 +74,7 @@ __all__ = [
     "plot_sweep",
     "plot_variant_curves",
     "plot_variants",
+    "plot_zero_shot",
     "precision",
     "read_json",
     "super_weight_rows",
@@ -83,4 +85,6 @@ __all__ = [
     "write_arrays",
     "write_json",
     "write_report",
+    "zero_shot_rows",
+    "zero_shot_title",
 ]

@@ -14,6 +14,7 @@ WIDTH, BAR = 7.0, 0.36  # inches: of the figure, of a bar with its share of the 
 # What is measured -> the label of its axis.
 METRICS = {
     "perplexity": "Perplexity (log scale; lower is better)",
+    "accuracy": "Accuracy",
     "top1_agreement": "Images whose most likely class stays",
     "cosine_similarity": "Cosine similarity of the features with the unedited ones",
 }

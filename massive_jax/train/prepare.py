@@ -63,7 +63,8 @@ def _prepare(
     progress: Callable[[int], Any] | None,
 ) -> TokenFile:
     stored = tokenizer.to_json()
-    fingerprint = _fingerprint(text, stored, chunk)
+    of_ids = {name: value for name, value in stored.items() if name not in ("adds_bos", "chat_template")}
+    fingerprint = _fingerprint(text, of_ids, chunk)
     if out.exists() or sidecar(out).exists():
         found = TokenFile.open(out)
         if found.fingerprint != fingerprint:

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import sys
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ import massive_jax as mj
 from experiments import common
 from massive_jax.files import locked
 
-ALL = ("layerwise", "feature_map", "attention_map", "sweep", "intervene", "reproduce", "batch")
+ALL = ("layerwise", "feature_map", "attention_map", "sweep", "intervene", "reproduce", "batch", "zero_shot")
 
 
 @pytest.fixture
@@ -107,6 +108,10 @@ def no_model(monkeypatch):
         ("sweep", "--dim=-1", "--dim=-1"),
         ("sweep", "--site=embed", "site embed is outside the blocks"),
         ("sweep", "--site=mlp", "unknown site 'mlp'"),
+        ("zero_shot", "--edits=none,foo", "unknown operation 'foo'; known: zero, mean"),
+        ("zero_shot", "--edits=", "name at least one edit"),
+        ("zero_shot", "--layer=all", "here it is one layer"),
+        ("zero_shot", "--text=no-such-file", "no text file 'no-such-file'"),
         *(
             (name, "--text=no-such-file", "no text file 'no-such-file'")
             for name in ("layerwise", "intervene", "reproduce")
@@ -129,6 +134,16 @@ def no_model(monkeypatch):
 def test_seen_before_the_model_is_loaded(fails, name, flag, message):
     found = fails(name, flag)
     assert message in found
+    assert "\n" not in found
+
+
+@pytest.mark.usefixtures("no_model")
+def test_zero_shot_says_that_the_harness_is_missing(fails, monkeypatch):
+    monkeypatch.delitem(sys.modules, "massive_jax.evaluate.lm_eval", raising=False)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    found = fails("zero_shot", "--tasks=piqa")
+    assert found.startswith("zero-shot tasks need the package lm_eval (")
+    assert found.endswith("): pip install 'massive_jax[harness]'.")
     assert "\n" not in found
 
 

@@ -96,6 +96,7 @@ from massive_jax.report.results.variants import (
     Variants,
     VariantTraining,
 )
+from massive_jax.report.results.zero_shot import TaskResult, ZeroShot
 
 __all__ = [
     "Activation",
@@ -167,6 +168,7 @@ __all__ = [
     "Spread",
     "SuperWeightsOf",
     "SweepResult",
+    "TaskResult",
     "TextSource",
     "TopActivation",
     "TrainGPT2",
@@ -180,4 +182,5 @@ __all__ = [
     "VectorsAt",
     "VectorsOf",
     "VitRegisters",
+    "ZeroShot",
 ]

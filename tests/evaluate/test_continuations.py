@@ -1,0 +1,80 @@
+"""Log-likelihoods of continuations, without the harness: the numbers, the batches, the number of programs."""
+
+import itertools
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+import massive_jax as mj
+from massive_jax.evaluate import continuations, score_continuations
+from massive_jax.evaluate.continuations import padded_lengths
+
+RNG = np.random.default_rng(0)
+PAIRS = [
+    (RNG.integers(0, 256, length).tolist(), RNG.integers(0, 256, count).tolist())
+    for length, count in zip(RNG.integers(1, 50, 40).tolist(), RNG.integers(1, 12, 40).tolist(), strict=True)
+]
+# Answers of one token to one question.
+ANSWERS = [(PAIRS[0][0], [7, 8, last]) for last in range(5)]
+
+
+@pytest.fixture
+def few_programs(monkeypatch):
+    """An error where `_scores` is compiled more than once."""
+    counted = chex.assert_max_traces(continuations._scores.__wrapped__, n=1)
+    monkeypatch.setattr(continuations, "_scores", jax.jit(counted, static_argnames=("module", "scored")))
+
+
+def test_scores_are_those_of_the_logits(tiny_model, few_programs):
+    """Of 45 pairs of all lengths, in one program, under an edit by a rule; those of one question are one row."""
+    edits = mj.Edit("block_out", layer=2, position="first", dim=3, value=50.0)
+    pairs = [*PAIRS, *ANSWERS]
+    assert len(continuations._rows(tiny_model, pairs)) == len(PAIRS) + 1
+    found = sorted(score_continuations(tiny_model, pairs, edits))
+    assert [number for number, *_ in found] == list(range(len(pairs)))
+    tokens, mask = mj.generate.left_pad([context + rest for context, rest in pairs])
+    scores = np.asarray(jax.nn.log_softmax(tiny_model(tokens, mask=mask, edits=edits).logits))
+    for (number, score, likely), (_, rest) in zip(found, pairs, strict=True):
+        its = scores[number, -len(rest) - 1 : -1]
+        assert score == pytest.approx(its[np.arange(len(rest)), rest].sum(), abs=1e-4)
+        assert likely == (its.argmax(axis=-1) == rest).all()
+
+
+def test_lengths_are_padded_to_the_best_few():
+    """Of small cases every choice is tried; of large ones little is padded, and to 8 lengths at most."""
+    lengths = sorted(RNG.integers(1, 60, 30).tolist())
+    found = padded_lengths(lengths, batch_tokens=40)
+    sizes = sorted({-(-length // 8) * 8 for length in lengths})
+    costs = [
+        sum(min(size for size in chosen if size >= length) for length in lengths) + 40 * len(chosen)
+        for count in range(1, len(sizes) + 1)
+        for chosen in itertools.combinations(sizes, count)
+        if chosen[-1] >= lengths[-1]
+    ]
+    assert sum(found) + 40 * len(set(found)) == min(costs)
+    many = sorted(RNG.integers(1, 2048, 3000).tolist())
+    padded = padded_lengths(many)
+    assert len(set(padded)) == 8
+    assert np.less_equal(many, padded).all()
+    assert sum(padded) < 1.15 * sum(many)
+    assert padded_lengths([5]) == [8]
+
+
+@pytest.mark.parametrize(
+    ("pair", "edits", "message"),
+    [
+        (([], [1]), None, "pair 1 has an empty context; give at least one token of each"),
+        (([1], []), None, "pair 1 has an empty continuation"),
+        ((list(range(96)), [1, 2]), None, "pair 1 has 98 tokens; the model takes 96 and scores one more"),
+        (([1], [260]), None, "pair 1 has token ids from 1 to 260; give 0 to 259"),
+        (([1], [2]), mj.Edit("logits", value=0.0), "do not build the logits whole"),
+        (([1], [2]), mj.Edit("embed", position=np.array([0, 0])), "has a position for each of 2 inputs"),
+        (([1], [2]), mj.Edit("block_out", layer=1, position=3, dim=0), "position 3 is out of range"),
+    ],
+)
+def test_what_cannot_be_scored_is_said_before_anything_runs(tiny_model, monkeypatch, pair, edits, message):
+    monkeypatch.setattr(continuations, "_scores", None)
+    with pytest.raises(ValueError, match=message):
+        list(score_continuations(tiny_model, [PAIRS[0], pair], edits))
