@@ -11,7 +11,7 @@ import massive_jax as mj
 
 def torch_llama(model: mj.Model) -> transformers.LlamaForCausalLM:
     """A `LlamaForCausalLM` with the weights of `model` (of the Llama family, tied, without biases), float32."""
-    cfg = model.config
+    cfg = mj.TextModel.of(model).config
     config = transformers.LlamaConfig(
         vocab_size=cfg.vocab_size,
         hidden_size=cfg.hidden_size,

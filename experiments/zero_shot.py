@@ -108,12 +108,18 @@ def prompt_places(
 
 
 def run(
-    model: mj.Model, windows: Windows | None, names: Sequence[Operation | None], workdir: pathlib.Path, **options: Any
+    model: mj.TextModel,
+    windows: Windows | None,
+    names: Sequence[Operation | None],
+    workdir: pathlib.Path,
+    **options: Any,
 ) -> ZeroShot:
     """Measures, writes zero_shot.json and zero_shot.png, and returns what was written."""
     from massive_jax.evaluate import lm_eval
 
-    number, places, means = None, [], []
+    number: int | None = None
+    places: list[Place] = []
+    means: list[float] = []
     if windows is not None:
         number, places = prompt_places(
             *(model, windows, layer.parse_layer(model.config.num_layers), _parse_places(), definition.thresholds())
@@ -121,7 +127,8 @@ def run(
         means = place_means(model, windows, number, places)
     inputs = []
     if _BITS.value is not None:
-        model, inputs = quantized_weights(model, _BITS.value), quantized_inputs(model.config, _BITS.value)
+        model = mj.TextModel.of(quantized_weights(model, _BITS.value))
+        inputs = quantized_inputs(model.config, _BITS.value)
     found: dict[str, Mapping[str, Any]] = {}
     for operation in names:
         edits = []
@@ -143,7 +150,7 @@ def run(
     scores = {
         name: {edit: task_scores(its["samples"][name]) for edit, its in found.items()} for name in first["samples"]
     }
-    by_edit = {edit: [its[edit] for its in scores.values() if its[edit] is not None] for edit in found}
+    by_edit = {edit: [one for its in scores.values() if (one := its[edit]) is not None] for edit in found}
     result = ZeroShot(
         **_header(model, windows),
         edits=tuple(found),
@@ -202,7 +209,7 @@ def _tasks() -> list[str]:
 
 
 def _parse_places() -> list[Place] | None:
-    given = flags.FLAGS["places"].value
+    given = str(flags.FLAGS["places"].value)
     return None if given == "auto" else parse_places(given)
 
 

@@ -274,7 +274,8 @@ class HarnessLM(TemplateLM):
         """Generates in stretches, the first one short, since most texts stop soon; those that have are left out."""
         eos = self.tokenizer.eos_id
         waiting = sorted(prompts, key=lambda number: len(prompts[number]))
-        size = max(1, self.batch_tokens // (len(prompts[waiting[-1]]) + how.most))
+        most = max(1, self.batch_tokens // (len(prompts[waiting[-1]]) + how.most))
+        size = -(-len(waiting) // -(-len(waiting) // most))  # as even as their number allows
         for start in range(0, len(waiting), size):
             its = waiting[start : start + size]
             made: dict[int, list[int]] = {number: [] for number in its}

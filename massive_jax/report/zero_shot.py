@@ -41,8 +41,10 @@ def zero_shot_rows(result: ZeroShot) -> dict[str, list[Row]]:
         count = sum(task.metric in _SHARES for task in result.tasks.values())
         panels["accuracy"].append(_row(f"mean of {count} tasks", edit, value))
     for name, task in result.tasks.items():
-        kind = "accuracy" if task.metric in _SHARES else "perplexity" if "perplexity" in (task.metric or "") else None
-        for edit, effect in task.effects.items() if kind is not None else ():
+        kind = "accuracy" if task.metric in _SHARES else "perplexity"
+        if kind == "perplexity" and not (task.metric or "").endswith(kind):
+            continue
+        for edit, effect in task.effects.items():
             panels[kind].append(_row(name, edit, effect.value, effect.low, effect.high))
     return {kind: rows for kind, rows in panels.items() if rows}
 

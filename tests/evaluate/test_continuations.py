@@ -1,5 +1,6 @@
 """Log-likelihoods of continuations, without the harness: the numbers, the batches, the number of programs."""
 
+import inspect
 import itertools
 
 import chex
@@ -10,6 +11,7 @@ import pytest
 import massive_jax as mj
 from massive_jax.evaluate import continuations, score_continuations
 from massive_jax.evaluate.continuations import padded_lengths
+from massive_jax.forward import left_pad
 
 RNG = np.random.default_rng(0)
 PAIRS = [
@@ -23,7 +25,7 @@ ANSWERS = [(PAIRS[0][0], [7, 8, last]) for last in range(5)]
 @pytest.fixture
 def few_programs(monkeypatch):
     """An error where `_scores` is compiled more than once."""
-    counted = chex.assert_max_traces(continuations._scores.__wrapped__, n=1)
+    counted = chex.assert_max_traces(inspect.unwrap(continuations._scores), n=1)
     monkeypatch.setattr(continuations, "_scores", jax.jit(counted, static_argnames=("module", "scored")))
 
 
@@ -34,7 +36,7 @@ def test_scores_are_those_of_the_logits(tiny_model, few_programs):
     assert len(continuations._rows(tiny_model, pairs)) == len(PAIRS) + 1
     found = sorted(score_continuations(tiny_model, pairs, edits))
     assert [number for number, *_ in found] == list(range(len(pairs)))
-    tokens, mask = mj.generate.left_pad([context + rest for context, rest in pairs])
+    tokens, mask = left_pad([context + rest for context, rest in pairs])
     scores = np.asarray(jax.nn.log_softmax(tiny_model(tokens, mask=mask, edits=edits).logits))
     for (number, score, likely), (_, rest) in zip(found, pairs, strict=True):
         its = scores[number, -len(rest) - 1 : -1]
