@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from massive_jax.arguments import is_index, shown, whole_number, yes_or_no
+from massive_jax.checksums import checksum
 from massive_jax.evaluate.batches import TOKENS_A_BATCH
 from massive_jax.evaluate.continuations import continuation_edits, score_continuations
 from massive_jax.files import one_line, user_path
@@ -22,7 +23,6 @@ from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.model import TextModel
 from massive_jax.probe import Edit
 from massive_jax.probe.edit import describe
-from massive_jax.sweep.store import checksum
 
 try:
     import lm_eval  # the harness: absolute imports do not see this file
