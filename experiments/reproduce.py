@@ -3,7 +3,8 @@
   python -m experiments.reproduce --model=smollm2_135m --workdir=results
 
 Runs layerwise, feature_map and attention_map on the prompt, and intervene on windows of the text (see each for its
-files), and writes report.html, which opens from disk, and summary.json (`massive_jax.report.results.Findings`). A model
+files), and writes report.html, a page to explore that opens from disk, report.png, a picture for links to it, and
+summary.json (`massive_jax.report.results.Findings`). A model
 without massive activations gets a report that says so. On the default model about 30 s on two cores. It is the quick
 look, at one prompt: `observe` gives statistics of the model.
 """
@@ -16,7 +17,7 @@ import jax
 from absl import flags
 
 import massive_jax as mj
-from experiments import attention_map, common, feature_map, intervene, layerwise
+from experiments import attention_map, common, feature_map, intervene, layerwise, page
 from experiments.flags import definition, layer, model, prompt, seed, text
 from massive_jax.data import load_text
 from massive_jax.files import Path, short_name, write_json
@@ -28,6 +29,7 @@ from massive_jax.report import (
     intervention_rows,
     label,
     number,
+    plot_preview,
     precision,
     write_report,
 )
@@ -36,6 +38,7 @@ from massive_jax.report.results import (
     AttentionMap,
     Carrier,
     EditedAt,
+    Explorer,
     FeatureMap,
     Findings,
     FoundActivation,
@@ -53,6 +56,7 @@ def summarise(layers: Layerwise, attention: AttentionMap, changed: Intervention,
     """The findings in numbers: the largest activation at layer `at`, what else stands out there, the collapse."""
     at_layer = [found for found in layers.massive if found.layer == at]
     half = sorted((found for found in at_layer if not found.massive), key=lambda found: -abs(found.value))
+    zero = changed.effects.get("zero")
     perplexity, share, there = changed.measured, max(attention.shares), bool(attention.massive_positions)
     return Findings(
         model=layers.model,
@@ -64,6 +68,8 @@ def summarise(layers: Layerwise, attention: AttentionMap, changed: Intervention,
         intervention=EditedAt(layer=changed.layer, sites=changed.sites),
         perplexity=perplexity,
         times_worse=perplexity["zero"] / perplexity["original"] if "zero" in perplexity else None,
+        zero_low=zero.low if zero else None,
+        zero_high=zero.high if zero else None,
         carrier=_carrier(changed),
     )
 
@@ -73,8 +79,16 @@ def _carrier(changed: Intervention) -> Carrier | None:
     one = changed.carrier
     if one is None:
         return None
-    value = one.effects[one.operation].value
-    return Carrier(position=one.position, dim=one.dim, operation=one.operation, value=value, share=one.share)
+    found = one.effects[one.operation]
+    return Carrier(
+        position=one.position,
+        dim=one.dim,
+        operation=one.operation,
+        value=found.value,
+        share=one.share,
+        low=found.low,
+        high=found.high,
+    )
 
 
 def rows_of(findings: Findings) -> list[tuple[str, str]]:
@@ -108,14 +122,17 @@ def headline(findings: Findings) -> str:
         return f"{short_name(findings.model)} has {found} at layer {findings.layer} on this prompt."
     model, one, many = short_name(findings.model), findings.carrier, len(edited.sites)
     numbers, zero, also = "one number" if many == 1 else f"{many} numbers", perplexities["zero"], ""
+    low, high = findings.zero_low, findings.zero_high
     if one is not None and one.operation == "zero":
         others = "the other" if many == 2 else f"the {many - 1} others"
         numbers = f"one number (position {str(one.position).replace('_', ' ')}, dim {one.dim})"
+        low, high = one.low, one.high
         zero, also = one.value, f"; with {others} too it is {number(zero)}"
     same = f"all {many}" if also else "the same"
+    bounds = "" if low is None or high is None else f" (95 % interval {number(low)} to {number(high)})"
     return (
         f"Setting {numbers} to zero in {model}, after block {edited.layer}, takes its perplexity "
-        f"from {number(perplexities['original'])} to {number(zero)}{also}"
+        f"from {number(perplexities['original'])} to {number(zero)}{bounds}{also}"
         + (f"; setting {same} to the mean gives {number(perplexities['mean'])}." if "mean" in perplexities else ".")
     )
 
@@ -207,7 +224,7 @@ def main() -> None:
     layer.check_one()
     intervene.check_effect()
     out, content = common.workdir(), load_text(text.name())
-    lm = common.load_model()
+    lm = mj.TextModel.of(common.load_model())
     at, head = layer.parse_layer(lm.config.num_layers), attention_map.parse_head(lm.config.num_heads)
     windows, tokens = common.windows(lm, content, least=2), common.prompt_tokens(lm)
     intervene.check_flags(lm, windows)
@@ -223,11 +240,24 @@ def main() -> None:
     findings = summarise(layers, attention, changed, mapped.layer)
     found, rows = headline(findings), rows_of(findings)
     write_json(out / "summary.json", as_json(findings))
+    made = page.provenance([lm], changed.seed)
+    explorer = Explorer(
+        headline=found,
+        thresholds=thresholds,
+        inputs=page.inputs_of(lm, tokens, model.BOS.value, mapped.layer, thresholds),
+        what_if=(page.what_if(lm, windows.tokens, text.name(), changed),),
+        provenance=made,
+    )
+    parts = [*sections(out, layers, mapped, attention, changed, found), conditions(lm, layers, changed)]
+    title = f"Massive activations in {lm.title}"
+    plot_preview(explorer, title, out / "report.png")
     write_report(
         out / "report.html",
-        f"Massive activations in {lm.title}",
+        title,
         Summary(found, Table(("Finding", "Value"), rows)),
-        [*sections(out, layers, mapped, attention, changed, found), conditions(lm, layers, changed)],
+        [*parts, page.origin(made)],
+        explorer,
+        preview="report.png",
     )
     print()
     common.print_table(("finding", "value"), rows)

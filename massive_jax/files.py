@@ -263,16 +263,27 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
       TypeError: something else is in `obj`; the message says where.
       ValueError: two keys of one object are the same text (1 and "1"), or `obj` already has a key "non_finite".
     """
+    text = json_text(obj, indent=2)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def json_text(obj: Any, indent: int | None = None) -> str:
+    """Gives what `write_json` writes as text; without an `indent` in one line and without spaces.
+
+    Raises:
+      TypeError: as `write_json`.
+      ValueError: as `write_json`.
+    """
     found: dict[str, str] = {}
     plain = _plain(obj, "", found)
     if isinstance(plain, dict) and found:
         if NON_FINITE in plain:
             raise ValueError(f"{NON_FINITE!r} is reserved for write_json's own note: rename that key")
         plain[NON_FINITE] = found
-    text = json.dumps(plain, ensure_ascii=False, allow_nan=False, indent=2)
-    text = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)  # half a surrogate pair
-    with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    between = (",", ":") if indent is None else None
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False, indent=indent, separators=between)
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)  # half a surrogate pair
 
 
 def write_arrays(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:

@@ -23,6 +23,7 @@ from massive_jax.evaluate.batches import input_length
 from massive_jax.evaluate.census import Counted, take_census
 from massive_jax.evaluate.continuations import score_continuations
 from massive_jax.evaluate.effects import CONTROLS, Closer, Control, Effects, measure_effects
+from massive_jax.evaluate.explore import Explored, ImplicitBias, Outcome, explore, most_tokens, outcomes
 from massive_jax.evaluate.images import ImageOutputs, attach_head, check_classes, run_images
 from massive_jax.evaluate.intervention import (
     KNOWN,
@@ -75,13 +76,16 @@ __all__ = [
     "Control",
     "Counted",
     "Effects",
+    "Explored",
     "ImageOutputs",
     "Images",
+    "ImplicitBias",
     "LayerSummary",
     "LayerTable",
     "LogitsAgreement",
     "MassiveTokens",
     "Operation",
+    "Outcome",
     "PatchNorms",
     "Place",
     "PlaceInStream",
@@ -100,6 +104,7 @@ __all__ = [
     "compare_logits",
     "cosine_similarity",
     "edits_at",
+    "explore",
     "features",
     "find_places",
     "find_register_neurons",
@@ -119,9 +124,11 @@ __all__ = [
     "measure_profile",
     "measure_super_weights",
     "measure_sweep",
+    "most_tokens",
     "move_neurons",
     "names_of",
     "nowhere",
+    "outcomes",
     "parse_places",
     "parse_sites",
     "patch_maps",

@@ -88,7 +88,7 @@ def numbers_of_block(causal: bool, window: int | None) -> _Function:
         with product_precision(jnp.float32):
             x = {name: x.astype(wide(x.dtype)) for name, x in tensors.items() if name != "positions"}
             visible = jnp.asarray(visible_tokens(x["value"].shape[1], causal, window))
-            found: dict[str, Any] = _shares(x, visible, data["sets"][:, 0]) | _updates(x, visible, data["sets"])
+            found: dict[str, Any] = _shares(x, visible, data["sets"][:, 0]) | value_updates(x, visible, data["sets"])
             for name in VECTORS:
                 flat = x[name].reshape(*x[name].shape[:2], -1)
                 groups = {"massive": data["sets"][:, 0], "others": data["others"]}
@@ -131,7 +131,7 @@ def _shares(x: Mapping[str, jax.Array], visible: jax.Array, massive: jax.Array) 
     }
 
 
-def _updates(x: Mapping[str, jax.Array], visible: jax.Array, sets: jax.Array) -> dict[str, jax.Array]:
+def value_updates(x: Mapping[str, jax.Array], visible: jax.Array, sets: jax.Array) -> dict[str, jax.Array]:
     """Value updates of the massive tokens and of the rest, and how constant they and random tokens' are."""
     value, T = x["value"], len(visible)
     probs = x["attn_probs"][..., :T]

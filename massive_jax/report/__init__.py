@@ -24,6 +24,7 @@ from massive_jax.report.observatory import (
     weight_metrics,
 )
 from massive_jax.report.overlay import Panel, plot_overlay
+from massive_jax.report.preview import plot_preview
 from massive_jax.report.profiles import plot_profiles
 from massive_jax.report.records import as_json, as_record
 from massive_jax.report.registers import plot_registers
@@ -68,6 +69,7 @@ __all__ = [
     "plot_massive_attention",
     "plot_observatory",
     "plot_overlay",
+    "plot_preview",
     "plot_profiles",
     "plot_registers",
     "plot_super_weights",

@@ -1,15 +1,23 @@
-"""One self-contained HTML page: no script, no request to anywhere, opens from disk."""
+"""One self-contained HTML page: no request to anywhere, opens from disk. With an `Explorer` it has a part to explore.
+
+Templates, styles and scripts are in page/; the charts' library is uPlot (MIT), in page/uplot/.
+"""
 
 import base64
 import dataclasses
+import hashlib
 import html
+import importlib.resources
 import os
+import string
 import struct
 import urllib.parse
 from collections.abc import Sequence
 
 from massive_jax import files
 from massive_jax.report import words
+from massive_jax.report.records import as_json
+from massive_jax.report.results import Explorer
 
 Cell = str | int | float | bool | None
 
@@ -67,17 +75,28 @@ class Section:
             raise ValueError(f"section {self.heading!r} has an image and no alt text: say what the picture shows")
 
 
-def write_report(path: str | os.PathLike[str], title: str, summary: Summary, sections: Sequence[Section]) -> None:
-    """Writes a report to read in a browser or to print: headline, summary table, then the sections.
+def write_report(
+    path: str | os.PathLike[str],
+    title: str,
+    summary: Summary,
+    sections: Sequence[Section],
+    explorer: Explorer | None = None,
+    preview: str | None = None,
+) -> None:
+    """Writes a report to read in a browser or to print: headline, summary table, what is to explore, then the sections.
 
     Every text is escaped, images are inlined, and the page forbids itself any request. Whatever is in a token
-    text shows as text; control characters show escaped. Written whole or not at all.
+    text shows as text; control characters show escaped. Written whole or not at all. Without JavaScript, and in print,
+    all is there but what is to explore.
 
     Args:
       path: where the page goes, `report.html` say.
       title: of the page.
       summary: the main finding.
       sections: in the order to read them.
+      explorer: what can be explored; it is in the page as JSON, of which everything there is drawn. None for a page
+        without a script.
+      preview: name of a picture beside the page, for those who link to it; None for none.
 
     Raises:
       FileNotFoundError: a section's image is not there.
@@ -85,14 +104,52 @@ def write_report(path: str | os.PathLike[str], title: str, summary: Summary, sec
     """
     body = [f"<header>\n<h1>{_text(title)}</h1>\n<p class='headline'>{_text(summary.headline)}</p>\n</header>"]
     if summary.table:
-        body.append(f"<section aria-label='Summary'>\n{_table(summary.table)}\n</section>")
+        body.append(f"<section aria-label='Summary'>\n{_table(summary.table, 'Findings')}\n</section>")
     if len(sections) > 2:
         links = "".join(f"<li><a href='#s{i}'>{_text(s.heading)}</a></li>" for i, s in enumerate(sections, 1))
         body.append(f"<nav aria-label='Contents'><ol>{links}</ol></nav>")
+    css, scripts, block = _asset("page.css"), [], ""
+    if explorer is not None:
+        body.append(_asset("explorer.html"))
+        css += _asset("uplot/uPlot.min.css")
+        scripts = [_asset("uplot/uPlot.iife.min.js"), _asset("explorer.js")]
+        block = f"<script type='application/json' id='explored'>{_json(explorer)}</script>\n"
     body += [_section(section, f"s{i}") for i, section in enumerate(sections, 1)]
-    page = _PAGE.format(title=_text(title), css=_CSS, body="\n".join(body))
+    page = string.Template(_asset("page.html")).substitute(
+        title=_text(title),
+        description=_text(summary.headline),
+        preview="" if preview is None else f"<meta property='og:image' content='{_text(preview)}'>\n",
+        policy=_policy(css, scripts),
+        css=css,
+        body="\n".join(body),
+        scripts=block + "".join(f"<script>{script}</script>\n" for script in scripts),
+    )
     with files.atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _asset(name: str) -> str:
+    """A file of page/."""
+    return importlib.resources.files("massive_jax.report").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _policy(css: str, scripts: Sequence[str]) -> str:
+    """The page's content-security policy: images in the page, and these very styles and scripts; nothing else."""
+
+    def hashes(texts: Sequence[str]) -> str:
+        digests = (hashlib.sha256(text.encode("utf-8")).digest() for text in texts)
+        return " ".join(f"'sha256-{base64.b64encode(digest).decode('ascii')}'" for digest in digests) or "'none'"
+
+    rules = f"style-src {hashes([css])}; script-src {hashes(scripts)}"
+    return f"default-src 'none'; img-src data:; {rules}; base-uri 'none'; form-action 'none'"
+
+
+def _json(explorer: Explorer) -> str:
+    """As JSON that no markup can be in: what would begin or end some is escaped, which JSON reads as the same."""
+    text = files.json_text(as_json(explorer))
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
 
 
 def _section(section: Section, anchor: str) -> str:
@@ -106,18 +163,19 @@ def _section(section: Section, anchor: str) -> str:
         name = _text(f"Figure: {section.heading}")
         size = f"width='{width}' height='{height}'"
         parts.append(
+            "<p class='cue'>The figure is wider than the screen: it scrolls sideways ↔</p>"
             f"<div class='figure' role='region' tabindex='0' aria-label='{name}'>"
             f"<img src='{source}' {size} alt='{_text(section.alt)}'></div>"
         )
     if section.table:
-        parts.append(_table(section.table))
+        parts.append(_table(section.table, section.heading))
     if section.links:
         links = (f"<a href='{urllib.parse.quote(path)}'>{_text(name)}</a>" for name, path in section.links)
         parts.append(f"<p>{' · '.join(links)}</p>")
     return f"<section aria-labelledby='{anchor}'>\n" + "\n".join(parts) + "\n</section>"
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, heading: str) -> str:
     numeric = [
         any(_is_number(row[i]) for row in table.rows)
         and all(_is_number(row[i]) or row[i] is None for row in table.rows)
@@ -131,7 +189,7 @@ def _table(table: Table) -> str:
         cells += [f"<td{k}>{_cell(cell)}</td>" for k, cell in zip(kind[1:], row[1:], strict=True)]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     caption = f"<caption>{_text(table.caption)}</caption>" if table.caption else ""
-    name = _text(table.caption or "Table: " + ", ".join(table.columns))
+    name = _text(f"Table: {table.caption or heading}")
     # What is too wide for a phone scrolls by itself, also from the keyboard, and the page does not.
     return (
         f"<div class='table' role='region' tabindex='0' aria-label='{name}'><table>{caption}\n"
@@ -154,75 +212,3 @@ def _cell(cell: Cell) -> str:
 def _text(text: str) -> str:
     """`text` for HTML, in an element or a quoted attribute."""
     return html.escape(words.plain(text, font=False), quote=True)
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
- style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{css}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
-
-_CSS = """
-:root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --paper: #ffffff; --rule: #d5d9de;
-  --tint: #f6f8fa; --accent: #b34700; --link: #0060a0; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ec; --soft: #a3acb5; --paper: #14171a; --rule: #3a4148; --tint: #1d2226;
-    --accent: #ff9a57; --link: #78bdf0; }
-}
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
-body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: anywhere;
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 54rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: 1.15rem; font-weight: 600; color: var(--soft); margin: 0 0 .5rem; }
-.headline { font-size: clamp(1.3rem, 1rem + 1.6vw, 1.75rem); line-height: 1.3; font-weight: 650;
-  margin: 0 0 1.5rem; padding-left: .9rem; border-left: .25rem solid var(--accent); text-wrap: pretty; }
-h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.75rem 0 .4rem; }
-p { margin: 0 0 1rem; max-width: 44rem; }
-nav ol { margin: 1.5rem 0 0; padding-left: 1.4rem; }
-a { color: var(--link); }
-.figure { overflow-x: auto; background: #ffffff; border: 1px solid var(--rule); border-radius: .4rem;
-  padding: .5rem; margin: 0 0 1rem; }
-.figure img { display: block; width: 100%; height: auto; }
-.table { overflow-x: auto; margin: 0 0 1rem; }
-.table:focus-visible, .figure:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums;
-  overflow-wrap: normal; }
-caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
-th, td { text-align: left; padding: .35rem .9rem .35rem .5rem; border-bottom: 1px solid var(--rule);
-  vertical-align: top; max-width: 24rem; overflow-wrap: break-word; }
-thead th { border-bottom: 2px solid var(--rule); white-space: nowrap; }
-tbody th { font-weight: 500; }
-tbody tr:nth-child(even) { background: var(--tint); }
-.number { text-align: right; white-space: nowrap; }
-@media (max-width: 36rem) {
-  main { padding: 1.25rem .9rem 2.5rem; }
-  .figure { margin-left: -.4rem; margin-right: -.4rem; padding: .25rem; }
-  .figure img { min-width: 42rem; }
-}
-@media print {
-  :root { --ink: #000000; --soft: #444444; --paper: #ffffff; --rule: #bbbbbb; --tint: #ffffff;
-    --accent: #b34700; --link: #000000; }
-  body { font-size: 10.5pt; }
-  main { max-width: none; padding: 0; }
-  nav { display: none; }
-  h2 { break-after: avoid; }
-  .figure, tr { break-inside: avoid; }
-  .figure { border: 0; padding: 0; overflow: visible; }
-  .figure img { min-width: 0; max-height: 20cm; object-fit: contain; object-position: left; }
-  .table { overflow: visible; }
-}
-"""

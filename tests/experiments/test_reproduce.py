@@ -4,6 +4,7 @@ import html.parser
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ FILES = {
     "attention_map.npz",
     "summary.json",
     "report.html",
+    "report.png",
 }
 
 
@@ -48,6 +50,11 @@ class Page(html.parser.HTMLParser):
         self.text.append(data)
 
 
+def explored(page):
+    """The JSON that a page holds."""
+    return json.loads(re.search(r"<script type='application/json' id='explored'>(.*?)</script>", page, re.S)[1])
+
+
 def test_with_massive_activations(run, text_file, tiny_directory):
     summary = run("reproduce", "--bos", f"--text={text_file}", "--windows=3", "--context=24", "--ops=zero,mean")
     assert {path.name for path in run.workdir.iterdir()} == FILES
@@ -64,11 +71,28 @@ def test_with_massive_activations(run, text_file, tiny_directory):
     text = (run.workdir / "report.html").read_text()
     page = Page(text)
     assert page.requests == []
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 3  # the data, the charts' library, ours
     assert "url(" not in text
     assert "@import" not in text
     assert len(page.images) == 4
     assert all(image["alt"] and image["src"].startswith("data:image/png;base64,") for image in page.images)
+    data = explored(text)
+    here, other = data["inputs"]
+    assert (here["input"], other["input"]) == ("BOS in front", "no BOS")
+    assert (here["tokens"][1:], here["massive"], other["massive"]) == (other["tokens"], [0], [])
+    for layer, summarised in zip(here["layers"], parts["layerwise"]["layers"], strict=True):
+        top = max(range(len(here["tokens"])), key=lambda t: abs(layer["values"][t]))
+        largest = summarised["top"][0]
+        assert (top, layer["dims"][top]) == (largest["position"], largest["dim"])
+        assert layer["values"][top] == pytest.approx(largest["value"], rel=1e-5)
+        assert layer["median"] == pytest.approx(summarised["median"], rel=1e-5)
+    assert [layer["share"] for layer in here["layers"]] == pytest.approx(shares, rel=1e-5)
+    assert all(abs(sum(row) - 1000) <= len(row) for head in here["attention"]["maps"][1] for row in head)
+    (panel,) = data["what_if"]
+    assert panel["places"][0] == f"massive: position 0, dim {PLANTED}"
+    assert len(panel["edits"]) == len(panel["places"]) * len(panel["operations"]) * 3
+    assert all(1 <= edit["layer"] <= 3 and len(edit["next"]) == 5 for edit in panel["edits"])
+    assert f"--model={tiny_directory}" in data["provenance"]["Command"]
     words = " ".join(page.text)
     for expected in ("one number to zero", "“<s>”, dim 5", "book.txt: 3 windows of 24", "magnitude above 100"):
         assert expected in words

@@ -1,9 +1,15 @@
+import base64
+import hashlib
 import html.parser
 import os
+import pathlib
+import re
+import shutil
 
 import pytest
 
-from massive_jax.report import Section, Summary, Table, style, write_report
+from massive_jax.files import read_json
+from massive_jax.report import Section, Summary, Table, as_record, label, results, style, words, write_report
 
 EVIL = "<script>alert('&\"')</script>"
 
@@ -102,3 +108,216 @@ def test_an_image_needs_alt_text_and_to_be_a_png(tmp_path, image):
 def test_a_ragged_table_is_refused():
     with pytest.raises(ValueError, match=r"rows \[1\]"):
         Table(("a", "b"), ((1, 2), (3,)))
+
+
+# The same with what is to explore.
+
+TOKENS = ("</script><img src=x onerror=alert(1)>", "<!--", " a", "\u2028", "\x00", "“&amp;”", "中")
+
+
+def _explorer(tokens=TOKENS, layers=3, heads=2, perplexity=2.0):
+    T, model = len(tokens), "m</script><b>"
+    values = [tuple(float((-1) ** t * (1 + i * T + t)) for t in range(T)) for i in range(layers)]
+    bias = {"share": 0.5, "update_norm": 2.0, "rest_norm": 1.0, "spread": 0.1, "rest_spread": 0.9}
+    next_tokens = tuple(results.NextToken(token=token, probability=0.1) for token in TOKENS[:5])
+    cells = range(min(T, 30))
+    outcome = {"perplexity": perplexity, "next": next_tokens}
+
+    def one(name):
+        return results.ExploredInput(
+            model=model,
+            input=name,
+            tokens=tuple(tokens),
+            labels=tuple(label(token, font=False) for token in tokens),
+            massive=(0,),
+            layers=tuple(
+                results.ExploredLayer(layer=i + 1, median=0.001, values=values[i], dims=(7,) * T, **bias)
+                for i in range(layers)
+            ),
+            attention=results.ExploredAttention(
+                cell=-(-T // 30),
+                causal=True,
+                maps=(((*((1000 // (q + 1),) * (q + 1) for q in cells),),) * heads,) * layers,
+            ),
+            map=results.ExploredMap(layer=2, cell=-(-T // 30), dims=(0, 9), rows=((1.0, 500.0),) * len(cells)),
+        )
+
+    edits = [
+        results.WhatIfEdit(layer=n, place=p, operation=o, **outcome | {"perplexity": 10.0 * n + p + 2 * o})
+        for n in range(1, layers + 1)
+        for p in range(2)
+        for o in range(2)
+    ]
+    return results.Explorer(
+        headline="Found </script>.",
+        inputs=(one("no BOS"), one("BOS in front")),
+        what_if=(
+            results.WhatIf(
+                model=model,
+                text="</script>",
+                tokens=T,
+                ending="<b>",
+                places=("one", "other"),
+                operations=("set to zero", "halved"),
+                unedited=results.WhatIfOutcome(**outcome),
+                edits=tuple(edits),
+            ),
+        ),
+    )
+
+
+def _explored_page(folder, explorer, sections=()):
+    summary = Summary("Found </script>.", Table(("a", "b"), (("c", 1),)))
+    write_report(folder / "report.html", "Report", summary, sections, explorer, preview="report.png")
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def _scripts(source):
+    return re.findall(r"<script(?: type='application/json' id='explored')?>(.*?)</script>", source, re.DOTALL)
+
+
+def test_the_page_holds_the_results_and_no_markup_of_theirs(tmp_path):
+    explorer = _explorer(perplexity=float("inf"))
+    source = _explored_page(tmp_path, explorer)
+    page = _Page(source)
+    assert len(page.all("script")) == 3
+    assert not page.all("img")
+    data, *_ = _scripts(source)
+    assert not set(data) & set("<>&\u2028\u2029")
+    (tmp_path / "data.json").write_text(data, encoding="utf-8")
+    assert as_record(results.Explorer, read_json(tmp_path / "data.json"), "page") == explorer
+
+
+def test_the_policy_names_these_scripts_and_styles(tmp_path):
+    source = _explored_page(tmp_path, _explorer())
+    (policy,) = [meta["content"] for meta in _Page(source).all("meta") if "http-equiv" in meta]
+    for text in (*_scripts(source)[1:], *re.findall(r"<style>(.*?)</style>", source, re.DOTALL)):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+    tags = _Page(source).tags
+    assert not [tag for tag, attributes in tags for name in attributes if name.startswith("on") or name == "style"]
+    assert not [tag for tag, attributes in tags if {"src", "href", "srcset"} & {*attributes}]
+
+
+def test_512_tokens_fit(tmp_path):
+    tokens = [f" token{i}" for i in range(512)]
+    _explored_page(tmp_path, _explorer(tokens, layers=30, heads=9))
+    assert (tmp_path / "report.html").stat().st_size < 5_000_000
+
+
+# In a browser, where there is one: CONTRIBUTING.md says what this takes.
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no chromium on PATH: the page is not tested in a browser")
+    with sync_api.sync_playwright() as play:
+        started = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_in_a_browser(tmp_path, image, browser, width, scheme):
+    explorer = _explorer()
+    section = Section("a", "b", image, alt="c", table=Table(("a", "b"), (("x" * 60, "y" * 60),)))
+    _explored_page(tmp_path, explorer, [section])
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    told, asked = [], []
+    page.on("console", lambda message: told.append(message.text))
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    address = (tmp_path / "report.html").as_uri()
+    page.goto(address)
+    page.wait_for_selector("#explorer:not([hidden])")
+    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert paint < 1000
+    one = explorer.inputs[0]
+
+    # What is drawn is what the JSON says.
+    assert page.locator(".strip").first.locator("button").all_inner_texts() == list(one.labels)
+    page.locator("#layer").fill("3")
+    drawn = page.locator(".strip").first.locator("button").evaluate_all("all => all.map(b => Number(b.dataset.value))")
+    assert drawn == list(one.layers[2].values)
+    assert "3 of 3" in page.locator("label[for=layer]").inner_text()
+
+    # The keyboard: tokens, layers, heads.
+    page.locator("#layer").focus()
+    page.keyboard.press("ArrowLeft")
+    assert "2 of 3" in page.locator("label[for=layer]").inner_text()
+    strip = page.locator(".strip").first.locator("button")
+    strip.nth(len(TOKENS) - 1).focus()
+    page.keyboard.press("ArrowLeft")
+    assert "position 5" in page.locator("#token").inner_text()
+    assert f"{words.number(one.layers[1].values[5])} at dim 7" in page.locator("#token").inner_text()
+    page.locator("#head").focus()
+    page.keyboard.press("ArrowRight")
+    assert "head 0" in page.locator("#heat-token").inner_text()
+    assert "16.6 %" in page.locator("#keys").inner_text()
+
+    # The panel, and the link to the view.
+    page.locator("#operation").select_option(label="halved")
+    page.locator("#place").select_option(label="other")
+    page.locator("#edited").fill("2")
+    assert "→ 33" in page.locator("#outcome").inner_text()
+    again = browser.new_page(viewport={"width": width, "height": 800})
+    again.goto(page.url)
+    again.wait_for_selector("#explorer:not([hidden])")
+    for place in ("#outcome", "#token", "#heat-token"):
+        assert again.locator(place).inner_text() == page.locator(place).inner_text()
+    again.close()
+
+    assert page.locator("img[src=x]").count() == 0
+    assert told == []
+    assert [url for url in asked if not url.startswith(("data:", address))] == []
+    assert page.evaluate(_TOO_SMALL) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(_CUT) == []
+    if axe := os.environ.get("AXE"):
+        page.evaluate(pathlib.Path(axe).read_text(encoding="utf-8"))
+        found = page.evaluate("axe.run()")["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+    page.close()
+
+
+@pytest.mark.slow
+def test_without_a_script(tmp_path, image, browser):
+    _explored_page(tmp_path, _explorer(), [Section("a", "b", image, alt="c")])
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    assert not page.locator("#explorer").is_visible()
+    assert page.locator(".figure img").is_visible()
+    assert page.locator(".headline").inner_text() == "Found </script>."
+    context.close()
+
+
+_TOO_SMALL = """() => {
+  const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const parent = walker.currentNode.parentElement;
+    if (!walker.currentNode.textContent.trim() || !parent.getClientRects().length) continue;
+    if (parseFloat(getComputedStyle(parent).fontSize) < 12) found.push(walker.currentNode.textContent);
+  }
+  return found;
+}"""
+
+# What reaches over the edge, but in a box that scrolls and says so: a shadow, or words above it.
+_CUT = """() => {
+  const cue = (e) => getComputedStyle(e).overflowX === "auto" && (getComputedStyle(e).backgroundImage !== "none"
+    || (e.previousElementSibling?.className === "cue" && e.previousElementSibling.getClientRects().length));
+  const wide = document.documentElement.clientWidth + 1;
+  return [...document.querySelectorAll("main *")].filter((e) => {
+    const box = e.getBoundingClientRect();
+    if (!box.width || (box.right <= wide && box.left >= -1)) return false;
+    for (let p = e.parentElement; p; p = p.parentElement) if (cue(p)) return false;
+    return true;
+  }).map((e) => e.outerHTML.slice(0, 80));
+}"""

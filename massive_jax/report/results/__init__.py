@@ -37,6 +37,17 @@ from massive_jax.report.results.census import (
     ResidualSink,
     Spread,
 )
+from massive_jax.report.results.explorer import (
+    ExploredAttention,
+    ExploredInput,
+    ExploredLayer,
+    ExploredMap,
+    Explorer,
+    NextToken,
+    WhatIf,
+    WhatIfEdit,
+    WhatIfOutcome,
+)
 from massive_jax.report.results.interventions import (
     AloneEffect,
     Carrier,
@@ -124,6 +135,11 @@ __all__ = [
     "EmergenceOfLayer",
     "Estimate",
     "ExplicitBias",
+    "ExploredAttention",
+    "ExploredInput",
+    "ExploredLayer",
+    "ExploredMap",
+    "Explorer",
     "FeatureMap",
     "Findings",
     "Fit",
@@ -147,6 +163,7 @@ __all__ = [
     "ModelCensusLayer",
     "Named",
     "Neuron",
+    "NextToken",
     "Norms",
     "NormsOfLayer",
     "Null",
@@ -182,5 +199,8 @@ __all__ = [
     "VectorsAt",
     "VectorsOf",
     "VitRegisters",
+    "WhatIf",
+    "WhatIfEdit",
+    "WhatIfOutcome",
     "ZeroShot",
 ]

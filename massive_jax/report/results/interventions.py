@@ -177,11 +177,14 @@ class Carrier(ControlPlace):
       operation: the edit.
       value: what the model scores under it.
       share: what part of the effect that is; of a text in nats.
+      low, high: the 95 % interval of `value`; None where there is none.
     """
 
     operation: str
     value: float
     share: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,6 +208,7 @@ class Findings(Named):
       intervention: what was edited.
       perplexity: by operation, as in intervene.json.
       times_worse: that of "zero" over the original's; None where nothing was set to zero.
+      zero_low, zero_high: the 95 % interval of that of "zero"; None where there is none.
       carrier: of several places that were edited, the one that alone does nearly all of it.
     """
 
@@ -216,4 +220,6 @@ class Findings(Named):
     intervention: EditedAt
     perplexity: Mapping[str, float]
     times_worse: float | None
+    zero_low: float | None = None
+    zero_high: float | None = None
     carrier: Carrier | None = None

@@ -1,0 +1,460 @@
+"use strict";
+// Draws what the page holds as JSON. Every text goes in as text, never as markup; styles by rule or property.
+(() => {
+  const byId = (id) => document.getElementById(id);
+  const data = JSON.parse(byId("explored").textContent);
+  for (const [pointer, words] of Object.entries(data.non_finite || {})) {
+    const steps = pointer.split("/").slice(1);
+    const last = steps.pop();
+    steps.reduce((at, step) => at[step], data)[last] = { inf: Infinity, "-inf": -Infinity }[words] ?? NaN;
+  }
+  const state = { i: 0, l: 1, h: 0, t: 0, r: 30, p: 0, o: 0, e: 0 };
+  const plots = {};
+
+  const input = () => data.inputs[state.i];
+  const layerOf = (one) => one.layers[Math.min(state.l, one.layers.length) - 1];
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const digits = (x) => {
+    if (x === null || x === undefined) return "–";
+    if (!Number.isFinite(x)) return Number.isNaN(x) ? "not a number" : x < 0 ? "−∞" : "∞";
+    const size = Math.abs(x);
+    const text = size >= 1e9 || (size < 1e-4 && size > 0)
+      ? size.toExponential(3) : size.toLocaleString("en", { maximumSignificantDigits: 4 });
+    return (x < 0 ? "−" : "") + text;
+  };
+  const percent = (x) => `${(100 * x).toFixed(1)} %`;
+  const element = (name, text, cls) => {
+    const made = document.createElement(name);
+    if (text !== undefined) made.textContent = text;
+    if (cls) made.className = cls;
+    return made;
+  };
+  const titleOf = (one) => `${one.model}, ${one.input}`;
+  const largestOf = (layer) => Math.max(...layer.values.map(Math.abs));
+
+  // --- the view, in the address ---
+  function readHash() {
+    const given = new URLSearchParams(location.hash.slice(1));
+    for (const name of Object.keys(state)) {
+      const value = Number.parseInt(given.get(name), 10);
+      if (Number.isInteger(value)) state[name] = value;
+    }
+    fit();
+  }
+  function fit() {
+    const clamp = (name, low, high) => { state[name] = Math.max(low, Math.min(high, state[name])); };
+    clamp("i", 0, data.inputs.length - 1);
+    clamp("l", 1, input().layers.length);
+    clamp("h", 0, input().attention.maps[0].length);
+    clamp("t", 0, input().tokens.length - 1);
+    clamp("r", 0, 359);
+    const panel = whatIf();
+    if (panel) {
+      clamp("p", 0, panel.places.length - 1);
+      clamp("o", 0, panel.operations.length - 1);
+      clamp("e", 0, editedLayers(panel).length - 1);
+    }
+  }
+  const writeHash = () => {
+    try { history.replaceState(null, "", "#" + new URLSearchParams(state)); } catch { /* in a frame without one */ }
+  };
+  function go(changes) {
+    Object.assign(state, changes);
+    fit();
+    writeHash();
+    draw(changes);
+  }
+
+  // --- tokens ---
+  function makeStrips() {
+    const box = byId("strips");
+    data.inputs.forEach((one, i) => {
+      box.append(element("p", titleOf(one), "strip-name"));
+      const strip = element("div", undefined, "strip");
+      strip.setAttribute("role", "group");
+      strip.setAttribute("aria-label", `Tokens of ${titleOf(one)}`);
+      one.labels.forEach((text, t) => {
+        const button = element("button", text);
+        button.type = "button";
+        button.addEventListener("click", () => go({ i, t }));
+        button.addEventListener("mouseenter", () => tell(one, t));
+        button.addEventListener("mouseleave", () => tell(input(), state.t));
+        button.addEventListener("focus", () => tell(one, t));
+        strip.append(button);
+      });
+      strip.addEventListener("keydown", (event) => {
+        const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -1e6, End: 1e6 }[event.key];
+        if (!step) return;
+        event.preventDefault();
+        const from = [...strip.children].indexOf(document.activeElement);
+        const t = Math.max(0, Math.min(one.tokens.length - 1, from + step));
+        go({ i, t });
+        strip.children[t].focus();
+      });
+      box.append(strip);
+    });
+  }
+  function drawStrips() {
+    const strips = document.querySelectorAll(".strip");
+    data.inputs.forEach((one, i) => {
+      const layer = layerOf(one);
+      const ratios = layer.values.map((x) => Math.abs(x) / (layer.median || 1e-30));
+      const top = Math.log10(Math.max(1000, ...ratios));
+      [...strips[i].children].forEach((button, t) => {
+        const level = Math.log10(Math.max(1, ratios[t])) / top;
+        const massive = Math.abs(layer.values[t]) > data.thresholds.magnitude && ratios[t] > data.thresholds.ratio;
+        button.style.setProperty("--k", level.toFixed(3));
+        button.classList.toggle("massive", massive);
+        button.dataset.value = layer.values[t];
+        button.setAttribute("aria-pressed", String(i === state.i && t === state.t));
+        button.tabIndex = t === (i === state.i ? state.t : 0) ? 0 : -1;
+        button.setAttribute("aria-label",
+          `${one.labels[t]}, position ${t}: ${digits(layer.values[t])}${massive ? ", massive" : ""}`);
+      });
+    });
+    tell(input(), state.t);
+  }
+  function tell(one, t) {
+    const layer = layerOf(one);
+    const value = layer.values[t];
+    byId("token").textContent = `Layer ${layer.layer}, position ${t} “${one.labels[t]}” (${one.input}): largest `
+      + `${digits(value)} at dim ${layer.dims[t]}, ${digits(Math.abs(value) / layer.median)} × the median `
+      + `${digits(layer.median)}.`;
+  }
+
+  // --- charts ---
+  function keys(id, named) {
+    byId(id).replaceChildren(...named.map(([text, cls]) => element("span", text, cls)));
+  }
+  function chart(id, xs, lines, options) {
+    const box = byId(id);
+    if (plots[id]) plots[id].destroy();
+    const ink = colour("--soft");
+    const axis = { stroke: ink, grid: { stroke: colour("--rule"), width: 1 }, ticks: { stroke: colour("--rule") },
+      font: "13px system-ui, sans-serif" };
+    const positive = lines.flatMap((line) => line.values).filter((x) => Number.isFinite(x) && x > 0);
+    const low = 10 ** Math.floor(Math.log10(Math.min(...positive)));
+    const high = 10 ** Math.ceil(Math.log10(Math.max(...positive) * 1.0001));
+    const step = Math.ceil(Math.log10(high / low) / 7);
+    const decades = [];
+    for (let n = Math.log10(low); n <= Math.log10(high) + 1e-9; n += step) decades.push(10 ** Math.round(n));
+    const most = Math.max(0, ...positive) * 1.08 || 1;
+    const drawable = (x) => (Number.isFinite(x) && (!options.log || x > 0) ? x : null);
+    const power = (x) => (x > 0.05 && x < 2000
+      ? digits(x) : "10" + [...String(Math.round(Math.log10(x)))].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻").join(""));
+    plots[id] = new uPlot({
+      width: Math.max(200, box.clientWidth), height: 240, legend: { show: false },
+      cursor: { drag: { x: false, y: false }, y: false },
+      scales: {
+        x: { time: false, range: [xs[0] - 0.3, xs[xs.length - 1] + 0.3] },
+        y: options.log && positive.length ? { distr: 3, range: [low, high] } : { range: [0, options.most ?? most] },
+      },
+      axes: [
+        { ...axis, incrs: [1, 2, 5, 10, 20, 50], label: options.across ?? "layer", labelSize: 18, labelFont: axis.font, size: 34 },
+        { ...axis, size: 48, splits: options.log ? () => decades : undefined,
+          values: (_, at) => at.map((x) => (options.log ? power(x) : digits(x))) },
+      ],
+      series: [{}, ...lines.map((line) => ({
+        stroke: colour(line.colour), width: 2, dash: line.dash, points: { show: xs.length < 20, size: 6 },
+      }))],
+      hooks: {
+        draw: [(u) => {
+          if (options.at === undefined) return;
+          const x = u.valToPos(options.at, "x", true);
+          u.ctx.save();
+          u.ctx.strokeStyle = ink;
+          u.ctx.lineWidth = devicePixelRatio;
+          u.ctx.setLineDash([4 * devicePixelRatio, 3 * devicePixelRatio]);
+          u.ctx.beginPath();
+          u.ctx.moveTo(x, u.bbox.top);
+          u.ctx.lineTo(x, u.bbox.top + u.bbox.height);
+          u.ctx.stroke();
+          u.ctx.restore();
+        }],
+      },
+    }, [xs, ...lines.map((line) => line.values.map(drawable))], box);
+    plots[id].over.addEventListener("click", () => options.pick(xs[plots[id].cursor.idx ?? 0]));
+    box.setAttribute("aria-label", options.words);
+  }
+  const others = () => data.inputs.filter((one, i) => i !== state.i && one.layers.length === input().layers.length).slice(0, 3);
+  const pickLayer = (l) => go({ l });
+  function drawMagnitudes() {
+    const one = input();
+    const xs = one.layers.map((layer) => layer.layer);
+    const lines = [
+      { values: one.layers.map(largestOf), colour: "--one" },
+      { values: one.layers.map((layer) => Math.abs(layer.values[state.t])), colour: "--two" },
+      { values: one.layers.map((layer) => layer.median), colour: "--grey" },
+    ];
+    const named = [["largest", "c1"], [`position ${state.t} “${one.labels[state.t]}”`, "c2"], ["median", "c4"]];
+    for (const other of others()) {
+      lines.push({ values: other.layers.map(largestOf), colour: "--three", dash: [6, 4] });
+      named.push([`largest, ${other.model === one.model ? other.input : titleOf(other)} (dashed)`, "c3"]);
+    }
+    keys("magnitudes-keys", named);
+    chart("magnitudes", xs, lines, { log: true, at: state.l, pick: pickLayer,
+      words: `Largest magnitude by layer; ${digits(largestOf(layerOf(one)))} at layer ${state.l}.` });
+  }
+  function drawBias() {
+    const one = input();
+    const layer = layerOf(one);
+    const xs = one.layers.map((each) => each.layer);
+    const some = one.massive.length > 0 && layer.share !== null;
+    for (const id of ["share", "share-keys", "spread", "spread-keys"]) byId(id).hidden = !some;
+    if (!some) {
+      byId("bias-words").textContent = "No token of this input is massive in any layer.";
+      return;
+    }
+    byId("bias-words").textContent = `At layer ${layer.layer} the massive tokens get ${percent(layer.share)} of the `
+      + `attention and add a vector of norm ${digits(layer.update_norm)} to the others (the rest adds `
+      + `${digits(layer.rest_norm)}). From query to query it changes by ${digits(layer.spread)} of its size, what the `
+      + `rest adds by ${digits(layer.rest_spread)}: the less, the more it is a bias.`;
+    const lines = [{ values: one.layers.map((each) => each.share), colour: "--one" }];
+    const named = [["attention on the massive tokens", "c1"]];
+    for (const other of others().filter((each) => each.massive.length)) {
+      lines.push({ values: other.layers.map((each) => each.share), colour: "--three", dash: [6, 4] });
+      named.push([`${other.model === one.model ? other.input : titleOf(other)} (dashed)`, "c3"]);
+    }
+    keys("share-keys", named);
+    chart("share", xs, lines, { at: state.l, most: 1, pick: pickLayer,
+      words: `Attention on the massive tokens by layer; ${percent(layer.share)} at layer ${layer.layer}.` });
+    keys("spread-keys", [["spread of what they add", "c1"], ["spread of what the rest adds", "c2"]]);
+    chart("spread", xs, [
+      { values: one.layers.map((each) => each.spread), colour: "--one" },
+      { values: one.layers.map((each) => each.rest_spread), colour: "--two" },
+    ], { at: state.l, pick: pickLayer, words: `How much the updates change; ${digits(layer.spread)} at layer ${layer.layer}.` });
+  }
+
+  // --- attention ---
+  function mapOf(one) {
+    const heads = one.attention.maps[layerOf(one).layer - 1];
+    if (state.h > 0) return heads[state.h - 1];
+    return heads[0].map((row, q) => row.map((_, k) => heads.reduce((sum, head) => sum + head[q][k], 0) / heads.length));
+  }
+  function sized(canvas) {
+    const scale = devicePixelRatio || 1;
+    canvas.width = Math.round(canvas.clientWidth * scale);
+    canvas.height = Math.round(canvas.clientHeight * scale);
+    return canvas.getContext("2d");
+  }
+  function drawHeat() {
+    const one = input();
+    const rows = mapOf(one);
+    const canvas = byId("heat");
+    const pen = sized(canvas);
+    const side = canvas.width / rows.length;
+    pen.clearRect(0, 0, canvas.width, canvas.height);
+    pen.fillStyle = colour("--one");
+    rows.forEach((row, q) => row.forEach((x, k) => {
+      pen.globalAlpha = Math.sqrt(Math.min(1000, x) / 1000);
+      const [left, top] = [Math.round(k * side), Math.round(q * side)];
+      pen.fillRect(left, top, Math.round((k + 1) * side) - left, Math.round((q + 1) * side) - top);
+    }));
+    pen.globalAlpha = 1;
+    const q = Math.floor(state.t / one.attention.cell);
+    pen.strokeStyle = colour("--link");
+    pen.lineWidth = 2 * (devicePixelRatio || 1);
+    pen.strokeRect(1, q * side, canvas.width - 2, side);
+    byId("cells").textContent = one.attention.cell > 1 ? `A cell is ${one.attention.cell} tokens each way.` : "";
+    const head = state.h === 0 ? "the mean over heads" : `head ${state.h - 1}`;
+    byId("head-shown").textContent = state.h === 0 ? "mean" : state.h - 1;
+    const found = rows[q].map((x, k) => [x / 1000, k]).sort((a, b) => b[0] - a[0]).slice(0, 5);
+    const nameOf = (cell) => {
+      const first = cell * one.attention.cell;
+      const last = Math.min(one.tokens.length, first + one.attention.cell) - 1;
+      return first === last ? `${first} “${one.labels[first]}”` : `${first}–${last}`;
+    };
+    byId("heat-token").textContent = `Layer ${layerOf(one).layer}, ${head}: query ${nameOf(q)} attends to`;
+    table("keys", ["Key", "Attention"], found.map(([x, k]) => [nameOf(k), percent(x)]));
+    canvas.setAttribute("aria-label", `Attention of layer ${layerOf(one).layer}, ${head}: ${rows.length} queries by `
+      + `${rows[rows.length - 1].length} keys. Most of query ${nameOf(q)} is on ${nameOf(found[0][1])}: ${percent(found[0][0])}.`);
+    canvas.onclick = (event) => {
+      const cell = Math.floor((event.offsetY / canvas.clientHeight) * rows.length);
+      go({ t: cell * one.attention.cell });
+    };
+    canvas.onmousemove = (event) => {
+      const cell = Math.floor((event.offsetY / canvas.clientHeight) * rows.length);
+      const key = Math.floor((event.offsetX / canvas.clientWidth) * rows.length);
+      const x = rows[cell]?.[key];
+      canvas.title = x === undefined ? "" : `query ${nameOf(cell)}, key ${nameOf(key)}: ${percent(x / 1000)}`;
+    };
+  }
+  function table(id, heads, rows) {
+    const kind = (i) => (/%$/.test(rows[0][i]) ? "number" : undefined);
+    const made = element("table");
+    const top = made.createTHead().insertRow();
+    heads.forEach((head, i) => {
+      const cell = element("th", head, kind(i));
+      cell.scope = "col";
+      top.append(cell);
+    });
+    const body = made.createTBody();
+    for (const row of rows) {
+      const line = body.insertRow();
+      row.forEach((text, i) => {
+        const cell = element(i ? "td" : "th", text, kind(i));
+        if (!i) cell.scope = "row";
+        line.append(cell);
+      });
+    }
+    const box = byId(id);
+    box.replaceChildren(made);
+    box.tabIndex = 0;
+    box.setAttribute("role", "region");
+    box.setAttribute("aria-label", heads.join(", "));
+  }
+
+  // --- the map that turns ---
+  function drawSpace() {
+    const one = input();
+    const { rows, dims, layer } = one.map;
+    const canvas = byId("space");
+    const pen = sized(canvas);
+    const [w, h] = [canvas.width, canvas.height];
+    const most = Math.max(...rows.flat()) || 1;
+    const angle = (state.r * Math.PI) / 180;
+    const [sin, cos] = [Math.sin(angle), Math.cos(angle)];
+    const span = Math.min(w, 1.6 * h) * 0.44;
+    const point = (t, d, z) => {
+      const x = (rows.length > 1 ? t / (rows.length - 1) : 0.5) - 0.5;
+      const y = d / Math.max(1, dims.length - 1) - 0.5;
+      const [across, depth] = [x * cos - y * sin, x * sin + y * cos];
+      return [w / 2 + across * span * 1.35, h * 0.72 + depth * span * 0.45 - z * h * 0.5, depth];
+    };
+    pen.clearRect(0, 0, w, h);
+    pen.strokeStyle = colour("--rule");
+    pen.lineWidth = devicePixelRatio || 1;
+    const corners = [[0, 0], [rows.length - 1, 0], [rows.length - 1, dims.length - 1], [0, dims.length - 1]];
+    pen.beginPath();
+    corners.forEach(([t, d], i) => pen[i ? "lineTo" : "moveTo"](...point(t, d, 0).slice(0, 2)));
+    pen.closePath();
+    pen.stroke();
+    const bars = rows.flatMap((row, t) => row.map((x, d) => [point(t, d, 0), point(t, d, x / most), x / most]));
+    bars.sort((a, b) => a[0][2] - b[0][2]);
+    const [hot, cold] = [colour("--one"), colour("--two")];
+    for (const [foot, head, level] of bars) {
+      pen.strokeStyle = level > 0.1 ? hot : cold;
+      pen.globalAlpha = level > 0.1 ? 1 : 0.55;
+      pen.lineWidth = (level > 0.1 ? 3 : 1.2) * (devicePixelRatio || 1);
+      pen.beginPath();
+      pen.moveTo(foot[0], foot[1]);
+      pen.lineTo(head[0], Math.min(head[1], foot[1] - 1));
+      pen.stroke();
+    }
+    pen.globalAlpha = 1;
+    pen.fillStyle = colour("--soft");
+    pen.font = `${13 * (devicePixelRatio || 1)}px system-ui, sans-serif`;
+    pen.textAlign = "center";
+    const label = (text, t, d) => {
+      const [x, y] = point(t, d, 0);
+      const gap = 16 * (devicePixelRatio || 1);
+      const half = pen.measureText(text).width / 2 + 4;
+      pen.fillText(text, Math.max(half, Math.min(w - half, x)), y + (y > h * 0.72 ? gap : -gap * 0.4));
+    };
+    const [midT, midD] = [(rows.length - 1) / 2, (dims.length - 1) / 2];
+    label("tokens →", midT, cos > 0 ? dims.length - 1 : 0);
+    label("dims →", sin > 0 ? rows.length - 1 : 0, midD);
+    const peak = rows.flatMap((row, t) => row.map((x, d) => [x, t, d])).sort((a, b) => b[0] - a[0])[0];
+    const [x, y] = point(peak[1], peak[2], 1);
+    pen.fillStyle = colour("--ink");
+    pen.fillText(digits(peak[0]), Math.max(30, Math.min(w - 30, x)), y - 8);
+    const first = peak[1] * one.map.cell;
+    const words = `Magnitudes after block ${layer} (${titleOf(one)}); the largest, ${digits(peak[0])}, at position `
+      + `${first} “${one.labels[first]}”. A spike is the largest of up to ${Math.max(...dims.slice(1).map((d, i) => d - dims[i]), 1)} dims.`;
+    byId("space-words").textContent = `${words} Drag it, or use the slider.`;
+    byId("turn-shown").textContent = `${state.r}°`;
+    canvas.setAttribute("aria-label", words);
+  }
+  function makeSpace() {
+    const canvas = byId("space");
+    let from = null;
+    canvas.addEventListener("pointerdown", (event) => { from = [event.clientX, state.r]; canvas.setPointerCapture(event.pointerId); });
+    canvas.addEventListener("pointermove", (event) => {
+      if (from) go({ r: (Math.round(from[1] + (event.clientX - from[0]) / 2) % 360 + 360) % 360 });
+    });
+    for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => { from = null; });
+  }
+
+  // --- what if ---
+  const whatIf = () => data.what_if.find((panel) => panel.model === input().model);
+  const editedLayers = (panel) => [...new Set(panel.edits.map((edit) => edit.layer))];
+  function drawWhatIf() {
+    const panel = whatIf();
+    byId("what-if").hidden = !panel;
+    if (!panel) return;
+    options("place", panel.places, state.p);
+    options("operation", panel.operations, state.o);
+    const layers = editedLayers(panel);
+    const edited = byId("edited");
+    edited.max = layers.length - 1;
+    edited.value = state.e;
+    edited.setAttribute("aria-valuetext", `block ${layers[state.e]}`);
+    byId("edited-shown").textContent = layers[state.e];
+    byId("what-if-words").textContent = `${panel.edits.length} edits of ${panel.model} on the first ${panel.tokens} tokens of `
+      + `“${panel.text}”, which end in “${panel.ending}”. One text: the sections below have intervals over windows.`;
+    const chosen = panel.edits.filter((edit) => edit.place === state.p && edit.operation === state.o);
+    const now = chosen.find((edit) => edit.layer === layers[state.e]);
+    byId("outcome").textContent = `Perplexity ${digits(panel.unedited.perplexity)} → ${digits(now.perplexity)} `
+      + `(× ${digits(now.perplexity / panel.unedited.perplexity)}).`;
+    table("next", ["Next token, unedited", "Probability", "Next token, edited", "Probability"], panel.unedited.next.map((token, i) => [
+      token.token, percent(token.probability), now.next[i].token, percent(now.next[i].probability)]));
+    keys("effects-keys", [["perplexity by edited layer", "c1"], ["unedited", "c4"]]);
+    chart("effects", layers, [
+      { values: chosen.map((edit) => edit.perplexity), colour: "--one" },
+      { values: layers.map(() => panel.unedited.perplexity), colour: "--grey" },
+    ], { log: true, at: layers[state.e], across: "edited after block", pick: (l) => go({ e: layers.indexOf(l) }),
+      words: `Perplexity by edited layer; ${digits(now.perplexity)} after block ${layers[state.e]}.` });
+  }
+  function options(id, texts, chosen) {
+    const box = byId(id);
+    if ([...box.options].map((one) => one.text).join("\n") !== texts.join("\n")) {
+      box.replaceChildren(...texts.map((text, i) => new Option(text, i)));
+    }
+    box.value = chosen;
+  }
+
+  // --- all of it ---
+  function draw(changes) {
+    const all = !changes || "i" in changes || "l" in changes;
+    const has = (name) => all || name in changes;
+    byId("layer").max = input().layers.length;
+    byId("layer").value = state.l;
+    byId("layer-shown").textContent = `${state.l} of ${input().layers.length}`;
+    byId("head").max = input().attention.maps[0].length;
+    byId("head").value = state.h;
+    byId("head").setAttribute("aria-valuetext", state.h === 0 ? "mean over heads" : `head ${state.h - 1}`);
+    byId("turn").value = state.r;
+    byId("input").value = state.i;
+    if (has("t")) { drawStrips(); drawMagnitudes(); }
+    if (all) drawBias();
+    if (has("t") || has("h")) drawHeat();
+    if (!changes || "i" in changes || "r" in changes) drawSpace();
+    if (!changes || ["i", "p", "o", "e"].some((name) => name in changes)) drawWhatIf();
+  }
+  function start() {
+    const panel = whatIf();
+    state.l = input().map.layer;
+    state.t = input().tokens.length - 1;
+    if (panel) {
+      const all = editedLayers(panel);
+      state.e = Math.max(0, all.indexOf(input().map.layer));
+    }
+    readHash();
+    byId("explorer").hidden = false;
+    byId("input").replaceChildren(...data.inputs.map((one, i) => new Option(titleOf(one), i)));
+    for (const [id, name] of [["input", "i"], ["layer", "l"], ["head", "h"], ["turn", "r"], ["place", "p"],
+      ["operation", "o"], ["edited", "e"]]) {
+      byId(id).addEventListener("input", (event) => go({ [name]: Number(event.target.value) }));
+    }
+    makeStrips();
+    makeSpace();
+    draw();
+    window.addEventListener("hashchange", () => { if (location.hash.includes("=")) { readHash(); draw(); } });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
+    let width = document.documentElement.clientWidth;
+    window.addEventListener("resize", () => {
+      if (width !== document.documentElement.clientWidth) { width = document.documentElement.clientWidth; draw(); }
+    });
+  }
+  requestAnimationFrame(() => setTimeout(start));  // after the first paint
+})();
