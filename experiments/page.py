@@ -55,9 +55,9 @@ def inputs_of(
       thresholds: the definition of massive.
     """
     rows = [tokens[0][: most_tokens(model) - 1]]
-    has_bos = model.tokenizer is not None and model.tokenizer.bos_id is not None
-    if has_bos and (len(rows[0]) > 1 or not bos):
-        rows.append(rows[0][1:] if bos else np.concatenate([[model.tokenizer.bos_id], rows[0]]))
+    start = None if model.tokenizer is None else model.tokenizer.bos_id
+    if start is not None and (len(rows[0]) > 1 or not bos):
+        rows.append(rows[0][1:] if bos else np.concatenate([[start], rows[0]]))
     padded, mask = left_pad(rows)
     found = explore(model, padded, mask if len(rows) > 1 else None, thresholds=thresholds)
     names = ("BOS in front", "no BOS") if bos else ("no BOS", "BOS in front")

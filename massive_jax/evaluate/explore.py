@@ -110,7 +110,7 @@ def _explored(model: Model, own: dict[str, np.ndarray], thresholds: Thresholds) 
     """Of one input, without padding."""
     states = own["block_out"]
     sizes = np.abs(states)
-    dims, median = sizes.argmax(axis=-1), np.asarray(median_magnitude(states))
+    dims, median = sizes.argmax(axis=-1), np.asarray(median_magnitude(jnp.asarray(states)))
     values = np.take_along_axis(states, dims[..., None], axis=-1)[..., 0]
     massive = tuple(np.flatnonzero(massive_tokens(np.abs(values), median, thresholds).any(axis=0)).tolist())
     bias = _bias(model, own, massive) if massive and states.shape[1] > 1 else None
