@@ -6,6 +6,7 @@ Questions of four answers, paragraphs, and texts to be continued, all made of th
 answer the same requests in float32 from the same weights, in turn; first once unmeasured, which for ours compiles.
 Prints seconds (median over repeats; wall and of the processor), the ratio, how long the unmeasured run of ours took,
 and how far the log-likelihoods are apart. `hf` takes --hf_batch sequences at a time, of the sizes it is given the best.
+One more side, for the numbers and not for the time, is `hf` with its softmax in float64.
 Needs `pip install -e '.[test-all]'`.
 """
 
@@ -25,6 +26,8 @@ from absl import app, flags
 import massive_jax as mj
 from benchmarks.peer import torch_llama
 from tests.fixtures.harness_tasks import NAMES, write_tasks
+
+EXACT = "hf, exact softmax"  # in float64: torch's in float32 adds 1e-5 to every token
 
 _ITEMS = flags.DEFINE_integer("items", 48, "Questions; a quarter as many paragraphs and texts.", lower_bound=4)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs of each side.")
@@ -49,6 +52,7 @@ def main(argv: list[str]) -> None:
         peer = {"pretrained": str(root / "peer"), "device": "cpu", "dtype": "float32"}
         sides: dict[str, Any] = {"ours": HarnessLM(model)}
         sides |= {f"hf, {size} at a time": HFLM(**peer, batch_size=int(size)) for size in _BATCH.value}
+        sides[EXACT] = HFLM(**peer, batch_size=8, softmax_dtype="float64")
         requests: dict[str, list[Any]] = {}
         for name, task in manager.load(names)["tasks"].items():
             task.build_all_requests()
