@@ -4,36 +4,43 @@
 
 What a researcher asks of a model, over windows of a text (32 of 64 tokens unless said otherwise): which tokens carry
 massive activations, how constant, where born and by which weights, what attention does with them, and what becomes of
-the model without them. Writes observatory.json (`massive_jax.report.results.Observatory`) and observatory.png; for each
-model, without BOS and with it, a directory with census.json, attention.json, intervene.json, super_weights.json and
-their figures. The default model takes 3 to 4 minutes on two cores. `reproduce` is the quick look, at one prompt.
+the model without them. Writes observatory.json (`massive_jax.report.results.Observatory`), observatory.png, report.html,
+a page to explore the first window of each model, and report.png, a picture for links to it; for each model, without BOS
+and with it, a directory with census.json, attention.json, intervene.json, super_weights.json and their figures. The
+default model takes 3 to 4 minutes on two cores. `reproduce` is the quick look, at one prompt.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import jax
 from absl import flags
 
 import massive_jax as mj
-from experiments import attention, census, common, intervene, super_weights
+from experiments import attention, census, common, intervene, page, super_weights
 from experiments.flags import definition, models, seed, text
 from massive_jax.analysis import Thresholds
 from massive_jax.data import Windows, cut_windows, load_text
 from massive_jax.evaluate import Closer, Operation, Place
 from massive_jax.files import Path, write_json
 from massive_jax.report import (
+    Section,
+    Summary,
+    Table,
     as_json,
     attention_metrics,
     census_metrics,
     intervention_metrics,
     metric_rows,
     plot_observatory,
+    plot_preview,
     weight_metrics,
+    write_report,
 )
-from massive_jax.report.results import Intervention, ModelCensus, Observatory, Observed
+from massive_jax.report.results import ExploredInput, Explorer, Intervention, ModelCensus, Observatory, Observed, WhatIf
 
 _WINDOWS, _CONTEXT = 32, 64
 _EDITED = 16  # windows on which the model is changed
@@ -109,11 +116,44 @@ def _title(observed: Observed) -> str:
     return mj.files.short_name(observed.model) + (" + BOS" if observed.bos else "")
 
 
+def report(result: Observatory, explorer: Explorer, folders: Sequence[Path], out: Path) -> None:
+    """Writes report.html and report.png; `folders` have the figures of the models, in their order."""
+    titles = [_title(observed) for observed in result.models]
+    rows = [(words, *values) for words, values in metric_rows(result)]
+    parts = [
+        Section(
+            "Side by side",
+            f"{result.windows} windows of {result.context} tokens of {result.text}, [95 % interval] (by chance).",
+            out / "observatory.png",
+            f"What {', '.join(titles)} are compared by; the numbers are in the table below.",
+            Table(("What", *titles), rows),
+        )
+    ]
+    for title, observed, folder in zip(titles, result.models, folders, strict=True):
+        parts.append(Section(title, observed.finding, folder / "census.png", f"Census of {title}. {observed.finding}"))
+    title = "Massive activations, side by side"
+    plot_preview(explorer, title, out / "report.png")
+    findings = Table(
+        ("Model", "Finding"), [(name, one.finding) for name, one in zip(titles, result.models, strict=True)]
+    )
+    write_report(
+        out / "report.html",
+        title,
+        Summary(explorer.headline, findings),
+        [*parts, page.origin(explorer.provenance or {})],
+        explorer,
+        preview="report.png",
+    )
+
+
 def main() -> None:
     """Runs the binary."""
     names, out = models.names(), common.workdir()
     content = load_text(text.name())
-    found, thresholds = [], definition.thresholds()
+    found, folders, thresholds = [], [], definition.thresholds()
+    about: list[str] = []
+    inputs: list[ExploredInput] = []
+    edited: list[WhatIf] = []
     windows, context = text.WINDOWS.value or _WINDOWS, text.CONTEXT.value or _CONTEXT
     for name in names:
         loaded = mj.TextModel.of(common.load_model(name))
@@ -124,7 +164,15 @@ def main() -> None:
         ]
         for data in both:
             where = out / (census.folder(name) + ("-bos" if data.bos else ""))
+            folders.append(where)
             found.append(observe(loaded, data, where, thresholds, source=text.name(), seed=seed.SEED.value))
+        about.append(page.about(loaded))
+        # Of the last: with BOS, where there is one.
+        changed = found[-1].intervention
+        if changed is not None:
+            at = changed.found_at or int(changed.layer)
+            inputs += page.inputs_of(loaded, both[0].tokens[:1], False, at, thresholds)
+            edited.append(page.what_if(loaded, both[-1].tokens, text.name(), changed))
     result = Observatory(
         text=text.name(),
         windows=windows,
@@ -136,8 +184,16 @@ def main() -> None:
     )
     write_json(out / "observatory.json", as_json(result))
     plot_observatory(result, out / "observatory.png")
+    explorer = Explorer(
+        headline=f"{_title(found[0])}: {found[0].finding}",
+        thresholds=thresholds,
+        inputs=tuple(inputs),
+        what_if=tuple(edited),
+        provenance=page.provenance(about, result.seed),
+    )
+    report(result, explorer, folders, out)
     show(result)
-    print(f"wrote {out / 'observatory.json'} and observatory.png")
+    print(f"wrote {out / 'observatory.json'}, observatory.png and report.html; open it in a browser.")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from experiments import common
 from massive_jax.analysis import Thresholds
 from massive_jax.checksums import model_checksum
 from massive_jax.evaluate import Explored, Outcome, Place, explore, hidden_state, most_tokens, outcomes
-from massive_jax.files import short_name
 from massive_jax.forward import left_pad
 from massive_jax.probe import Edit
 from massive_jax.report import Section, Table, label
@@ -216,17 +215,19 @@ def _outcome(model: mj.TextModel, found: Outcome) -> dict[str, Any]:
     }
 
 
-def provenance(models: Sequence[mj.Model], seed: int) -> Mapping[str, str]:
-    """Of what and by what a result was made, in words."""
-    found = {}
-    for model in models:
-        about = [model.name, f"computed in {model.config.dtype}"]
-        if (weights := common.stored_as(model)) is not None:
-            about.append(f"weights stored as {weights}")
-        if model.origin is not None:
-            about.append(f"from {model.origin.place}")
-        about.append(f"xxh3-128 of options and weights {model_checksum(model.config, model.params)}")
-        found[f"Model {short_name(model.name)}" if len(models) > 1 else "Model"] = "; ".join(about)
+def about(model: mj.Model) -> str:
+    """Which model it is: its name, numbers, origin and checksum."""
+    words = [model.name, f"computed in {model.config.dtype}"]
+    if (weights := common.stored_as(model)) is not None:
+        words.append(f"weights stored as {weights}")
+    if model.origin is not None:
+        words.append(f"from {model.origin.place}")
+    return "; ".join([*words, f"xxh3-128 of options and weights {model_checksum(model.config, model.params)}"])
+
+
+def provenance(models: Sequence[str], seed: int) -> Mapping[str, str]:
+    """Of what and by what a result was made, in words; `models` as `about` says them."""
+    found = {"Model" if len(models) == 1 else f"Model {i}": words for i, words in enumerate(models, 1)}
     versions = {"massive_jax": mj.__version__, "jax": jax.__version__, "numpy": np.__version__}
     given = [flag for flag in sorted(flags.FLAGS) if flags.FLAGS[flag].present]
     seconds = os.environ.get("SOURCE_DATE_EPOCH")

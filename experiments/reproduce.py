@@ -240,7 +240,7 @@ def main() -> None:
     findings = summarise(layers, attention, changed, mapped.layer)
     found, rows = headline(findings), rows_of(findings)
     write_json(out / "summary.json", as_json(findings))
-    made = page.provenance([lm], changed.seed)
+    made = page.provenance([page.about(lm)], changed.seed)
     explorer = Explorer(
         headline=found,
         thresholds=thresholds,

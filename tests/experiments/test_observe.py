@@ -1,5 +1,7 @@
 """Everything of a model at once: it is what the parts say, and one table of it."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,13 @@ def test_it_is_what_its_parts_say(observed):
     peak = np.mean([layer["sink_mass"] for layer in without["census"]["layers"]])
     assert without["metrics"]["sink_mass"]["value"] == pytest.approx(peak)
     assert (workdir / "observatory.png").stat().st_size > 10_000
+    page = (workdir / "report.html").read_text()
+    data = json.loads(page.partition("id='explored'>")[2].partition("</script>")[0])
+    assert [one["input"] for one in data["inputs"]] == ["no BOS", "BOS in front"]
+    assert [one["massive"] for one in data["inputs"]] == [[], [0]]
+    assert data["what_if"][0]["places"][0].startswith("massive: position 0, dim")
+    assert data["headline"].endswith(without["finding"])
+    assert all(one["finding"].split(":")[0] in page for one in found["models"])
     assert as_record(Observatory, found).models[1].census.massive
 
 

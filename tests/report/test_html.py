@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from massive_jax.files import read_json
-from massive_jax.report import Section, Summary, Table, as_record, label, results, style, words, write_report
+from massive_jax.report import Section, Summary, Table, as_record, label, results, style, write_report
 
 EVIL = "<script>alert('&\"')</script>"
 
@@ -119,7 +119,7 @@ def _explorer(tokens=TOKENS, layers=3, heads=2, perplexity=2.0):
     T, model = len(tokens), "m</script><b>"
     values = [tuple(float((-1) ** t * (1 + i * T + t)) for t in range(T)) for i in range(layers)]
     bias = {"share": 0.5, "update_norm": 2.0, "rest_norm": 1.0, "spread": 0.1, "rest_spread": 0.9}
-    next_tokens = tuple(results.NextToken(token=token, probability=0.1) for token in TOKENS[:5])
+    next_tokens = tuple(results.NextToken(token=label(token, font=False), probability=0.1) for token in TOKENS[:5])
     cells = range(min(T, 30))
     outcome = {"perplexity": perplexity, "next": next_tokens}
 
@@ -256,7 +256,7 @@ def test_in_a_browser(tmp_path, image, browser, width, scheme):
     strip.nth(len(TOKENS) - 1).focus()
     page.keyboard.press("ArrowLeft")
     assert "position 5" in page.locator("#token").inner_text()
-    assert f"{words.number(one.layers[1].values[5])} at dim 7" in page.locator("#token").inner_text()
+    assert f"largest −{-one.layers[1].values[5]:.0f} at dim 7" in page.locator("#token").inner_text()
     page.locator("#head").focus()
     page.keyboard.press("ArrowRight")
     assert "head 0" in page.locator("#heat-token").inner_text()
