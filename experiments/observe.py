@@ -4,10 +4,10 @@
 
 What a researcher asks of a model, over windows of a text (32 of 64 tokens unless said otherwise): which tokens carry
 massive activations, how constant, where born and by which weights, what attention does with them, and what becomes of
-the model without them. Writes observatory.json (`massive_jax.report.results.Observatory`), observatory.png, report.html,
-a page to explore the first window of each model, and report.png, a picture for links to it; for each model, without BOS
-and with it, a directory with census.json, attention.json, intervene.json, super_weights.json and their figures. The
-default model takes 3 to 4 minutes on two cores. `reproduce` is the quick look, at one prompt.
+the model without them. Writes observatory.json (`massive_jax.report.results.Observatory`), observatory.png,
+report.html, a page to explore the first window of each model, and report.png, a picture for links to it; for each
+model, without BOS and with it, a directory with census.json, attention.json, intervene.json, super_weights.json and
+their figures. The default model takes 3 to 4 minutes on two cores. `reproduce` is the quick look, at one prompt.
 """
 
 from __future__ import annotations
