@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import textwrap
 
@@ -35,6 +36,7 @@ def plot_preview(explorer: Explorer, title: str, path: str | os.PathLike[str]) -
         drawn.set_yscale("log")
         drawn.plot(layers, [max(map(abs, layer.values)) for layer in one.layers], color=style.MASSIVE, label="largest")
         drawn.plot(layers, [layer.median for layer in one.layers], color=style.GREY, label="median")
+        drawn.yaxis.set_major_formatter(lambda size, _: style.power(round(math.log10(size))) if size > 0 else "")
         drawn.tick_params(labelsize=5.5)
         drawn.set_ylabel("magnitude", fontsize=6)
         style.text(made, _WIDTH / 2, 0.06, "layer", size=6, ha="center")
