@@ -14,7 +14,6 @@ from massive_jax.report.results import ZeroShot
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = {"none": style.GREY, "zero": style.MASSIVE, "mean": style.BLUE}
 _SHARES = ("acc", "exact_match")
 _GAP = 0.45  # inches below a panel
 _MOST = 24  # tasks that there is room for
@@ -50,7 +49,7 @@ def zero_shot_rows(result: ZeroShot) -> dict[str, list[Row]]:
 
 
 def _row(name: str, edit: str, value: float, low: float | None = None, high: float | None = None) -> Row:
-    colour = _COLOURS.get(edit, Row.colour)
+    colour = {"none": style.GREY, "zero": style.MASSIVE, "mean": style.BLUE}.get(edit, Row.colour)
     return Row(f"{name}, {edit}", f"{words.shorten(name, 20)}: {_name(edit)}", value, low, high, colour=colour)
 
 
