@@ -182,6 +182,8 @@ def test_no_url_becomes_a_folder_of_this_machine(path, match, tmp_path, monkeypa
 
 # Modules that open files of their own: what they ship, what they keep in the cache, what is on this machine by nature.
 _THEIRS = {
+    "experiments/apart/__init__.py",  # the experiments' own files
+    "experiments/batch.py",  # where the log of a unit is not in a store
     "massive_jax/files.py",
     "massive_jax/storage.py",
     "massive_jax/compile_cache.py",

@@ -76,7 +76,7 @@ def most_tokens(model: Model, rows: int = 2) -> int:
 
 
 def explore(model: Model, inputs: Any, mask: Any = None, *, thresholds: Thresholds = DEFINITION) -> list[Explored]:
-    """Looks at each of a few inputs, which run together, in one program.
+    """Measures each of a few inputs, which run together, in one program.
 
     Args:
       model: the model.
@@ -148,7 +148,7 @@ def _updates(tensors: dict[str, jax.Array], visible: jax.Array, sets: jax.Array)
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a model says of a text: its perplexity, and the most likely next tokens, by id, with their probabilities."""
+    """Holds what a model says of a text: its perplexity, and the most likely next tokens, by id, with their probabilities."""
 
     perplexity: float
     next_ids: tuple[int, ...]
