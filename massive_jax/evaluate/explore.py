@@ -148,7 +148,7 @@ def _updates(tensors: dict[str, jax.Array], visible: jax.Array, sets: jax.Array)
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Holds what a model says of a text: its perplexity, and the most likely next tokens, by id, with their probabilities."""
+    """Holds what a model says of a text: its perplexity, and the likeliest next tokens, by id, with probabilities."""
 
     perplexity: float
     next_ids: tuple[int, ...]
