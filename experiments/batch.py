@@ -38,14 +38,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pathlib
 import re
 import shlex
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from absl import flags
@@ -59,7 +58,7 @@ from massive_jax.files import (
     Path,
     atomic_write,
     is_file,
-    is_remote,
+    json_text,
     locked,
     make_directory,
     printable,
@@ -70,6 +69,7 @@ from massive_jax.files import (
 from massive_jax.report import as_json, as_record
 from massive_jax.report.batch import SUMMARY_COLUMNS, headline, summary_row, write_batch_report, write_csv
 from massive_jax.report.results import Batch, UnitResult
+from massive_jax.storage import Mirror
 
 _FILE = paths.define("file", None, "The units, a YAML file.")
 _SHARD = flags.DEFINE_string(
@@ -186,9 +186,9 @@ class Results:
         """Adds a line, in place of the unit's line of before."""
         self._found.pop(result.id, None)
         self._found[result.id] = result
-        lines = (json.dumps(as_json(one), ensure_ascii=False, allow_nan=False) for one in self._found.values())
+        lines = [json_text(as_json(one)) + "\n" for one in self._found.values()]
         with atomic_write(self._path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+            temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def await_freed(directory: Path) -> None:
@@ -219,7 +219,8 @@ def run_unit(unit: Unit, directory: Path, passed: Sequence[str] = (), host: int 
     if host == 0:
         await_freed(directory)
     arguments = [*unit.arguments(directory), *passed]
-    with _log(directory / ("unit.log" if host == 0 else f"unit.{host}.log")) as log:
+    with contextlib.closing(Mirror(directory)) as mirror:
+        log = mirror.file("unit.log" if host == 0 else f"unit.{host}.log")
         with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"$ {command(unit, arguments)}\n")
         begins = log.stat().st_size
@@ -229,13 +230,9 @@ def run_unit(unit: Unit, directory: Path, passed: Sequence[str] = (), host: int 
         said = log.read_bytes()[begins:].decode(errors="replace")
     error = apart.reason(status, said) if status else None
     finding, numbers = (None, {}) if status else headline(unit.experiment, directory)
-    return UnitResult(
-        id=unit.id,
-        name=unit.name,
-        title=unit.title,
-        experiment=unit.experiment,
-        flags=unit.flags,
-        status="failed" if status else "done",
+    return _result(
+        unit,
+        "failed" if status else "done",
         seconds=round(seconds, 2),
         exit=status,
         finding=finding,
@@ -245,20 +242,16 @@ def run_unit(unit: Unit, directory: Path, passed: Sequence[str] = (), host: int 
     )
 
 
-@contextlib.contextmanager
-def _log(path: Path) -> Iterator[pathlib.Path]:
-    """A file on this machine to add a log to: the log itself, or one that is copied into a store at the end."""
-    if not is_remote(path):
-        yield pathlib.Path(path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        log = pathlib.Path(folder, path.name)
-        log.write_bytes(path.read_bytes() if is_file(path) else b"")
-        try:
-            yield log
-        finally:
-            with atomic_write(path) as temporary:
-                temporary.write_bytes(log.read_bytes())
+def _result(unit: Unit, status: str, **more: Any) -> UnitResult:
+    return UnitResult(
+        id=unit.id,
+        name=unit.name,
+        title=unit.title,
+        experiment=unit.experiment,
+        flags=unit.flags,
+        status=status,
+        **more,
+    )
 
 
 def command(unit: Unit, arguments: Sequence[str]) -> str:
@@ -274,14 +267,7 @@ def ordered(units: Sequence[Unit], found: Mapping[str, UnitResult], retry: bool)
 
 def summarise(units: Sequence[Unit], found: Mapping[str, UnitResult], file: str) -> Batch:
     """The result over all units of the file."""
-
-    def missing(unit: Unit) -> UnitResult:
-        of = unit.experiment
-        return UnitResult(
-            id=unit.id, name=unit.name, title=unit.title, experiment=of, flags=unit.flags, status="missing"
-        )
-
-    return Batch(file=file, units=tuple(found.get(unit.id) or missing(unit) for unit in units))
+    return Batch(file=file, units=tuple(found.get(unit.id) or _result(unit, "missing") for unit in units))
 
 
 def show(batch: Batch) -> None:

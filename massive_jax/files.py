@@ -230,10 +230,11 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(file, thread_local=False)
-        lock.acquire(timeout=0)
-        if not file.exists():  # whoever held it before removed it between our opening and locking it
-            lock.release()
+        while not lock.is_locked:
+            file.touch()  # where no file can be made filelock, too, says that another process has it
             lock.acquire(timeout=0)
+            if not file.exists():  # whoever held it before removed it between our opening and locking it
+                lock.release()
     except filelock.Timeout:
         raise HeldError(
             f"{str(path)!r} is being written by another process; wait for it to end, or give another name."

@@ -465,6 +465,16 @@ class Mirror:
         self._sizes: dict[pathlib.Path, int] = {}
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="massive_jax.") if self._remote else path)
 
+    def file(self, name: str) -> pathlib.Path:
+        """Gives a file to add to, with what there is of it already; it need not be there."""
+        here = self.directory / name
+        if self._remote is not None and not here.exists():
+            there = connect(self._remote) / name
+            with reaching(there):
+                if there.is_file():
+                    here.write_bytes(there.read_bytes())
+        return here
+
     def put(self, *, now: bool = False) -> None:
         """Puts those that have grown, if the last time is long enough ago, or `now`."""
         if self._remote is None or not (now or time.monotonic() - self._put_at >= self._seconds):

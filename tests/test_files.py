@@ -197,6 +197,11 @@ def test_offenders_and_other_libraries_messages_are_escaped_and_on_one_line():
     assert files.one_line("x" * 1000, 10) == "x" * 9 + "…"
 
 
+def test_where_no_file_can_be_made_nobody_else_is_blamed():
+    with pytest.raises(ValueError, match=r"^'/proc/x' cannot be written: no lock at '/proc/.x.lock': [^\n]+\.$"):
+        files.locked("/proc/x").__enter__()
+
+
 def test_what_another_process_writes_is_not_kept(tmp_path):
     with files.discarding():
         files.write_json(tmp_path / "a" / "b.json", {})

@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-import pkgutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import experiments
 from massive_jax.files import one_line
 
 # What a process that was told to stop ends with, and what we then end with.
@@ -32,9 +30,8 @@ class Rehearsed(NamedTuple):
 
 def names() -> list[str]:
     """The experiments that there are."""
-    found = [module.name for module in pkgutil.iter_modules(experiments.__path__) if not module.ispkg]
-    files = {name: pathlib.Path(experiments.__path__[0], f"{name}.py") for name in found}
-    return [name for name, path in files.items() if "common.run_experiment(main)" in path.read_text(encoding="utf-8")]
+    files = sorted(pathlib.Path(__file__).parents[1].glob("*.py"))
+    return [path.stem for path in files if "common.run_experiment(main)" in path.read_text(encoding="utf-8")]
 
 
 def run(experiment: str, arguments: Sequence[str], log: pathlib.Path | None = None) -> int:

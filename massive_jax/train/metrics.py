@@ -44,12 +44,9 @@ def flops_per_token(config: TransformerConfig | VisionConfig, context: int) -> f
 class JsonLines:
     """Writes a file with one JSON object a line, each with its "step", as they come."""
 
-    def __init__(self, path: pathlib.Path, done: int, before: Path | None = None):
-        """Opens `path` to go on after step `done`: what a run that was killed wrote of later steps is removed.
-
-        What it wrote is in `before`, where that is not `path`.
-        """
-        kept = [record for record in read_lines(before or path) if record["step"] <= done] if done else []
+    def __init__(self, path: pathlib.Path, done: int):
+        """Opens `path` to go on after step `done`: what a run that was killed wrote of later steps is removed."""
+        kept = [record for record in read_lines(path) if record["step"] <= done] if done else []
         with atomic_write(path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
@@ -96,10 +93,9 @@ class Metrics:
 
         make_directory(workdir)
         self._mirror = Mirror(workdir)
-        here = self._mirror.directory
-        self._steps = JsonLines(here / "metrics.jsonl", done, workdir / "metrics.jsonl")
-        self._census = JsonLines(here / "census.jsonl", done, workdir / "census.jsonl")
-        self._board = SummaryWriter(str(here / "tensorboard"), purge_step=done + 1 if done else None)
+        self._steps = JsonLines(self._mirror.file("metrics.jsonl"), done)
+        self._census = JsonLines(self._mirror.file("census.jsonl"), done)
+        self._board = SummaryWriter(str(self._mirror.file("tensorboard")), purge_step=done + 1 if done else None)
         self.say = say
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -68,7 +68,8 @@ def test_class_folders(idx, made, tmp_path):
 
 
 def test_hub_layout(made, tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
     (tmp_path / "data").mkdir()
     for part, name in (("train", "train"), ("t10k", "test")):
