@@ -7,18 +7,20 @@ import dataclasses
 import hashlib
 import importlib
 import math
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
+from experiments import apart
 from experiments.flags import paths, processes
 from massive_jax import storage
 from massive_jax.parallel import parse_mesh
 
+FOLDER = "/job"  # of a container, in which the command runs; the Dockerfile's, too
 _LARGEST = 512 * 1024  # bytes of the files that go along: a ConfigMap has at most 1 MiB
-_EXPERIMENTS = pathlib.Path(__file__).resolve().parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +94,9 @@ class Command:
         found: dict[str, bytes] = {}
         for name, value in self.values.items():
             for part in value if isinstance(value, list | tuple) else [value]:
-                path = pathlib.Path(part) if isinstance(part, str) and part and "://" not in part else None
-                if path is None or not _is_there(path):
+                if not isinstance(part, str) or not os.path.exists(part):
                     continue
+                path = pathlib.Path(part)
                 if path.is_dir():
                     raise ValueError(
                         f"--{name}={part} is a folder of this machine, which the workers do not have; copy it to an "
@@ -116,18 +118,8 @@ class Command:
         return hashlib.sha256(repr((self.module, self.arguments, more)).encode()).hexdigest()[:8]
 
 
-def _is_there(path: pathlib.Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a prompt that is too long for a name
-        return False
-
-
 def _module(name: str) -> str:
-    programs = {
-        f"experiments.{path.stem}" for path in _EXPERIMENTS.glob("*.py") if "__main__" in path.read_text("utf-8")
-    }
-    programs |= {"checkpoints.convert"}
+    programs = {*(f"experiments.{each}" for each in apart.names()), "checkpoints.convert"}
     for candidate in (name, f"experiments.{name}", f"checkpoints.{name}"):
         if candidate in programs:
             return candidate

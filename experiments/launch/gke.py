@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from experiments.launch.command import Command
+from experiments.launch.command import FOLDER, Command
 from experiments.launch.slices import Slice
 
 _SPOT = "cloud.google.com/gke-spot"
@@ -43,17 +43,14 @@ def job(
         "image": image,
         # Kubernetes puts the value of X for $(X), and $ for $$.
         "command": ["python", "-m", *(word.replace("$", "$$") for word in command.words())],
-        "workingDir": "/work",
+        "workingDir": FOLDER,
         "ports": [{"containerPort": 8471}, {"containerPort": 8482}],  # of libtpu, of jax's coordinator
         "resources": {"limits": {"google.com/tpu": slice_.per_host}, "requests": {"google.com/tpu": slice_.per_host}},
     }
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 60,  # to save in; of a spot node less may be left
-        "nodeSelector": {
-            "cloud.google.com/gke-tpu-accelerator": slice_.node,
-            "cloud.google.com/gke-tpu-topology": slice_.topology,
-        },
+        "nodeSelector": _labels(slice_),
         "containers": [container],
     }
     objects: list[dict[str, Any]] = []
@@ -70,7 +67,7 @@ def job(
         items = [{"key": key, "path": path} for key, path in keys.items()]
         pod["volumes"] = [{"name": "files", "configMap": {"name": f"{name}-files", "items": items}}]
         container["volumeMounts"] = [
-            {"name": "files", "mountPath": f"/work/{path}", "subPath": path, "readOnly": True} for path in files
+            {"name": "files", "mountPath": f"{FOLDER}/{path}", "subPath": path, "readOnly": True} for path in files
         ]
     rule = {"action": "FailJob", "onExitCodes": {"containerName": "experiment", "operator": "NotIn"}}
     rule["onExitCodes"]["values"] = list(INTERRUPTED)  # type: ignore[index]
@@ -98,15 +95,16 @@ def job(
 def queues(queue: str, slice_: Slice, *, namespace: str, slices: int = 1) -> list[dict[str, Any]]:
     """Makes what Kueue needs for a queue of one kind of slice: a flavor, a cluster's queue and a local one."""
     api = "kueue.x-k8s.io/v1beta2"
-    labels = {
-        "cloud.google.com/gke-tpu-accelerator": slice_.node,
-        "cloud.google.com/gke-tpu-topology": slice_.topology,
-    }
     flavor = slice_.accelerator
     quota = {"name": "google.com/tpu", "nominalQuota": slice_.chips * slices}
     group = {"coveredResources": ["google.com/tpu"], "flavors": [{"name": flavor, "resources": [quota]}]}
     return [
-        {"apiVersion": api, "kind": "ResourceFlavor", "metadata": {"name": flavor}, "spec": {"nodeLabels": labels}},
+        {
+            "apiVersion": api,
+            "kind": "ResourceFlavor",
+            "metadata": {"name": flavor},
+            "spec": {"nodeLabels": _labels(slice_)},
+        },
         {
             "apiVersion": api,
             "kind": "ClusterQueue",
@@ -120,6 +118,14 @@ def queues(queue: str, slice_: Slice, *, namespace: str, slices: int = 1) -> lis
             "spec": {"clusterQueue": queue},
         },
     ]
+
+
+def _labels(slice_: Slice) -> dict[str, str]:
+    """What GKE writes on the nodes of a slice."""
+    return {
+        "cloud.google.com/gke-tpu-accelerator": slice_.node,
+        "cloud.google.com/gke-tpu-topology": slice_.topology,
+    }
 
 
 def as_yaml(objects: list[dict[str, Any]]) -> str:

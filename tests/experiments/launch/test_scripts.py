@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import yaml
 
+from experiments.launch.command import FOLDER
 from experiments.launch.scripts import CLONE, HERE, PARTS, fill
 from tests.experiments.launch.conftest import NASTY, STORE, shellcheck
 
@@ -226,6 +227,8 @@ def test_docker_is_given_the_words(script, pretend, tmp_path):
     given = (tmp_path / "given").read_text().splitlines()
     assert given[-3:] == ["-m", "experiments.layerwise", f"--prompt={NASTY}"]
     assert "--gpus=all" in given
+    assert f"--volume={tmp_path}:{FOLDER}" in given
+    assert f"--workdir={FOLDER}" in given
 
 
 @pytest.mark.parametrize("place", LAUNCHES)
@@ -256,6 +259,7 @@ def test_the_image_has_what_is_installed():
     assert all((CLONE / part).exists() for part in PARTS)
     ignored = (HERE / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     assert {line[1:] for line in ignored if line.startswith("!")} == set(PARTS)
+    assert [line.split()[1] for line in lines if line.startswith("WORKDIR")][-1] == FOLDER
     assert json.loads(lines[-1].removeprefix("ENTRYPOINT ")) == ["python"]
 
 
