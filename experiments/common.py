@@ -42,7 +42,7 @@ from experiments.inputs import (
 )
 from experiments.tables import fitted, place, print_table, profile_curves, profile_layers, progress
 from massive_jax import storage
-from massive_jax.files import Path, as_path, is_remote, locked, printable
+from massive_jax.files import Path, is_remote, locked, printable, user_path
 from massive_jax.parallel import check_shared, everywhere, is_leaving, leave, once, watch
 
 __all__ = [
@@ -211,7 +211,7 @@ def workdir(*, reserve: bool = True, shared: bool = False) -> Path:
     if not jax.distributed.is_initialized():
         return _workdir(reserve)
     once(lambda: _workdir(reserve), "write to --workdir")
-    path = as_path(os.path.expanduser(model_flags.WORKDIR.value))
+    path = user_path(model_flags.WORKDIR.value)
     if shared:
         everywhere(lambda: _workdir(reserve=False))
         check_shared(path)
@@ -221,7 +221,7 @@ def workdir(*, reserve: bool = True, shared: bool = False) -> Path:
 def _workdir(reserve: bool) -> Path:
     if not model_flags.WORKDIR.value:
         raise ValueError("--workdir is empty; give a directory, or . for this one.")
-    path = as_path(os.path.expanduser(model_flags.WORKDIR.value))
+    path = user_path(model_flags.WORKDIR.value)
     if is_remote(path):
         if reserve:
             _hold(path, path)  # which shows that it can be written to

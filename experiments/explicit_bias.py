@@ -22,7 +22,6 @@ layers before and after.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -36,7 +35,7 @@ from massive_jax.bias import absorb_mean, absorb_prefix, rebuild
 from massive_jax.data import Windows, cut_windows, load_text, text_name
 from massive_jax.evaluate import compare_logits, measure_profile
 from massive_jax.evaluate.profile import PASSES
-from massive_jax.files import Path, is_there, write_json
+from massive_jax.files import Path, is_there, user_path, write_json
 from massive_jax.loading import save
 from massive_jax.report import as_json, number, plot_profiles, precision
 from massive_jax.report.results import ExplicitBias, LogitsApart, Prefix, Profiles
@@ -135,7 +134,7 @@ def main() -> None:
     if not _PREFIX.value:
         raise ValueError("--prefix is empty; give 'bos', 'mean' or a text.")
     out, content = common.workdir(), load_text(text_flags.name())
-    if _SAVE.value is not None and (not _SAVE.value or is_there(os.path.expanduser(_SAVE.value))):
+    if _SAVE.value is not None and (not _SAVE.value or is_there(user_path(_SAVE.value))):
         raise ValueError(f"--save={_SAVE.value}: give a directory that is not there yet.")
     lm = mj.TextModel.of(common.load_model())
     prefix = prefix_tokens(lm, _PREFIX.value)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from massive_jax.arguments import shown, whole_number
-from massive_jax.files import as_path, is_directory, local, one_line
+from massive_jax.files import as_path, is_directory, is_there, local, one_line
 from massive_jax.inputs.image_settings import MAX_SIDE
 from massive_jax.inputs.images import list_images, read_image
 
@@ -82,7 +82,7 @@ def load_labelled(name: str | os.PathLike[str], side: int | None = None) -> tupl
     dataset, _, directory = name.partition(":")
     if name == FASHION_MNIST and _FASHION_DIRECTORY.is_dir():
         found = _from_idx(_FASHION_DIRECTORY, _FASHION_CLASSES)
-    elif dataset == FASHION_MNIST or (re.fullmatch(r"[\w-]+/[\w.-]+", dataset) and not as_path(name).exists()):
+    elif dataset == FASHION_MNIST or (re.fullmatch(r"[\w-]+/[\w.-]+", dataset) and not is_there(name)):
         found = _from_hub(_FASHION_HUB if dataset == FASHION_MNIST else dataset, directory or None, side or 28)
     else:
         there = as_path(os.path.expanduser(name))

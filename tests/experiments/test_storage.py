@@ -58,6 +58,7 @@ def test_layerwise_writes_the_same_bytes(run, bucket):
 def test_every_experiment_writes_the_same_bytes(name, run, bucket, text_file):
     on_text = any("windows" in argument for argument in SMALL[name])
     here, there = both(run, bucket, name, [*SMALL[name], *([f"--text={text_file}"] if on_text else [])])
+    assert here
     assert there == here
 
 
