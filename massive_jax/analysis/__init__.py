@@ -28,6 +28,7 @@ from massive_jax.analysis.massive import (
     median_places,
     median_sites,
     rank_locations,
+    stands_apart,
 )
 from massive_jax.analysis.registers import RegisterMeans
 from massive_jax.analysis.sink_spike import (
@@ -126,6 +127,7 @@ __all__ = [
     "sink_and_spike",
     "sink_shares",
     "sink_tokens",
+    "stands_apart",
     "steps",
     "told_from_weights",
     "uniform_share",

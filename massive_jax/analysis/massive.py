@@ -85,6 +85,21 @@ def massive_tokens(largest: np.ndarray, median: np.ndarray, thresholds: Threshol
     return (largest > thresholds.magnitude) & (ratio > thresholds.ratio)
 
 
+def stands_apart(largest: np.ndarray, apart: float) -> np.ndarray:
+    """Tells which tokens stand apart from their sequence's middle one (the lower of two): bool [..., T].
+
+    Args:
+      largest: float [..., T], every token's largest magnitude in a hidden state.
+      apart: how many times the middle token's such a token's is.
+
+    Examples:
+      >>> from massive_jax.analysis import stands_apart
+      >>> stands_apart(np.array([[900.0, 3.0, 90.0], [900.0, 850.0, 990.0]]), 5).tolist()
+      [[True, False, False], [False, False, False]]
+    """
+    return largest > apart * np.sort(largest, axis=-1)[..., (largest.shape[-1] - 1) // 2, None]
+
+
 def rank_locations(
     values: np.ndarray,
     positions: np.ndarray,

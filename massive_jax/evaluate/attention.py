@@ -28,6 +28,7 @@ from massive_jax.analysis import (
     mean_cosine,
     padded_sets,
     random_sets,
+    stands_apart,
     uniform_share,
 )
 from massive_jax.arguments import number, seed_number, shown, whole_number
@@ -248,8 +249,7 @@ def _find_massive(
         if not finite.all():
             raise not_finite(model, f"block {int(np.argmin(finite)) + 1}")
         met = massive_tokens(size, median, thresholds)
-        middle = np.sort(size, axis=2)[..., (size.shape[2] - 1) // 2, None]
-        member.append((met & (size > apart * middle)).any(axis=0))
+        member.append((met & stands_apart(size, apart)).any(axis=0))
         everywhere += int((met.any(axis=0) & ~member[-1]).sum())
         largest += size.max(axis=2).sum(axis=1, dtype=np.float64)
     return np.concatenate(member), everywhere, largest / len(inputs)

@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from massive_jax.analysis import DEFINITION, Thresholds, attention_shares, massive_tokens
+from massive_jax.analysis import DEFINITION, Thresholds, attention_shares, massive_tokens, padded_sets, stands_apart
 from massive_jax.arguments import whole_number
+from massive_jax.dtypes import product_precision
+from massive_jax.evaluate.attention import APART
 from massive_jax.evaluate.attention_block import layers_by_window, value_updates, visible_tokens
 from massive_jax.evaluate.batches import Progress
 from massive_jax.model import Model, TextModel
@@ -56,7 +58,7 @@ class Explored:
       dims: the dim of every token's largest magnitude, int [L, T].
       values: its value [L, T].
       probs: attention, [L, H, T, S].
-      massive: the positions that are massive in some layer.
+      massive: the positions that are massive in some layer, and stand apart there, as in `measure_attention`.
       bias: what these add to the others; None without any.
     """
 
@@ -109,29 +111,27 @@ def explore(model: Model, inputs: Any, mask: Any = None, *, thresholds: Threshol
 def _explored(model: Model, own: dict[str, np.ndarray], thresholds: Thresholds) -> Explored:
     """Of one input, without padding."""
     states = own["block_out"]
-    sizes = np.abs(states)
-    dims, median = sizes.argmax(axis=-1), np.asarray(median_magnitude(jnp.asarray(states)))
+    dims, median = np.abs(states).argmax(axis=-1), np.asarray(median_magnitude(jnp.asarray(states)))
     values = np.take_along_axis(states, dims[..., None], axis=-1)[..., 0]
-    massive = tuple(np.flatnonzero(massive_tokens(np.abs(values), median, thresholds).any(axis=0)).tolist())
-    bias = _bias(model, own, massive) if massive and states.shape[1] > 1 else None
+    largest = np.abs(values)
+    member = (massive_tokens(largest, median, thresholds) & stands_apart(largest, APART)).any(axis=0)
+    massive = tuple(np.flatnonzero(member).tolist())
+    bias = _bias(model, own, member) if massive else None
     return Explored(states, median, dims, values, own["attn_probs"], massive, bias)
 
 
-def _bias(model: Model, own: dict[str, np.ndarray], massive: tuple[int, ...]) -> ImplicitBias:
-    T, config = own["block_out"].shape[1], model.config
+def _bias(model: Model, own: dict[str, np.ndarray], member: np.ndarray) -> ImplicitBias:
+    T, config = len(member), model.config
     visible = np.empty((config.num_layers, T, T), bool)
     for window, layers in layers_by_window(config, T).items():
         visible[np.asarray(layers) - 1] = visible_tokens(T, config.causal, window)
-    size = 1 << (len(massive) - 1).bit_length()  # one program for a power of two of massive tokens
-    sets = np.full((1, 1, size), -1, np.int32)
-    sets[0, 0, : len(massive)] = massive
+    size = 1 << int(member.sum() - 1).bit_length()  # one program for a power of two of massive tokens
     tensors = {name: own[name][:, None] for name in ("attn_probs", "value", "head_out")}
-    found = fetch(_updates(tensors, visible, sets))
+    found = fetch(_updates(tensors, visible, padded_sets(member[None], size)[:, None]))
     mass = own["attn_probs"].mean(axis=2)[:, None]
-    share = attention_shares(mass, massive)
-    names = ("update_norm", "rest_norm", "spread", "rest_spread")
     return ImplicitBias(
-        np.asarray(share), *(np.asarray(found[name], float).reshape(config.num_layers) for name in names)
+        share=attention_shares(mass, np.flatnonzero(member).tolist()),
+        **{name: np.asarray(values, float).reshape(config.num_layers) for name, values in found.items()},
     )
 
 
@@ -143,7 +143,8 @@ def _updates(tensors: dict[str, jax.Array], visible: jax.Array, sets: jax.Array)
         found = value_updates(its[0], its[1], sets)
         return {name: found[name] for name in ("update_norm", "rest_norm", "spread", "rest_spread")}
 
-    return jax.lax.map(of_layer, (tensors, visible))
+    with product_precision(jnp.float32):
+        return jax.lax.map(of_layer, (tensors, visible))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import transformers
 import massive_jax as mj
 from massive_jax.analysis import SinkCount, Thresholds, find_secondary_sinks
 from massive_jax.data import Windows, cut_windows, load_text
-from massive_jax.evaluate import Images, measure_attention
+from massive_jax.evaluate import Images, explore, measure_attention
 from massive_jax.evaluate import batches as batches_module
 from massive_jax.models import AttentionBias
 from tests.fixtures import attention_numbers as naive
@@ -91,6 +91,18 @@ def test_the_two_sums_are_what_attention_gives(found, theirs, windows):
     assert 0 < found.numbers.error < 2e-6
     assert found.numbers.slot_norm is None
     assert not found.numbers.slots.any()
+
+
+def test_inputs_looked_at_closely_say_the_same(pair, windows, found):
+    explored = explore(pair[1], windows.tokens, thresholds=THRESHOLDS)
+    assert [one.massive for one in explored] == [(0,), (4,), (0, 9), (), (21,)]
+    assert explored[3].bias is None
+    biases, numbers = [one.bias for one in explored if one.bias is not None], found.numbers
+    expected = {"share": numbers.concentration.mean(axis=1), "spread": numbers.spreads.massive}
+    expected |= {"rest_spread": numbers.spreads.rest}
+    expected |= {name: getattr(numbers, name) for name in ("update_norm", "rest_norm")}
+    for name, values in expected.items():  # no query sees the last token
+        np.testing.assert_allclose(np.nanmean([getattr(bias, name) for bias in biases], axis=0), values, rtol=1e-4)
 
 
 def test_intervals_are_around_their_means(found):
@@ -199,6 +211,9 @@ def test_a_residual_sink_marks_no_token(tiny_model):
     windows = Windows(np.arange(24, dtype=np.int32).reshape(2, 12), 12, False)
     found = measure_attention(tiny_model, windows, thresholds=Thresholds(0, 0))
     assert (found.with_massive, found.everywhere, found.numbers) == (0, 24, None)
+    assert [(one.massive, one.bias) for one in explore(tiny_model, windows.tokens, thresholds=Thresholds(0, 0))] == [
+        ((), None)
+    ] * 2
 
 
 @pytest.mark.slow

@@ -212,7 +212,8 @@ def test_512_tokens_fit(tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    from playwright import sync_api  # of the extra "test": that it is absent is a failure
+
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("no chromium on PATH: the page is not tested in a browser")

@@ -202,11 +202,14 @@
     const some = one.massive.length > 0 && layer.share !== null;
     for (const id of ["share", "share-keys", "spread", "spread-keys"]) byId(id).hidden = !some;
     if (!some) {
-      byId("bias-words").textContent = "No token of this input is massive in any layer.";
+      byId("bias-words").textContent = "In no layer is a token of this input massive and apart from the others.";
       return;
     }
-    byId("bias-words").textContent = `At layer ${layer.layer} the massive tokens get ${percent(layer.share)} of the `
-      + `attention and add a vector of norm ${digits(layer.update_norm)} to the others (the rest adds `
+    const first = one.massive.slice(0, 4).map((t) => `${t} “${one.labels[t]}”`);
+    const more = one.massive.length > 4 ? ` and ${one.massive.length - 4} more` : "";
+    byId("bias-words").textContent = `At layer ${layer.layer} the massive tokens that stand apart from the others `
+      + `(position ${first.join(", ")}${more}) get ${percent(layer.share)} of the attention and add a vector of `
+      + `norm ${digits(layer.update_norm)} to the others (the rest adds `
       + `${digits(layer.rest_norm)}). From query to query it changes by ${digits(layer.spread)} of its size, what the `
       + `rest adds by ${digits(layer.rest_spread)}: the less, the more it is a bias.`;
     const lines = [{ values: one.layers.map((each) => each.share), colour: "--one" }];

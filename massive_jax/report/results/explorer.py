@@ -13,7 +13,7 @@ from massive_jax.report.records import optional
 class ExploredLayer:
     """A layer: its median magnitude, and of every token the activation of largest magnitude, and its dim.
 
-    The last five are of the massive tokens, and None where there are none.
+    The last five are of the input's `massive` tokens, and None where there are none.
 
     Attributes:
       layer: from 1.
@@ -80,7 +80,7 @@ class ExploredInput:
       input: what it is called, such as "no BOS".
       tokens: T texts.
       labels: how they are written.
-      massive: positions that are massive in some layer.
+      massive: positions that are massive in some layer, and stand apart there: 5 times the middle token's magnitude.
       layers: every layer.
       attention: of every layer and head.
       map: of the layer that is drawn in 3D.
