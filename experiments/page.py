@@ -123,7 +123,7 @@ def _map(sizes: np.ndarray, layer: int) -> ExploredMap:
 
 
 def what_if(model: mj.TextModel, tokens: np.ndarray, text: str, changed: Intervention) -> WhatIf:
-    """64 edits of the first of some windows: some layers × places × operations.
+    """Up to 64 edits of the first of some windows: some layers × places × operations.
 
     Args:
       model: the model.

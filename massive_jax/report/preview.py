@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-import textwrap
+from typing import TYPE_CHECKING
 
 from massive_jax.report import style
 from massive_jax.report.results import Explorer
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _WIDTH, _HEIGHT = 4.0, 2.1  # inches: 1200 × 630 pixels
-_CHARACTERS, _LINES = 52, 5
+_LEFT, _SIZE, _LINES = 0.15, 7.5, 6  # of the headline: its margin, points, most lines
 
 
 def plot_preview(explorer: Explorer, title: str, path: str | os.PathLike[str]) -> None:
@@ -21,24 +24,35 @@ def plot_preview(explorer: Explorer, title: str, path: str | os.PathLike[str]) -
       title: of the report.
       path: where the picture goes.
     """
-    headline = textwrap.wrap(style.plain(explorer.headline), _CHARACTERS, max_lines=_LINES, placeholder=" …")
-    one = explorer.inputs[0]
-    layers = [layer.layer for layer in one.layers]
     with style.context():
-        made = style.figure(_WIDTH, _HEIGHT)
-        name = style.shorten(style.plain(title), 70)
-        style.text(made, 0.15, _HEIGHT - 0.24, name, size=7, color=style.GREY)
-        y = _HEIGHT - 0.45
-        for line in headline:
-            style.text(made, 0.15, y, line, size=8.5, weight="bold")
-            y -= style.text_height(8.5)
-        drawn = style.axes(made, 0.45, 0.28, _WIDTH - 0.6, max(0.4, y - 0.25))
-        drawn.set_yscale("log")
-        drawn.plot(layers, [max(map(abs, layer.values)) for layer in one.layers], color=style.MASSIVE, label="largest")
-        drawn.plot(layers, [layer.median for layer in one.layers], color=style.GREY, label="median")
-        drawn.yaxis.set_major_formatter(lambda size, _: style.power(round(math.log10(size))) if size > 0 else "")
-        drawn.tick_params(labelsize=5.5)
-        drawn.set_ylabel("magnitude", fontsize=6)
-        style.text(made, _WIDTH / 2, 0.06, "layer", size=6, ha="center")
-        drawn.legend(fontsize=6, frameon=False, loc="center right")
-        style.save(made, path)
+        style.save(draw(explorer, title), path)
+
+
+def draw(explorer: Explorer, title: str) -> Figure:
+    """Draws the figure of `plot_preview`; call it under `style.context()`."""
+    layers = explorer.inputs[0].layers
+    numbers = [layer.layer for layer in layers]
+    made = style.figure(_WIDTH, _HEIGHT)
+    (name,) = _lines(title, 7, 1)
+    style.text(made, _LEFT, _HEIGHT - 0.24, name, size=7, color=style.GREY)
+    y = _HEIGHT - 0.45
+    for line in _lines(explorer.headline, _SIZE, _LINES, weight="bold"):
+        style.text(made, _LEFT, y, line, size=_SIZE, weight="bold")
+        y -= style.text_height(_SIZE)
+    ax = style.axes(made, 0.45, 0.31, _WIDTH - 0.6, max(0.4, y - 0.28))
+    ax.set_yscale("log")
+    ax.plot(numbers, [max(map(abs, layer.values)) for layer in layers], color=style.MASSIVE, label="largest")
+    ax.plot(numbers, [layer.median for layer in layers], color=style.GREY, label="median")
+    ax.set_xticks(style.layer_ticks(numbers[0], numbers[-1], most=8))
+    ax.yaxis.set_major_formatter(lambda size, _: style.power(round(math.log10(size))) if size > 0 else "")
+    ax.tick_params(labelsize=5.5)
+    ax.set_ylabel("magnitude", fontsize=6)
+    style.text(made, _WIDTH / 2, 0.06, "layer", size=6, ha="center")
+    ax.legend(fontsize=6, frameon=False, loc="center right")
+    return made
+
+
+def _lines(words: str, size: float, most: int, *, weight: str = "normal") -> list[str]:
+    """At most so many lines, as wide as the picture."""
+    found = style.wrap(style.plain(words), _WIDTH - 2 * _LEFT - 0.1, size, weight)
+    return found if len(found) <= most else [*found[: most - 1], f"{found[most - 1]} …"]

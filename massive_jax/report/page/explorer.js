@@ -155,7 +155,7 @@
           values: (_, at) => at.map((x) => (x === null ? "" : options.log ? power(x) : digits(x))) },
       ],
       series: [{}, ...lines.map((line) => ({
-        stroke: colour(line.colour), width: 2, dash: line.dash, points: { show: xs.length < 20, size: 6 },
+        stroke: colour(line.colour), width: 2, dash: line.dash, points: { show: xs.length < 20, size: 6, fill: colour("--paper") },
       }))],
       hooks: {
         draw: [(u) => {
