@@ -169,10 +169,9 @@ def main() -> None:
         about.append(page.about(loaded))
         # Of the last: with BOS, where there is one.
         changed = found[-1].intervention
-        if changed is not None:
-            at = changed.found_at or int(changed.layer)
-            inputs += page.inputs_of(loaded, both[0].tokens[:1], False, at, thresholds)
-            edited.append(page.what_if(loaded, both[-1].tokens, text.name(), changed))
+        assert changed is not None
+        inputs += page.inputs_of(loaded, both[0].tokens[:1], False, int(changed.layer), thresholds)
+        edited.append(page.what_if(loaded, both[-1].tokens, text.name(), changed))
     result = Observatory(
         text=text.name(),
         windows=windows,
