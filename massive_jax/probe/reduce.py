@@ -147,9 +147,9 @@ class Reductions:
         if self.median:
             found["median"] = median_magnitude(x, valid, shards=shards)
         if self.max:
-            own = coordinates.hide(site.axes, x)
-            largest = jnp.max(jnp.abs(own.astype(jnp.float32)), axis=tuple(range(1, x.ndim)))
-            found["max"] = largest if shards is None else lax.pmax(largest, shards.name)
+            # Not `jnp.max`, which compiled for a CPU loses NaNs of many numbers (jaxlib 0.10).
+            largest = found["top_values"] if self.top_k else top_k_magnitude(x, 1, valid, shards)[0]
+            found["max"] = jnp.abs(largest[:, 0])
         if self.mean or self.variance or self.kurtosis:
             for name, value in zip(("mean", "variance", "kurtosis"), moments(x, valid, shards), strict=True):
                 if getattr(self, name):

@@ -14,7 +14,7 @@ import sys
 import pytest
 
 OTHERS = {
-    "dense": ("census", "perplexity"),
+    "dense": ("ties", "census", "perplexity"),
     "grouped": ("gradient", "absorbed"),
     "experts": ("sweep",),
     "vision": ("edits",),

@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from massive_jax.probe.coordinates import Coordinates
 from massive_jax.probe.order_statistics import SEARCHES, Search
 from massive_jax.probe.reduce import Reductions, median_magnitude, moments, top_k_magnitude
 from massive_jax.probe.sites import SITES
@@ -154,6 +155,17 @@ def test_top_k_of_what_counts_and_nan_before_all():
         values, indices = jax.jit(top_k_magnitude, static_argnums=1)(x.astype(dtype), 4, valid)
         np.testing.assert_array_equal(values, [[np.nan, 5, 4, -2], [0, 0, 0, 0], [0, 0, 0, 0]])
         assert indices.tolist() == [[3, 4, 5, 1], [0, 1, 2, -1], [-1, -1, -1, -1]]
+
+
+def test_the_largest_of_many_is_nan_where_one_that_counts_is():
+    """A maximum of floats that is compiled for a CPU may lose it."""
+    x = np.random.default_rng(0).normal(size=(5, 30, 120)).astype(np.float32)
+    for row, place in enumerate((0, 1799, 3599)):
+        x[row].flat[place] = np.nan
+    x[3:, 0], positions = np.nan, np.tile(np.arange(30, dtype=np.int32), (5, 1))
+    positions[3:] -= 1  # padding
+    found = jax.jit(Reductions(max=True), static_argnums=0)(SITES["block_out"], x, Coordinates({"T": positions}))
+    np.testing.assert_array_equal(found.max, [np.nan] * 3 + np.abs(x[3:, 1:]).max(axis=(1, 2)).tolist())
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32])
