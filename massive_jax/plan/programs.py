@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from massive_jax.evaluate.perplexity import _nll
 from massive_jax.forward import _forward
 from massive_jax.generate import Sampling, Streaming, _decode, _prefill
 from massive_jax.models import LanguageModel, VisionConfig, build, empty_cache
-from massive_jax.parallel import RULES, batch_axes
+from massive_jax.parallel import activation_spec
 from massive_jax.plan.place import Config, abstract_batch, abstract_params
 from massive_jax.probe import Captures, Edit, compile_captures, compile_edits
 from massive_jax.train import TrainConfig, Trainer
@@ -158,11 +158,8 @@ def _inputs(config: Config, B: int, T: int, mesh: Any) -> jax.ShapeDtypeStruct:
 
 
 def _placed_cache(x: jax.ShapeDtypeStruct, mesh: Any) -> jax.ShapeDtypeStruct:
-    """A cache's positions [B, S], or keys and values [L, B, S, K, N], where the batch and the heads are."""
+    """A cache's positions or its keys or values, as the program that makes it leaves them."""
     if mesh is None:
         return x
-    B = x.shape[0] if x.ndim == 2 else x.shape[1]
-    rows, axis = batch_axes(B, mesh), RULES["K"]
-    heads = axis if x.ndim > 2 and x.shape[3] % mesh.shape[axis] == 0 else None
-    spec = PartitionSpec(rows) if x.ndim == 2 else PartitionSpec(None, rows, None, heads)
+    spec = activation_spec("BS" if x.ndim == 2 else "LBSKN", x.shape, mesh)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))

@@ -168,23 +168,22 @@ def stream_params(
     with tqdm.tqdm(total=total, unit="param", unit_scale=True, desc="loading", delay=2.0, disable=shown) as bar:
         # Rows of one name are neighbours: a fused tensor is read once.
         for name, group in itertools.groupby(plan, key=lambda entry: entry[0]):
-            entries = list(group)
             view = None if shardings is None else source.view(name)
             raw = source.read(name, memory) if view is None else view
+            parts = [Part(row.path, place, raw, (row.axes, items, row.take)) for _, row, place in group]
             if not allow_nonfinite:
-                its = [Part(row.path, place, raw, (row.axes, items, row.take)) for _, row, place in entries]
-                extremes = numbers.extremes(raw) if view is None else _extremes_of(its, shardings or {})
+                extremes = numbers.extremes(raw) if view is None else _extremes_of(parts, shardings or {})
                 if not numbers.finite_in(extremes, raw.dtype):
                     broken.append(name)
                 elif not numbers.finite_in(extremes, dtype):
                     beyond.append(f"{name} ({max(extremes, key=abs):.6g})")
-            for _, row, place in entries:
-                repeated = () if view is not None and not is_first() else repetitions.items()  # one will do
-                for other in (it for it, path in repeated if path == row.path and it != name):
-                    _check_tied(source, raw, other, row.path, dtype)
-                yield Part(row.path, place, raw, (row.axes, items, row.take))
+            repeated = () if view is not None and not is_first() else repetitions.items()  # one will do
+            for part in parts:
+                for other in (it for it, path in repeated if path == part.path and it != name):
+                    _check_tied(source, raw, other, part.path, dtype)
+                yield part
             bar.update(raw.size)
-            del raw  # before the next one is read
+            del raw, parts, part, view  # before the next one is read
     if broken:
         raise numbers.not_finite(source.location, broken)
     if beyond:

@@ -18,7 +18,6 @@ CHOICE = (7, 11)
 SLOW = pytest.mark.slow
 KINDS = {
     "default": {},
-    "every site": {},
     "alibi, parallel, window, slots": {
         "position": "alibi",
         "alibi": AlibiConfig(),
@@ -30,7 +29,6 @@ KINDS = {
     "learned, softcap": {"position": "learned", "logit_softcap": 3.0, "attention_softcap": 2.0},
     "sink tokens": {"attention_bias": AttentionBias("sink_token", slots=2), "norm_placement": "pre_and_output"},
 }
-QUICK = ("alibi, parallel, window, slots",)  # of the default the tests of a grid are quick
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +49,7 @@ def difference(logits):
 
 
 FEW = ("block_out", "attn_probs")
+SOME = (*FEW, "key", "mlp_out")  # the others go the same way in every family
 
 
 def units_of_sites(config, names, positions):
@@ -73,10 +72,16 @@ def units_of_sites(config, names, positions):
             yield [*unit, at(site, layer, position, op, value)]
 
 
-@pytest.mark.parametrize("kind", [kind if kind in QUICK else pytest.param(kind, marks=SLOW) for kind in KINDS])
-def test_every_value_is_that_of_a_run(make_model, texts, kind):
+@pytest.mark.parametrize(
+    ("kind", "sites"),
+    [
+        ("alibi, parallel, window, slots", FEW),  # of the default the tests of a grid are quick
+        *(pytest.param(kind, TINY_SITES if kind == "default" else SOME, marks=SLOW) for kind in KINDS),
+    ],
+)
+def test_every_value_is_that_of_a_run(make_model, texts, kind, sites):
     model, (tokens, mask) = make_model(num_layers=3, **KINDS[kind]), texts
-    units = list(units_of_sites(model.config, TINY_SITES if kind == "every site" else FEW, (0, 9, -1)))
+    units = list(units_of_sites(model.config, sites, (0, 9, -1)))
     before = programs(_swept)
     found = model.sweep(tokens, units, "logit_difference", data=CHOICE, mask=mask)
     np.testing.assert_allclose(found.values, one_by_one(model, tokens, units, difference, mask), rtol=2e-4, atol=2e-4)
