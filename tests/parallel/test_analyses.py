@@ -16,7 +16,7 @@ import pytest
 OTHERS = {
     "dense": ("ties", "census", "perplexity"),
     "grouped": ("gradient", "absorbed"),
-    "experts": ("sweep",),
+    "experts": ("padded", "sweep"),
     "vision": ("edits",),
     "slots": ("padded", "generate"),
 }

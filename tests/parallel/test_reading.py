@@ -1,15 +1,11 @@
 """From disk to shards: of several processes each reads the parts of its own devices."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
 import transformers
 
+import massive_jax as mj
 from massive_jax.weights.loader import Part
 from massive_jax.weights.safetensors_source import HuggingFaceSource
 from tests.fixtures import hf_reference as hf
@@ -88,23 +84,12 @@ print("found", stats.top_dims.tolist(), stats.median.round(4).tolist())
 
 
 @pytest.mark.slow
-def test_two_processes_read_half_each(directory):
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = found.getsockname()[1]
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", TWO, str(directory), str(port)]
-    pair = [
-        subprocess.Popen([*command, str(n)], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for n in range(2)
-    ]
-    said = [process.communicate(timeout=240) for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
-    import massive_jax as mj
-
+def test_two_processes_read_half_each(directory, start):
+    port = start.free_port()
+    pair = [start(2, "-c", TWO, directory, port, number) for number in range(2)]
+    assert [process.wait(timeout=240) for process in pair] == [0, 0], "".join(it.said()[-2000:] for it in pair)
     tokens = np.arange(22, dtype=np.int32).reshape(2, 11)
     one = mj.load(directory, progress=False)(tokens, capture=mj.Capture("block_out", top_k=2, median=True))
     stats = jax.device_get(one.intermediates["block_out"])
     expected = f"found {stats.top_dims.tolist()} {stats.median.round(4).tolist()}"
-    assert [out.splitlines()[-1] for out, _ in said] == [expected, expected]
+    assert all(expected in process.said().splitlines() for process in pair)
