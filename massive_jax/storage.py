@@ -114,16 +114,18 @@ def reaching(path: str | os.PathLike[str], what: str = "read") -> Iterator[None]
     except Exception as error:  # in a bucket: a client's own classes, of names, credentials and networks
         if not is_remote(path) or isinstance(error, ValueError):
             raise
-        reason = str(error).strip().partition("\n")[0] or "no reason given"
-        raise ValueError(f"{path} cannot be reached: {type(error).__name__}: {reason}.") from None
+        raise ValueError(f"{path} cannot be reached: {_reason(error)}.") from None
 
 
 def in_words(error: BaseException) -> str | None:
     """Gives a line for an error of the clients of stores, which have classes of their own; None for any other."""
     if type(error).__module__.partition(".")[0] not in _CLIENTS:
         return None
-    reason = str(error).strip().partition("\n")[0] or "no reason given"
-    return f"the object store answers {type(error).__name__}: {reason}."
+    return f"the object store answers {_reason(error)}."
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0] or 'no reason given'}"
 
 
 def put(file: pathlib.Path, path: epath.Path) -> None:
@@ -489,5 +491,7 @@ class Mirror:
     def close(self) -> None:
         """Puts them, and removes what is left of them here."""
         if self._remote is not None:
-            self.put(now=True)
-            shutil.rmtree(self.directory, ignore_errors=True)
+            try:
+                self.put(now=True)
+            finally:
+                shutil.rmtree(self.directory, ignore_errors=True)

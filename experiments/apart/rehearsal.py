@@ -32,7 +32,7 @@ def _try(main: Callable[[], Any]) -> None:
         raise ValueError("it has no --workdir, and so no place in a batch.")
     for name in flags.FLAGS:
         flag = flags.FLAGS[name]
-        if flag.present and name not in taken:
+        if flag.present and name not in taken:  # one of absl's own; `guarded` has looked at ours
             raise ValueError(f"it has no flag --{name}; --help lists those that it has.")
         if flag.present > 1 and not isinstance(flag, flags.MultiFlag):
             raise ValueError(f"--{name} is given {flag.present} times; it takes one value.")
