@@ -94,7 +94,7 @@ class Command:
         found: dict[str, bytes] = {}
         for name, value in self.values.items():
             for part in value if isinstance(value, list | tuple) else [value]:
-                if not isinstance(part, str) or not os.path.exists(part):
+                if not isinstance(part, str) or "://" in part or not os.path.exists(part):
                     continue
                 path = pathlib.Path(part)
                 if path.is_dir():
