@@ -29,6 +29,7 @@ from massive_jax.report.results import (
     ExploredMap,
     Intervention,
     NextToken,
+    TextSource,
     WhatIf,
     WhatIfEdit,
     WhatIfOutcome,
@@ -122,15 +123,16 @@ def _map(sizes: np.ndarray, layer: int) -> ExploredMap:
     )
 
 
-def what_if(model: mj.TextModel, tokens: np.ndarray, text: str, changed: Intervention) -> WhatIf:
+def what_if(model: mj.TextModel, tokens: np.ndarray, changed: Intervention) -> WhatIf:
     """Up to 64 edits of the first of some windows: some layers × places × operations.
 
     Args:
       model: the model.
       tokens: of the windows, int [W, T].
-      text: its name.
-      changed: whose places are changed, and a control; where it has none, the largest of that window.
+      changed: of the same text: its places are changed, and a control; where it has none, the largest of that window.
     """
+    source = changed.source
+    assert isinstance(source, TextSource)
     tokens = tokens[:1, :_WHAT_IF_TOKENS]
     at = changed.found_at or int(changed.layer)
     named = _places(model, tokens, changed, at)
@@ -147,7 +149,8 @@ def what_if(model: mj.TextModel, tokens: np.ndarray, text: str, changed: Interve
     texts = model.token_texts(tokens[0])
     return WhatIf(
         model=model.title,
-        text=text,
+        text=source.text or "",
+        bos=source.bos,
         tokens=tokens.shape[1],
         ending="".join(label(one, font=False) for one in texts[-8:]),
         places=tuple(named),

@@ -245,7 +245,7 @@ def main() -> None:
         headline=found,
         thresholds=thresholds,
         inputs=page.inputs_of(lm, tokens, model.BOS.value, mapped.layer, thresholds),
-        what_if=(page.what_if(lm, windows.tokens, text.name(), changed),),
+        what_if=(page.what_if(lm, windows.tokens, changed),),
         provenance=made,
     )
     parts = [*sections(out, layers, mapped, attention, changed, found), conditions(lm, layers, changed)]

@@ -53,6 +53,7 @@ def test_it_is_what_its_parts_say(observed):
     data = json.loads(page.partition("id='explored'>")[2].partition("</script>")[0])
     assert [one["input"] for one in data["inputs"]] == ["no BOS", "BOS in front"]
     assert [one["massive"] for one in data["inputs"]] == [[], [0]]
+    assert data["what_if"][0]["bos"] is True
     assert data["what_if"][0]["places"][0].startswith("massive: position 0, dim")
     assert data["headline"].endswith(without["finding"])
     assert all(one["finding"].split(":")[0] in page for one in found["models"])

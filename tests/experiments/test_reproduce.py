@@ -90,6 +90,7 @@ def test_with_massive_activations(run, text_file, tiny_directory):
     assert all(abs(sum(row) - 1000) <= len(row) for head in here["attention"]["maps"][1] for row in head)
     (panel,) = data["what_if"]
     assert panel["places"][0] == f"massive: position 0, dim {PLANTED}"
+    assert (panel["text"], panel["bos"], panel["tokens"]) == (str(text_file), True, 25)
     assert len(panel["edits"]) == len(panel["places"]) * len(panel["operations"]) * 3
     assert all(1 <= edit["layer"] <= 3 and len(edit["next"]) == 5 for edit in panel["edits"])
     assert f"--model={tiny_directory}" in data["provenance"]["Command"]

@@ -155,6 +155,7 @@ def _explorer(tokens=TOKENS, layers=3, heads=2, perplexity=2.0):
             results.WhatIf(
                 model=model,
                 text="</script>",
+                bos=True,
                 tokens=T,
                 ending="<b>",
                 places=("one", "other"),
@@ -267,6 +268,7 @@ def test_in_a_browser(tmp_path, image, browser, width, scheme):
     page.locator("#operation").select_option(label="halved")
     page.locator("#place").select_option(label="other")
     page.locator("#edited").fill("2")
+    assert "“</script>”, with BOS in front, which" in page.locator("#what-if-words").inner_text()
     assert "→ 33" in page.locator("#outcome").inner_text()
     again = browser.new_page(viewport={"width": width, "height": 800})
     again.goto(page.url)

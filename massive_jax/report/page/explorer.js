@@ -394,7 +394,7 @@
     edited.setAttribute("aria-valuetext", `block ${layers[state.e]}`);
     byId("edited-shown").textContent = layers[state.e];
     byId("what-if-words").textContent = `${panel.edits.length} edits of ${panel.model} on the first ${panel.tokens} tokens of `
-      + `“${panel.text}”, which end in “${panel.ending}”. One text: the sections below have intervals over windows.`;
+      + `“${panel.text}”${panel.bos ? ", with BOS in front" : ""}, which end in “${panel.ending}”. One text: the sections below have intervals over windows.`;
     const chosen = panel.edits.filter((edit) => edit.place === state.p && edit.operation === state.o);
     const now = chosen.find((edit) => edit.layer === layers[state.e]);
     byId("outcome").textContent = `Perplexity ${digits(panel.unedited.perplexity)} → ${digits(now.perplexity)} `

@@ -128,7 +128,8 @@ class WhatIf:
     Attributes:
       model: its title.
       text: on which: the start of it is meant.
-      tokens: how many it has.
+      bos: whether BOS is in front of it.
+      tokens: how many it has, with BOS.
       ending: its last few tokens, as they are written.
       places: in words.
       operations: in words.
@@ -138,6 +139,7 @@ class WhatIf:
 
     model: str
     text: str
+    bos: bool = False
     tokens: int
     ending: str
     places: tuple[str, ...]
