@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import flax.traverse_util
+import jax
 import numpy as np
 
 from massive_jax.arguments import whole_number
@@ -34,6 +35,7 @@ def quantized_weights(model: Model, bits: int = 8) -> Model:
 
     As `quantized_inputs` rounds: to the nearest of 2^bits - 1 evenly spaced numbers, up to the largest magnitude. The
     output head is a linear map, also where it is the embedding; tables, norms, biases and slots stay as they are.
+    Weights on a mesh stay split as they are.
 
     Raises:
       ValueError: a number of bits that is not from 2 to 16.
@@ -47,5 +49,7 @@ def quantized_weights(model: Model, bits: int = 8) -> Model:
         axes = tuple(range(x.ndim - len(parameter.own_axes), x.ndim))
         step = np.abs(x).max(axis=axes, keepdims=True) / np.float32(2 ** (bits - 1) - 1)
         step = np.maximum(step, np.finfo(np.float32).tiny)
-        params[path] = (np.round(x / step) * step).astype(params[path].dtype)
+        held, rounded = params[path], (np.round(x / step) * step).astype(params[path].dtype)
+        # Where it was: programs that are compiled for the model's weights serve these, too.
+        params[path] = jax.device_put(rounded, held.sharding) if isinstance(held, jax.Array) else rounded
     return model.with_params(model.config, flax.traverse_util.unflatten_dict(params, sep="/"))

@@ -120,6 +120,7 @@ def test_the_numbers_are_those_of_the_saved_model(whole, name):
 def in_int8(model, tokens):
     """Every weight of a linear map rounded, a scale for each layer's and map's, by hand; the inputs by edits."""
     params = jax.tree.map(np.array, model.params)
+    place = jax.tree.leaves(model.params)[0].sharding  # as the model's own: one program for both
 
     def rounded(x):
         step = np.abs(x).max() / 127
@@ -130,7 +131,7 @@ def in_int8(model, tokens):
         for layer in range(TINY.shape["n_layer"]):
             linear["kernel"][layer] = rounded(linear["kernel"][layer])
     params["embedding"] = rounded(params["embedding"])
-    model = model.with_params(model.config, params)
+    model = model.with_params(model.config, jax.device_put(params, place))
     return window_nll(model, Windows(tokens, 15, True), quantized_inputs(model.config)).mean
 
 
