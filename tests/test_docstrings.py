@@ -64,9 +64,18 @@ def examples():
 
 
 EXAMPLES = {test.name: test for test in examples()}
+# What compiles most of programs that no other example runs; what they show has quick tests of its own.
+SLOW = {
+    "massive_jax.bias.transforms.absorb_prefix",
+    "massive_jax.evaluate.attention.measure_attention",
+    "massive_jax.evaluate.explore.explore",
+    "massive_jax.gradients.gradient",
+    "massive_jax.probe.rows.stack_edits",
+    "massive_jax.sweep.run.sweep",
+}
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in EXAMPLES])
 def test_examples_give_what_they_say(name, default_model, capsys):
     """With the default model as `model`, and `mj`, `np` and `jax` imported: the reference says so."""
     test = EXAMPLES[name]
@@ -77,6 +86,7 @@ def test_examples_give_what_they_say(name, default_model, capsys):
 
 def test_the_most_used_names_have_examples():
     """The dozen that a newcomer meets first."""
+    assert set(EXAMPLES) >= SLOW
     found = {name.rpartition(".")[2] for name in EXAMPLES}
     expected = {"load", "Capture", "Edit", "stack_edits", "generate", "perplexity", "measure_layers", "find_massive"}
     assert expected | {"cut_windows", "absorb_prefix", "AttentionBias", "of_bytes", "Model"} <= found

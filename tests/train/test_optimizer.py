@@ -192,7 +192,14 @@ VARIANTS = {
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    # The slow one's rule is done by hand above.
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * recipe["kind"].startswith("muon"))
+        for name, (_, recipe) in VARIANTS.items()
+    ],
+)
 def test_variants_train_and_go_on_to_the_last_bit(name, tmp_path):
     """Every parameter moves, the loss falls, and a state from a checkpoint is the state that was."""
     changes, recipe = VARIANTS[name]

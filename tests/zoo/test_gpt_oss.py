@@ -128,6 +128,7 @@ def quantise(directory, model):
     return state
 
 
+@pytest.mark.slow  # quick are the same weights of a GGUF file, and the format by itself
 def test_quantised(tmp_path):
     model = build(tmp_path, intermediate_size=64)
     quantise(tmp_path, model)
