@@ -34,6 +34,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+# Nor does each of the processes that tests start compile the package's Python anew: git ignores where it is kept.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import jax
 import numpy as np
 import pytest
