@@ -1,6 +1,7 @@
 """Rooms stand on floors: imports go down, in no circle, lazy ones inside functions included."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -53,11 +54,16 @@ def module_name(path):
 
 
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
-GRAPH = {
-    importer: {f"{module}.{name}" if f"{module}.{name}" in MODULES else module for module, name in imports_of(path)}
-    - {importer, "massive_jax"}
-    for importer, path in MODULES.items()
-}
+
+
+@functools.cache
+def graph():
+    """Module -> what it imports of the package. Not when the tests are collected, which every process does."""
+    return {
+        importer: {f"{module}.{name}" if f"{module}.{name}" in MODULES else module for module, name in imports_of(path)}
+        - {importer, "massive_jax"}
+        for importer, path in MODULES.items()
+    }
 
 
 def room(module):
@@ -69,7 +75,7 @@ def test_imports_go_down():
     assert set(map(room, MODULES)) - {None} == set(level), "a room without a floor, or a floor without its room"
     upward = [
         f"{importer} imports {imported}"
-        for importer, all_imported in GRAPH.items()
+        for importer, all_imported in graph().items()
         for imported in sorted(all_imported)
         if room(importer) and room(imported) != room(importer) and level[room(imported)] >= level[room(importer)]
     ]
@@ -83,11 +89,11 @@ def test_no_module_imports_itself_by_way_of_others():
         if module in path:
             circles.append(" -> ".join((*path[path.index(module) :], module)))
         elif module not in done:
-            for imported in sorted(GRAPH.get(module, ())):
+            for imported in sorted(graph().get(module, ())):
                 visit(imported, (*path, module))
             done.add(module)
 
-    for module in GRAPH:
+    for module in graph():
         visit(module, ())
     assert not circles
 

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
 
 from massive_jax.analysis import PARAMETERS, emergence_curve, fit_emergence
 
@@ -41,6 +40,8 @@ def test_known_parameters_are_found_again(name):
 
 
 def test_the_peak_is_where_the_curve_is_highest():
+    from scipy.optimize import minimize_scalar  # takes a second, which not every process of a test run need spend
+
     fit = fit_emergence(STEPS, curve(KNOWN["early peak"]))
     by_search = minimize_scalar(lambda step: -curve(KNOWN["early peak"], [step])[0], bounds=(0, 143_000))
     assert fit.peak == pytest.approx(by_search.x, rel=1e-4)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import scipy.stats
 
 from massive_jax.analysis import has_sink, has_spike, mean_interval, middle_blocks, sink_and_spike
 
@@ -63,6 +62,8 @@ def test_what_is_a_sink():
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_an_interval_is_students(count):
+    import scipy.stats  # takes a second, which not every process of a test run need spend
+
     x = np.random.default_rng(count).lognormal(size=count)
     for ratios, of, back in ((False, x, np.asarray), (True, np.log(x), np.exp)):
         found = mean_interval(x, level=0.9, ratios=ratios)
