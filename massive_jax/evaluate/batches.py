@@ -34,9 +34,9 @@ def checked_inputs(model: Model, inputs: Any, mask: Any = None) -> np.ndarray:
     return np.asarray(Model.of(model).check_inputs(inputs, mask)[0])
 
 
-def rows_a_batch(count: int, length: int) -> int:
+def rows_a_batch(count: int, length: int, tokens: int = TOKENS_A_BATCH) -> int:
     """Says how many of `count` inputs of `length` tokens are run together: batches as even as their number allows."""
-    most = max(1, TOKENS_A_BATCH // length)
+    most = max(1, tokens // length)
     return math.ceil(count / math.ceil(count / most)) if count else most
 
 

@@ -17,13 +17,13 @@ import numpy as np
 
 from massive_jax.arguments import shown
 from massive_jax.dtypes import product_precision
-from massive_jax.evaluate.batches import TOKENS_A_BATCH, edits_for
+from massive_jax.evaluate.batches import TOKENS_A_BATCH, edits_for, rows_a_batch
 from massive_jax.forward import forward, left_pad
 from massive_jax.model import Model, TextModel
 from massive_jax.models import head_of
 from massive_jax.models.language_model import head_logits
 from massive_jax.models.loss import chunked_scores
-from massive_jax.parallel import mesh_of_params, mesh_set
+from massive_jax.parallel import fetch, mesh_of_params, mesh_set
 from massive_jax.probe import CapturePlan, Edit, as_edits
 
 _MOST_LENGTHS = 8  # that sequences are padded to
@@ -91,17 +91,21 @@ def score_continuations(
         return
     rows.sort(key=lambda row: len(row.ids))
     tokens, mask = left_pad([rows[0].ids])  # the shortest: where an edit fits it, it fits all
-    compiled = language.compile_edits(fixed, language.check_tokens(tokens, mask), mask)
-    if "logits" in compiled:
-        raise ValueError("log-likelihoods do not build the logits whole, so they cannot edit them.")
+    language.compile_edits(fixed, language.check_tokens(tokens, mask), mask)
     for length, its in _levels(rows, language.config.context_length, batch_tokens):
         yield from _scores_of(language, its, length, fixed, batch_tokens)
 
 
 def continuation_edits(edits: Edit | Sequence[Edit] | None) -> list[Edit]:
-    """Gives edits that suit sequences of any number and length; ValueError where one has a position for each input."""
+    """Gives edits that suit sequences of any number and length.
+
+    Raises:
+      ValueError: one has a position for each input, or is of the logits.
+    """
     found = as_edits(edits)
     for edit in found:
+        if edit.site == "logits":
+            raise ValueError("log-likelihoods do not build the logits whole, so they cannot edit them.")
         if isinstance(edit.position, np.ndarray | jax.Array) and edit.position.ndim:
             raise ValueError(
                 f"an edit of {shown(edit.site)} has a position for each of {len(edit.position)} inputs; give one for "
@@ -168,8 +172,7 @@ def _scores_of(
     model: TextModel, rows: Sequence[_Row], length: int, edits: list[Edit], batch_tokens: int
 ) -> Iterator[Scored]:
     """Scores rows that are padded to one length, in batches of one shape."""
-    batches = -(-len(rows) // max(1, batch_tokens // length))
-    size = -(-len(rows) // batches)
+    size = rows_a_batch(len(rows), length, batch_tokens)
     scored = min(length, _power_of_two(max(row.longest for row in rows)))
     last = np.zeros((len(rows), _power_of_two(max(len(row.lasts) for row in rows))), np.int32)
     for i, row in enumerate(rows):
@@ -182,7 +185,7 @@ def _scores_of(
         compiled = model.compile_edits(edits, tokens, mask)
         with mesh_set(mesh_of_params(model.params)):
             found = _scores(model.module, model.params, compiled, tokens, positions, last[which], scored)
-        inner, likely, last_nll, last_likely = map(np.asarray, found)
+        inner, likely, last_nll, last_likely = fetch(found)
         for i, row in enumerate(its):
             for number, place, count in row.pairs:
                 from_here = scored - count  # of the R - 1 rows before the last

@@ -15,7 +15,7 @@ import numpy as np
 
 from massive_jax.arguments import is_index, shown, whole_number, yes_or_no
 from massive_jax.checksums import checksum
-from massive_jax.evaluate.batches import TOKENS_A_BATCH
+from massive_jax.evaluate.batches import TOKENS_A_BATCH, rows_a_batch
 from massive_jax.evaluate.continuations import continuation_edits, score_continuations
 from massive_jax.files import one_line, user_path
 from massive_jax.forward import left_pad
@@ -79,8 +79,6 @@ class HarnessLM(TemplateLM):
             raise ValueError(f"{model.name}: the checkpoint has no tokenizer, and tasks are texts.")
         self.tokenizer: Tokenizer = self.model.tokenizer
         self.edits = continuation_edits(edits)
-        if any(edit.site == "logits" for edit in self.edits):
-            raise ValueError("log-likelihoods do not build the logits whole, so they cannot edit them.")
         self.bos = self.tokenizer.adds_bos if bos is None else yes_or_no("bos", bos)
         if self.bos:
             self.model.bos_id()  # that there is one
@@ -274,8 +272,7 @@ class HarnessLM(TemplateLM):
         """Generates in stretches, the first one short, since most texts stop soon; those that have are left out."""
         eos = self.tokenizer.eos_id
         waiting = sorted(prompts, key=lambda number: len(prompts[number]))
-        most = max(1, self.batch_tokens // (len(prompts[waiting[-1]]) + how.most))
-        size = -(-len(waiting) // -(-len(waiting) // most))  # as even as their number allows
+        size = rows_a_batch(len(waiting), len(prompts[waiting[-1]]) + how.most, self.batch_tokens)
         for start in range(0, len(waiting), size):
             its = waiting[start : start + size]
             made: dict[int, list[int]] = {number: [] for number in its}
