@@ -16,12 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from massive_jax.arguments import shown
-from massive_jax.dtypes import product_precision
 from massive_jax.evaluate.batches import TOKENS_A_BATCH, edits_for, rows_a_batch
 from massive_jax.forward import forward, left_pad
 from massive_jax.model import Model, TextModel
 from massive_jax.models import head_of
-from massive_jax.models.language_model import head_logits
 from massive_jax.models.loss import chunked_scores
 from massive_jax.parallel import fetch, mesh_of_params, mesh_set
 from massive_jax.probe import CapturePlan, Edit, as_edits
@@ -205,11 +203,10 @@ def _scores(
     hidden = forward(module, params, edits, CapturePlan(), tokens, logits=False, positions=positions).last_hidden
     inner, likely = jnp.zeros((len(tokens), 0)), jnp.zeros((len(tokens), 0), bool)
     if scored > 1:
-        inner, likely = chunked_scores(config, hidden[:, -scored:-1], head, tokens[:, 1 - scored :])
-    with product_precision(config.dtype):
-        logits = head_logits(config, hidden[:, -1], head)
-    nll = jax.nn.logsumexp(logits, axis=-1, keepdims=True) - jnp.take_along_axis(logits, last, axis=-1)
-    return inner, likely, nll, last == jnp.argmax(logits, axis=-1, keepdims=True)
+        found = chunked_scores(config, hidden[:, -scored:-1], head, tokens[:, 1 - scored :, None])
+        inner, likely = (array[..., 0] for array in found)
+    nll, likely_last = (array[:, 0] for array in chunked_scores(config, hidden[:, -1:], head, last[:, None]))
+    return inner, likely, nll, likely_last
 
 
 def _power_of_two(count: int) -> int:

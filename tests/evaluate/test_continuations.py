@@ -5,6 +5,7 @@ import itertools
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +13,8 @@ import massive_jax as mj
 from massive_jax.evaluate import continuations, score_continuations
 from massive_jax.evaluate.continuations import padded_lengths
 from massive_jax.forward import left_pad
+from massive_jax.models.language_model import Head
+from massive_jax.models.loss import chunked_nll, chunked_scores
 
 RNG = np.random.default_rng(0)
 PAIRS = [
@@ -80,3 +83,16 @@ def test_what_cannot_be_scored_is_said_before_anything_runs(tiny_model, monkeypa
     monkeypatch.setattr(continuations, "_scores", None)
     with pytest.raises(ValueError, match=message):
         list(score_continuations(tiny_model, [PAIRS[0], pair], edits))
+
+
+def test_logits_are_summed_in_pieces(tiny_model):
+    """Where all of W adds up to one side, a running sum in float32 loses what pieces keep."""
+    hidden = RNG.normal(1, 1, (1, 64, 1024)).astype(np.float32)
+    kernel = RNG.normal(0.02, 0.02, (64, 1024)).astype(np.float32)
+    targets = RNG.integers(0, 64, (1, 64))
+    logits = np.einsum("BTW,VW->BTV", hidden.astype(np.float64), kernel.astype(np.float64))
+    exact = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    found, _ = chunked_scores(tiny_model.config, jnp.asarray(hidden), Head(kernel), targets[..., None])
+    plain = chunked_nll(tiny_model.config, jnp.asarray(hidden), Head(kernel), targets)
+    apart = [np.std(np.asarray(nll, np.float64) - exact) for nll in (found[..., 0], plain)]
+    assert apart[0] < 0.5 * apart[1]

@@ -16,7 +16,7 @@ import pytest
 OTHERS = {
     "dense": ("ties", "census", "perplexity"),
     "grouped": ("gradient", "absorbed"),
-    "experts": ("padded", "sweep"),
+    "experts": ("padded", "sweep", "continuations"),
     "vision": ("edits",),
     "slots": ("padded", "generate"),
 }
