@@ -34,9 +34,9 @@ def checked_inputs(model: Model, inputs: Any, mask: Any = None) -> np.ndarray:
     return np.asarray(Model.of(model).check_inputs(inputs, mask)[0])
 
 
-def rows_a_batch(count: int, length: int, tokens: int = TOKENS_A_BATCH) -> int:
+def rows_a_batch(count: int, length: int, tokens: int | None = None) -> int:
     """Says how many of `count` inputs of `length` tokens are run together: batches as even as their number allows."""
-    most = max(1, tokens // length)
+    most = max(1, (tokens or TOKENS_A_BATCH) // length)
     return math.ceil(count / math.ceil(count / most)) if count else most
 
 

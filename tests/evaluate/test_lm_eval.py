@@ -175,8 +175,7 @@ def plain(harness, default_model, local_tasks):
 def test_the_default_model_answers_as_hugging_face_does(harness, default_model, local_tasks, plain, tmp_path):
     """Item by item, through the harness's own model class.
 
-    With its softmax in float64: torch's in float32 adds 1e-5 to every token, always upwards. It fails for now: answers
-    are within 1e-4, paragraphs within 2.5e-4, also in programs that are compiled with all optimisations.
+    With its softmax in float64: torch's in float32 adds 1e-5 to every token, always upwards.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
