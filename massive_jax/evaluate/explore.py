@@ -182,7 +182,9 @@ def outcomes(
     found = []
     for each in edits:
         loss, probabilities, ids = fetch(_outcome(model(tokens, edits=each).logits, tokens, top))
-        found.append(Outcome(float(np.exp(loss)), tuple(ids.tolist()), tuple(probabilities.tolist())))
+        with np.errstate(over="ignore"):  # then it is infinite
+            perplexity = float(np.exp(np.float64(loss)))
+        found.append(Outcome(perplexity, tuple(ids.tolist()), tuple(probabilities.tolist())))
         if progress is not None:
             progress(tokens.shape[1])
     return found
