@@ -1,5 +1,6 @@
 """Experiments in several processes, as on several hosts: the files of one process; one that is lost ends all."""
 
+import dataclasses
 import json
 import pathlib
 import time
@@ -12,7 +13,11 @@ from absl import flags
 import experiments
 import massive_jax as mj
 from experiments.flags import processes
+from massive_jax.bias import absorb_prefix, rebuild
 from massive_jax.files import read_json
+from massive_jax.loading import save
+from massive_jax.models import ExpertsConfig
+from tests.fixtures.tiny import BOS, TINY, random_model
 
 ROOT = pathlib.Path(experiments.__file__).parent
 NOT_COMPARED = {"seconds", "versions", "xxh3_64"}
@@ -44,13 +49,13 @@ def required(model, text, out, images):
         ["census", f"--model={model}", f"--workdir={out / 'census'}", *some],
         ["intervene", f"--model={model}", f"--workdir={out / 'intervene'}", *some, "--draws=1", "--ops=zero,mean"],
         ["train_gpt2", f"--workdir={out / 'train'}", f"--data={text}", *TRAINING],
+        ["convert", f"--model={model}", f"--out={out / 'converted'}"],  # the last: absl requires its --out
     ]
 
 
 def of_text(model, text, out, images):
     """The others of a language model."""
     some = (f"--text={text}", "--windows=4", "--context=32")
-    convert = ["convert", f"--model={model}", f"--out={out / 'converted'}"]  # the last: absl requires its --out
     return [
         [name, f"--model={model}", f"--workdir={out / name}", *rest]
         for name, *rest in (
@@ -64,7 +69,7 @@ def of_text(model, text, out, images):
             ["sweep", "--bos", "--dim=3"],  # of a whole stream the last layer's gradient is rounding
             ["observe", *some],
         )
-    ] + [convert]
+    ]
 
 
 def of_images(model, text, out, images):
@@ -142,35 +147,94 @@ def wait(started, seconds, status=0):
         assert process.wait(max(1, deadline - time.monotonic())) == status, (number, process.said()[-3000:])
 
 
+# Name -> processes, devices of each, and the flags of the mesh; "heads": fewer key and value heads than devices.
+LAYOUTS = {
+    "mesh": (1, 8, ["--mesh=data:2,fsdp:2,tensor:2"]),
+    "heads": (1, 8, ["--mesh=2,4"]),
+    "experts": (1, 8, ["--mesh=tensor:2,expert:4"]),
+    "all axes": (1, 8, ["--mesh=fsdp:2,tensor:2,expert:2"]),
+    "two": (2, 2, ["--mesh=fsdp:2,tensor:2"]),
+    "four": (4, 1, []),
+}
+
+
+@pytest.fixture
+def as_one(together, tmp_path):
+    """`as_one(of, layouts)`: the runs that `of(directory)` gives write what they write in one process of one device."""
+
+    def compare(of, layouts):
+        wait(together(of(tmp_path / "one"), 1, 1), 300)
+        for name in layouts:
+            count, devices, mesh = LAYOUTS[name]
+            planned = [run if run[0] == "convert" else [*run, *mesh] for run in of(tmp_path / name)]
+            started = together(planned, count, devices)
+            wait(started, 300)
+            for other in started[1:]:
+                said = [line for line in other.said().splitlines() if "Gloo" not in line]
+                assert said == [f"{experiment} is done" for experiment, *_ in planned], said
+            same_files(tmp_path / "one", tmp_path / name)
+        assert not [path for path in tmp_path.rglob(".*") if "tmp" in path.name or "lock" in path.name]
+
+    return compare
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("layouts", [("mesh", "heads"), ("two", "four")], ids=["meshes", "processes"])
 @pytest.mark.parametrize("of", [required, of_text, of_images])
 def test_meshes_and_processes_give_what_one_device_gives(
-    tiny_directory, vision_directory, folder, text_file, tmp_path, together, of
+    tiny_directory, vision_directory, folder, text_file, tmp_path, as_one, of, layouts
 ):
-    """Two meshes of eight devices; two processes with two devices each; four with one; beside one with one."""
+    """Two meshes of eight devices; two processes with two devices each, and four with one; beside one with one."""
     model = vision_directory if of is of_images else tiny_directory
-    for name, count, devices, mesh in (
-        ("one", 1, 1, []),
-        ("mesh", 1, 8, ["--mesh=data:2,fsdp:2,tensor:2"]),
-        ("few heads", 1, 8, ["--mesh=2,4"]),
-        ("two", 2, 2, ["--mesh=fsdp:2,tensor:2"]),
-        ("four", 4, 1, []),
-    ):
-        planned = of(model, text_file, tmp_path / name, folder)
-        planned = [run if run[0] == "convert" else [*run, *mesh] for run in planned]
-        started = together(planned, count, devices)
-        wait(started, 900)
-        for other in started[1:]:
-            said = [line for line in other.said().splitlines() if "Gloo" not in line]
-            assert said == [f"{name} is done" for name, *_ in planned], said
-        same_files(tmp_path / "one", tmp_path / name)
-    if of is of_text:
-        one, *others = (
-            mj.load(str(tmp_path / of / "converted"), progress=False).params for of in ("one", "two", "four")
-        )
-        for params in others:
-            jax.tree.map(np.testing.assert_array_equal, one, params)
-    assert not [path for path in tmp_path.rglob(".*") if "tmp" in path.name or "lock" in path.name]
+    as_one(lambda out: of(model, text_file, out, folder), layouts)
+    if of is required:
+        one, *others = (converted(tmp_path / name) for name in ("one", *layouts))
+        assert len(one) > 5
+        assert all(params == one for params in others)
+
+
+def converted(directory):
+    """What `convert` wrote there: parameter -> its type, shape and bytes."""
+    params = mj.load(str(directory / "converted"), progress=False).params
+    flat = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    return {path: (x.dtype, x.shape, x.tobytes()) for path, x in flat.items()}
+
+
+def with_experts(model):
+    """A mixture of four experts whose BOS is massive, and the flags that ask for it."""
+    mixture = ExpertsConfig(num_experts=4, num_chosen=2, clamped=True)
+    config = dataclasses.replace(TINY, num_layers=2, mlp="experts", experts=mixture, intermediate_size=32)
+    found = random_model(config, tokenizer=model.tokenizer)
+    embedding = found.params["embedding"].at[BOS, 5].set(3000.0)
+    return dataclasses.replace(found, params=found.params | {"embedding": embedding}), ["--bos"]
+
+
+def with_slots(model):
+    """The tiny model with its BOS and a stop as slots of an explicit attention bias, where nothing is massive."""
+    return rebuild(model, *absorb_prefix(model.config, model.params, [BOS, ord(".")])), []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "layouts"), [(with_experts, ("experts", "all axes")), (with_slots, ("mesh", "heads"))]
+)
+def test_meshes_of_experts_and_of_slots(tiny, text_file, tmp_path, as_one, make, layouts):
+    """A mixture of experts along its own axis; keys and values that are parameters: both as on one device."""
+    model, front = make(tiny)
+    save(model, tmp_path / "model")
+    some = (f"--text={text_file}", "--windows=4", "--context=32", *front)
+
+    def of(out):
+        return [
+            [name, f"--model={tmp_path / 'model'}", f"--workdir={out / name}", *some, *rest]
+            for name, *rest in (
+                ["layerwise"],
+                ["census"],
+                ["intervene", "--layer=2", "--places=0:5,delim:3", "--draws=1"],
+            )
+        ]
+
+    as_one(of, layouts)
 
 
 def census(model, text, out):
