@@ -16,16 +16,13 @@ from absl import flags
 
 from experiments import common
 from experiments.flags import paths, text
-from massive_jax.data import load_text, text_name
-from massive_jax.files import Path, user_path
-from massive_jax.inputs.tokenizer import Tokenizer
-from massive_jax.loading import open_source
-from massive_jax.train import TokenFile, adopt, prepare_tokens
+from experiments.token_files import BYTES, prepare
+from massive_jax.files import user_path
+from massive_jax.train import adopt
 from massive_jax.train.data import DTYPES
 
-_BYTES = "bytes"
 _TOKENIZER = flags.DEFINE_string(
-    "tokenizer", _BYTES, "'bytes' (256 tokens, no download), or the model whose tokenizer to use, as for --model."
+    "tokenizer", BYTES, "'bytes' (256 tokens, no download), or the model whose tokenizer to use, as for --model."
 )
 _OUT = paths.define("out", None, "The token file to make.")
 _ADOPT = paths.define("adopt", None, "A token file without a sidecar, to write one for, instead of a text.")
@@ -35,23 +32,6 @@ _TOKEN_DTYPE = flags.DEFINE_enum("token_dtype", "uint16", list(DTYPES), "Of the 
 if __name__ == "__main__":
     flags.adopt_module_key_flags(common)
     flags.declare_key_flag("text")
-
-
-def prepare(name: str, tokenizer: str, out: Path, words: str | None = None) -> TokenFile:
-    """Makes the token file `out` of the text called `name` where it is not there; see `prepare_tokens` for the errors.
-
-    `words` is that text, where it has been read.
-    """
-    words, called = load_text(name) if words is None else words, text_name(name)
-    if tokenizer == _BYTES:
-        made_by = Tokenizer.of_bytes()
-    else:
-        with open_source(tokenizer) as source:
-            made_by = source.tokenizer()
-    if made_by is None:
-        raise ValueError(f"--tokenizer={tokenizer}: that model has no tokenizer.")
-    with common.progress(len(words), "tokenising") as progress:
-        return prepare_tokens(words, out, made_by, text_name=called, tokenizer_name=tokenizer, progress=progress)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from absl import flags
 
 from experiments import common
 from experiments.flags import paths, processes, seed, text, training
-from experiments.prepare_data import prepare
+from experiments.token_files import BYTES, prepare
 from massive_jax.data import load_text
 from massive_jax.files import Path, write_json
 from massive_jax.memory import keep_freed_memory
@@ -83,7 +83,7 @@ def open_data(name: str, workdir: Path, config: TrainConfig) -> TokenFile:
     def make() -> TokenFile:
         words = load_text(name)
         split_tokens(len(words.encode("utf-8", "surrogatepass")), config.validation, config.context, name)
-        return prepare(name, "bytes", out, words)
+        return prepare(name, BYTES, out, words)
 
     return once(make, "prepare the text") or TokenFile.open(out)
 

@@ -93,8 +93,10 @@ def same(a, b, where="", off=1e-6):
     if isinstance(a, dict):
         assert a.keys() == b.keys(), where
         for name in a.keys() - NOT_COMPARED:
-            # A difference of perplexities is as exact as they are.
+            # A difference of perplexities is as exact as they are; a share of an effect in nats, which are to 1e-6, too.
             own = max(off, 1e-6 * abs(a["value"])) if name == "difference" else off
+            if name == "share" and "effects" in a:
+                own = max(off, 1e-6 * abs(a["share"] / a["effects"]["zero"]["nats"]["value"]))
             same(a[name], b[name], f"{where}/{name}", own)
     elif isinstance(a, list):
         assert len(a) == len(b), where
