@@ -93,7 +93,7 @@ def same(a, b, where="", off=1e-6):
     if isinstance(a, dict):
         assert a.keys() == b.keys(), where
         for name in a.keys() - NOT_COMPARED:
-            # A difference of perplexities is as exact as they are; a share of an effect in nats, which are to 1e-6, too.
+            # A difference of perplexities is as exact as they are; so is a share of an effect in nats.
             own = max(off, 1e-6 * abs(a["value"])) if name == "difference" else off
             if name == "share" and "effects" in a:
                 own = max(off, 1e-6 * abs(a["share"] / a["effects"]["zero"]["nats"]["value"]))
