@@ -232,7 +232,8 @@ def provenance(models: Sequence[str], seed: int) -> Mapping[str, str]:
     """Of what and by what a result was made, in words; `models` as `about` says them."""
     found = {"Model" if len(models) == 1 else f"Model {i}": words for i, words in enumerate(models, 1)}
     versions = {"massive_jax": mj.__version__, "jax": jax.__version__, "numpy": np.__version__}
-    given = [flag for flag in sorted(flags.FLAGS) if flags.FLAGS[flag].present]
+    # Where it was written is nothing to whom the page is shown.
+    given = [flag for flag in sorted(flags.FLAGS) if flags.FLAGS[flag].present and flag != "workdir"]
     seconds = os.environ.get("SOURCE_DATE_EPOCH")
     date = datetime.datetime.now(datetime.UTC)
     if seconds is not None and seconds.isdecimal():

@@ -209,6 +209,7 @@ def line(made: "Figure", xs: Sequence[float], ys: Sequence[float], **options: An
     made.add_artist(Line2D(xs, ys, transform=made.dpi_scale_trans, **options))
 
 
+@functools.lru_cache(1 << 14)  # `wrap` asks for one beginning of a line after another
 def text_width(words: str, size: float = BODY, weight: str = "normal") -> float:
     """Width of one line of text, in inches."""
     from matplotlib.font_manager import FontProperties
