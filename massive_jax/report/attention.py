@@ -18,21 +18,32 @@ MASKED = -1e30  # a logit at or below this is a mask, not a score
 
 
 def plot_attention(
-    result: AttentionMap | Mapping[str, Any], logits: np.ndarray, probs: np.ndarray, path: str | os.PathLike[str]
-) -> None:
+    result: AttentionMap | Mapping[str, Any],
+    logits: np.ndarray,
+    probs: np.ndarray,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws one layer's attention and, over all layers, its share on the massive tokens.
 
     Args:
       result: the layer, its tokens and the shares of all layers, or what attention_map.json holds.
       logits: [T, S], before the softmax. Masked entries (NaN, infinite, or at most -1e30) are left blank.
       probs: [T, S], after the softmax; blank where `logits` is, and where NaN.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: shapes that do not fit, or a massive position outside them; or another suffix.
     """
-    with style.context():
-        style.save(draw(result, logits, probs), path)
+    return style.plot(lambda: draw(result, logits, probs), path, axes=axes, dark=dark)
 
 
 def draw(result: AttentionMap | Mapping[str, Any], logits: np.ndarray, probs: np.ndarray) -> "Figure":

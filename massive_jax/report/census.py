@@ -15,20 +15,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_census(result: ModelCensus | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_census(
+    result: ModelCensus | Mapping[str, Any],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws against the layers the largest dim of position 0, its attention, constancy and values, and entropy.
 
     Shaded are 95 % intervals, and what random tokens give in position 0's place.
 
     Args:
       result: the census, or what census.json holds. A number that is not finite is a gap.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: there are no layers; or another suffix.
     """
-    with style.context():
-        style.save(draw(result), path)
+    return style.plot(lambda: draw(result), path, axes=axes, dark=dark)
 
 
 def draw(result: ModelCensus | Mapping[str, Any]) -> "Figure":

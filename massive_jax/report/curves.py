@@ -181,7 +181,7 @@ def _name_ends(
     """Writes the names of curves beside their last points, apart from each other."""
     ends = [(curve, np.flatnonzero(np.isfinite(y))[-1:], y) for curve, y in curves]
     ends = [(curve, last, y) for curve, last, y in ends if last.size]
-    targets = [float(ax.transData.transform((curve.x[last[0]], y[last[0]]))[1]) / style.DPI for curve, last, y in ends]
+    targets = [style.inches(made, ax, curve.x[last[0]], y[last[0]])[1] for curve, last, y in ends]
     places = style.spread(targets, [style.text_height(style.SMALL)] * len(ends), base, base + height)
     for (curve, _, _), target, place in zip(ends, targets, places, strict=True):
         style.line(made, [x + 0.03, x + 0.2], [target, place], color=curve.colour, linewidth=0.7)

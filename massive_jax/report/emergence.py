@@ -22,7 +22,13 @@ _SINK: _Shown = ("sink_rate", "Attention on {sink}", False)
 _SLOTS: _Shown = ("slot_rate", "Attention on the bias", False)
 
 
-def plot_emergence(result: Training | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_emergence(
+    result: Training | Mapping[str, Any],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws a line a layer against the steps: largest magnitude, kurtosis, share of attention on the sink.
 
     Where there is an attention bias with slots, the share of attention on those is a fourth panel. A number that is
@@ -30,13 +36,18 @@ def plot_emergence(result: Training | Mapping[str, Any], path: str | os.PathLike
 
     Args:
       result: a training, or a mapping with its fields.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: there is no census; or another suffix.
     """
-    with style.context():
-        style.save(draw(result), path)
+    return style.plot(lambda: draw(result), path, axes=axes, dark=dark)
 
 
 def draw(result: Training | Mapping[str, Any]) -> "Figure":
@@ -45,7 +56,13 @@ def draw(result: Training | Mapping[str, Any]) -> "Figure":
     return _draw(*_words(training), training.census, training.sink, [], [_LARGEST, _KURTOSIS, _SINK])
 
 
-def plot_fits(result: Emergence | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_fits(
+    result: Emergence | Mapping[str, Any],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws each layer's largest over its median against the steps, points and the curve through them.
 
     Under it largest magnitude and share of attention on the sink, and on the bias where one has slots. What is not
@@ -54,12 +71,16 @@ def plot_fits(result: Emergence | Mapping[str, Any], path: str | os.PathLike[str
     Args:
       result: an emergence, or what emergence.json holds.
       path: as for `plot_emergence`.
+      axes: likewise.
+      dark: likewise.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: there is no census; or another suffix.
     """
-    with style.context():
-        style.save(draw_fits(result), path)
+    return style.plot(lambda: draw_fits(result), path, axes=axes, dark=dark)
 
 
 def draw_fits(result: Emergence | Mapping[str, Any]) -> "Figure":

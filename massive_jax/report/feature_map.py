@@ -25,8 +25,13 @@ MOST_DIMS, MOST_VALUES = 10, 8  # the most labels
 
 
 def plot_feature_map(
-    result: FeatureMap | Mapping[str, Any], magnitudes: np.ndarray, path: str | os.PathLike[str]
-) -> None:
+    result: FeatureMap | Mapping[str, Any],
+    magnitudes: np.ndarray,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws |hidden state| of one layer over tokens × dimensions (the paper's 3D figure).
 
     Each token is a ridge over all dimensions. Where there are more dimensions than can be drawn, a point
@@ -36,13 +41,18 @@ def plot_feature_map(
     Args:
       result: the layer's massive activations, or what feature_map.json holds.
       magnitudes: [T, D], at least 0; not finite is drawn as the largest finite one.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: shapes that do not fit, or a position or dimension outside them; or another suffix.
     """
-    with style.context():
-        style.save(draw(result, magnitudes), path)
+    return style.plot(lambda: draw(result, magnitudes), path, axes=axes, dark=dark)
 
 
 def draw(result: FeatureMap | Mapping[str, Any], magnitudes: np.ndarray) -> "Figure":

@@ -71,7 +71,13 @@ def about_intervals(result: Intervention) -> str:
     return f"Intervals: 95 %, {result.bootstrap_draws:,} bootstrap draws of the {what}{drawn}."
 
 
-def plot_intervention(result: Intervention | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_intervention(
+    result: Intervention | Mapping[str, Any],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws perplexity, or what there is in its place, as bars, one an intervention, each with its number.
 
     The axis of a perplexity is logarithmic and starts at 1, the least a perplexity can be, so a bar's length is the
@@ -81,13 +87,18 @@ def plot_intervention(result: Intervention | Mapping[str, Any], path: str | os.P
     Args:
       result: what the model is judged by under each operation ("original" is what the others are compared with), or
         what intervene.json holds.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: there is no perplexity at all, or one below 1; or another suffix.
     """
-    with style.context():
-        style.save(draw(result), path)
+    return style.plot(lambda: draw(result), path, axes=axes, dark=dark)
 
 
 def draw(result: Intervention | Mapping[str, Any]) -> "Figure":

@@ -18,7 +18,13 @@ WIDTH, PLOT_HEIGHT = 7.0, 3.0  # inches
 _LEFT, _BOTTOM = 0.82, 0.45  # inches: where the plot's corner is
 
 
-def plot_layerwise(result: Layerwise | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_layerwise(
+    result: Layerwise | Mapping[str, Any],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws top-1, top-2, top-3 and median magnitude against layer (the paper's layer-wise figure).
 
     Magnitudes are on a log axis. A filled marker, in the shaded region, meets both criteria of a massive
@@ -27,13 +33,18 @@ def plot_layerwise(result: Layerwise | Mapping[str, Any], path: str | os.PathLik
     Args:
       result: the layers, or what layerwise.json holds. A value that is not finite is left out and named under the
         title.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: there are no layers, or one without a largest value; or another suffix.
     """
-    with style.context():
-        style.save(draw(result), path)
+    return style.plot(lambda: draw(result), path, axes=axes, dark=dark)
 
 
 def draw(result: Layerwise | Mapping[str, Any]) -> "Figure":

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_massive_attention(result: MassiveAttention | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_massive_attention(
+    result: MassiveAttention | Mapping[str, Any],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws against the layers: attention on massive tokens, logits, how constant updates are, how alike vectors.
 
     Small dots are heads. Shaded are 95 % intervals, and what random tokens give. The vertical line is where the
@@ -23,13 +29,18 @@ def plot_massive_attention(result: MassiveAttention | Mapping[str, Any], path: s
 
     Args:
       result: what was measured, or what attention.json holds. A number that is not finite is a gap.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: there are no layers; or another suffix.
     """
-    with style.context():
-        style.save(draw(result), path)
+    return style.plot(lambda: draw(result), path, axes=axes, dark=dark)
 
 
 def draw(result: MassiveAttention | Mapping[str, Any]) -> "Figure":

@@ -182,18 +182,29 @@ WIDTH, _ROW, _GAP = 7.0, 0.24, 0.5  # inches
 _COLUMNS, _TICKS = 3, 3
 
 
-def plot_observatory(result: Observatory | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_observatory(
+    result: Observatory | Mapping[str, Any],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> Figure:
     """Draws a panel a metric, a line a model (hollow: without BOS): the value, its interval, and a bar for chance.
 
     Args:
       result: the observatory, or what observatory.json holds. A number that is not finite is left out.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: there are no models; or another suffix.
     """
-    with style.context():
-        style.save(draw(result), path)
+    return style.plot(lambda: draw(result), path, axes=axes, dark=dark)
 
 
 def draw(result: Observatory | Mapping[str, Any]) -> Figure:

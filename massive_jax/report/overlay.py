@@ -38,8 +38,11 @@ def plot_overlay(
     image: np.ndarray,
     grid: tuple[int, int],
     panels: Sequence[Panel],
-    path: str | os.PathLike[str],
-) -> None:
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws panels of one image side by side: maps over its patches, and outlines of those that stand out.
 
     Args:
@@ -49,13 +52,18 @@ def plot_overlay(
       image: uint8 [H, W, 3], as the model sees it.
       grid: rows and columns of patches.
       panels: from left to right.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: a map or a mark that does not fit the grid; no panels; or another suffix.
     """
-    with style.context():
-        style.save(draw(result, title, note, image, grid, panels), path)
+    return style.plot(lambda: draw(result, title, note, image, grid, panels), path, axes=axes, dark=dark)
 
 
 def draw(

@@ -15,19 +15,30 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_profiles(result: Profiles | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_profiles(
+    result: Profiles | Mapping[str, Any],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws a line a model against the layers: the largest magnitude (and the median, thin) and the sink rate.
 
     Args:
       result: the figure's words and its models, or a mapping with its fields. A number that is not finite, or not
         positive on the logarithmic axis, is a gap.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: there is no model; or another suffix.
     """
-    with style.context():
-        style.save(draw(result), path)
+    return style.plot(lambda: draw(result), path, axes=axes, dark=dark)
 
 
 def draw(result: Profiles | Mapping[str, Any]) -> "Figure":

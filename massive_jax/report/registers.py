@@ -16,18 +16,29 @@ if TYPE_CHECKING:
 WIDTH, PLOT_HEIGHT = 6.0, 2.6  # inches
 
 
-def plot_registers(result: RegisterLayers | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_registers(
+    result: RegisterLayers | Mapping[str, Any],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws each register's largest mean magnitude against the layer, on a log axis.
 
     Args:
       result: the registers' layers, or what vit_registers.json holds.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: another suffix.
     """
-    with style.context():
-        style.save(draw(result), path)
+    return style.plot(lambda: draw(result), path, axes=axes, dark=dark)
 
 
 def draw(result: RegisterLayers | Mapping[str, Any]) -> "Figure":

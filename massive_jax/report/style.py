@@ -10,14 +10,16 @@ those of a dark page are others.
 import contextlib
 import contextvars
 import functools
+import io
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from massive_jax import files
+from massive_jax.report import sheet
 from massive_jax.report.words import conditions, label, model_name, number, plain, power, precision, shorten, spans
 
 # Also reached from here.
@@ -78,7 +80,7 @@ if not TYPE_CHECKING:
 
 FONT = "DejaVu Sans"  # comes with matplotlib, so a figure looks the same on every machine
 TITLE, BODY, SMALL = 10.5, 8.5, 7.5  # points
-DPI = 300
+DPI, SCREEN_DPI = 300, 120  # of files, of notebooks
 MARGIN = 0.1  # inches, around everything
 
 
@@ -167,7 +169,9 @@ def ordered(count: int) -> np.ndarray:
 
 
 def figure(width: float, height: float) -> "Figure":
-    """An empty figure of `width` × `height` inches on the Agg canvas, apart from pyplot's list."""
+    """An empty figure of `width` × `height` inches on the Agg canvas, or what `plot` draws on."""
+    if (room := sheet.given()) is not None:
+        return sheet.Sheet(room, width, height)  # type: ignore[return-value]  # what drawing asks of a figure
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -175,6 +179,51 @@ def figure(width: float, height: float) -> "Figure":
     made = Figure(figsize=(width, height), dpi=DPI, facecolor=paper)
     FigureCanvasAgg(made)
     return made
+
+
+def plot(
+    draw: "Callable[[], Figure]", path: str | os.PathLike[str] | None = None, *, axes: Any = None, dark: bool = False
+) -> "Figure":
+    """Draws a figure, and saves it where a path is given; every function that plots ends here.
+
+    The figure is not on pyplot's list: nothing has to be closed. As the last line of a notebook's cell it is shown.
+
+    Args:
+      draw: makes the figure with `figure`, in `context()`.
+      path: as for `save`; None for no file.
+      axes: where it is drawn: axes, an array of them in one figure, a subfigure or a figure. The room is the rectangle
+        around them; where it is too small, the whole figure grows. Panels use given axes in their order, and what is
+        over is hidden. None: a figure of its own.
+      dark: for a dark page, which is seen behind it.
+
+    Returns:
+      The figure: the whole one that `axes` are in, where they are given.
+
+    Raises:
+      ValueError: as `draw` and `save`; or `axes` that are something else.
+    """
+    with context(dark=dark), sheet.into(axes):
+        made = draw()
+        for ax in made.axes:  # ticks are made as they are first asked for, with the settings of that time
+            ax.get_xticklabels(), ax.get_yticklabels()
+        whole: Figure = made.figure if axes is not None else made
+        if path is not None:
+            save(whole, path)
+        if axes is None:
+            whole.set_dpi(SCREEN_DPI)
+            whole._repr_mimebundle_ = functools.partial(_shown, whole)  # type: ignore[attr-defined]
+    return whole
+
+
+def _shown(made: "Figure", include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a notebook shows of a figure, also where pyplot was never imported: twice as fine as its size says."""
+    del include, exclude
+    picture = io.BytesIO()
+    made.savefig(picture, dpi=2 * SCREEN_DPI, format="png")
+    width, height = (round(SCREEN_DPI * inches) for inches in made.get_size_inches())
+    return {"image/png": picture.getvalue(), "text/plain": repr(made)}, {
+        "image/png": {"width": width, "height": height}
+    }
 
 
 def save(made: "Figure", path: str | os.PathLike[str]) -> None:
@@ -200,6 +249,12 @@ def axes(made: "Figure", left: float, bottom: float, width: float, height: float
 def text(made: "Figure", x: float, y: float, words: str, **options: Any) -> Any:
     """Text at a place in inches from the figure's lower left corner."""
     return made.text(x, y, words, transform=made.dpi_scale_trans, **options)
+
+
+def inches(made: "Figure", ax: Any, x: float, y: float) -> tuple[float, float]:
+    """Where a point of axes is, in inches from the figure's lower left corner."""
+    across, up = made.dpi_scale_trans.inverted().transform(ax.transData.transform((x, y)))
+    return float(across), float(up)
 
 
 def line(made: "Figure", xs: Sequence[float], ys: Sequence[float], **options: Any) -> None:

@@ -21,15 +21,26 @@ _BY_LAYER = 2.75  # inches
 _OTHERS = "#8C939B"
 
 
-def plot_super_weights(result: SuperWeightsOf | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_super_weights(
+    result: SuperWeightsOf | Mapping[str, Any],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws the perplexity without each weight that was tested, and by layer what MLPs write and what they could.
 
     Args:
       result: what was measured, or what super_weights.json holds.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
     """
-    with style.context():
-        style.save(draw(as_record(SuperWeightsOf, result)), path)
+    return style.plot(lambda: draw(as_record(SuperWeightsOf, result)), path, axes=axes, dark=dark)
 
 
 def super_weight_rows(result: SuperWeightsOf) -> list[Row]:

@@ -16,18 +16,29 @@ if TYPE_CHECKING:
 _CELL, _LEAST, _MOST, _GAP, _BAR = 0.19, 1.9, 4.4, 0.3, 0.1  # inches: a cell; a map, its least and its most; between
 
 
-def plot_sweep(result: SweepResult | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_sweep(
+    result: SweepResult | Mapping[str, Any],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws the change of a metric by layer and position, and what gradients say of it, on one scale.
 
     Args:
       result: what was measured, or what sweep.json holds. A number that is not finite is left blank.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: values that are not L × T; or another suffix.
     """
-    with style.context():
-        style.save(draw(result), path)
+    return style.plot(lambda: draw(result), path, axes=axes, dark=dark)
 
 
 def draw(result: SweepResult | Mapping[str, Any]) -> "Figure":

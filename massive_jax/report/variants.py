@@ -34,34 +34,55 @@ _KINDS = {
 _LEAST = 1.0  # of the ratios that are drawn: nothing is below the median
 
 
-def plot_variants(result: _Given, path: str | os.PathLike[str]) -> None:
+def plot_variants(
+    result: _Given,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws each variant as a point, heads with a sink against largest over median, and its seeds as small ones.
 
     Heads of the middle block that has most of them. The lines are what is called a sink, and what a spike.
 
     Args:
       result: variants, or what emergence_variants.json holds.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: there are no variants; or another suffix.
     """
-    with style.context():
-        style.save(draw(result), path)
+    return style.plot(lambda: draw(result), path, axes=axes, dark=dark)
 
 
-def plot_variant_curves(result: _Given, path: str | os.PathLike[str]) -> None:
+def plot_variant_curves(
+    result: _Given,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws a chart a variant: the first token's largest over the median by step, its seeds, and the curve through it.
 
     Args:
       result: as for `plot_variants`.
       path: likewise.
+      axes: likewise.
+      dark: likewise.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: there are no variants; or another suffix.
     """
-    with style.context():
-        style.save(draw_curves(result), path)
+    return style.plot(lambda: draw_curves(result), path, axes=axes, dark=dark)
 
 
 def variant_rows(result: _Given) -> tuple[tuple[str, ...], list[tuple[str | None, ...]]]:
@@ -133,7 +154,7 @@ def draw(result: _Given) -> "Figure":
     )  # fmt: skip
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return tuple(float(v) / style.DPI for v in ax.transData.transform((x, y)))  # type: ignore[return-value]
+        return style.inches(made, ax, x, y)
 
     taken = _corners(made, (_LEFT, _BOTTOM, _LEFT + width, _BOTTOM + HEIGHT))
     points = []
