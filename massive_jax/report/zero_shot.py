@@ -19,18 +19,29 @@ _GAP = 0.45  # inches below a panel
 _MOST = 24  # tasks that there is room for
 
 
-def plot_zero_shot(result: ZeroShot | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_zero_shot(
+    result: ZeroShot | Mapping[str, Any],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws each task's accuracy under each edit as bars, with intervals; perplexities in a panel of their own.
 
     Args:
       result: what was measured, or what zero_shot.json holds. Of many tasks the first 24 are drawn.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
+        a figure of its own.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: there is neither an accuracy nor a perplexity; or another suffix.
     """
-    with style.context():
-        style.save(draw(result), path)
+    return style.plot(lambda: draw(result), path, axes=axes, dark=dark)
 
 
 def zero_shot_rows(result: ZeroShot) -> dict[str, list[Row]]:

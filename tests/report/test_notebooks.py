@@ -11,7 +11,9 @@ import massive_jax.report
 from massive_jax.report import plot_attention, plot_layerwise, plot_profiles, style
 from tests.fixtures.figures import texts_of
 
-PLOTS = [value for name, value in vars(massive_jax.report).items() if name.startswith("plot_")]
+PLOTS = [
+    value for name, value in vars(massive_jax.report).items() if name.startswith("plot_") and name != "plot_preview"
+]
 
 
 def layers(count=3, **changes):
