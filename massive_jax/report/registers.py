@@ -28,8 +28,7 @@ def plot_registers(
     Args:
       result: the registers' layers, or what vit_registers.json holds.
       path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
-      axes: where it is drawn: axes, an array of them, a subfigure or a figure, which grows where it is too small; None:
-        a figure of its own.
+      axes: axes, an array of them, a subfigure or a figure to draw in, which grows if too small; None: a new figure.
       dark: whether it is for a dark page, which is seen behind it.
 
     Returns:
