@@ -103,7 +103,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags; gives what is no flag."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, OSError) as error:  # OSError: a --flagfile that is not there
+    except (flags.Error, OSError, ValueError) as error:  # a --flagfile that is not there, or no text; --nobos=true
         _fail(_in_words(error))
     except SystemExit:  # after --help; absl's status is 1
         sys.exit(0)

@@ -24,6 +24,7 @@ from massive_jax.train.data import DTYPES
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", BYTES, "'bytes' (256 tokens, no download), or the model whose tokenizer to use, as for --model."
 )
+paths.look_at(_TOKENIZER)
 _OUT = paths.define("out", None, "The token file to make.")
 _ADOPT = paths.define("adopt", None, "A token file without a sidecar, to write one for, instead of a text.")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", None, "Of the tokens in --adopt.", lower_bound=1)

@@ -16,11 +16,19 @@ from typing import Any
 import yaml
 
 from experiments import apart
+from experiments.flags import processes
 from massive_jax.files import Path, listed, one_line, short_name, shown
 
 MOST = 10_000  # units of a batch
 _NAME = 80  # letters of a directory's name, before the id
-_OURS = {"workdir": "the batch gives each unit its own", "traceback": "it is for people at a terminal"}
+_LONGEST = 100_000  # bytes of a text; Linux takes an argument of 128 KiB
+_OURS = {
+    "workdir": "the batch gives each unit its own",
+    "traceback": "it is for people at a terminal",
+    "flagfile": "write its flags here",
+    "undefok": "a flag that an experiment has not is an error",
+    **dict.fromkeys(processes.NAMES, "give it to the batch, which passes it on"),
+}
 
 Flags = Mapping[str, str | tuple[str, ...]]
 """Flags by name: their text, or several where a flag is given several times."""
@@ -172,6 +180,18 @@ def _value(node: yaml.Node, name: str, where: str) -> str | tuple[str, ...] | No
     parts = _list(node)
     if not parts or not all(isinstance(part, yaml.ScalarNode) for part in parts):
         raise ValueError(f"{where}: a value of {name!r} is no text, number or list of these.")
+    if not _fits_in_a_command("".join(part.value for part in parts)):
+        raise ValueError(
+            f"{where}: {name} {shown(parts[0].value)} cannot stand in a command: it has a null byte, half of a "
+            f"surrogate pair, or more than {_LONGEST:,} bytes."
+        )
     if isinstance(node, yaml.SequenceNode):
         return tuple(part.value for part in parts)
     return None if node.tag == "tag:yaml.org,2002:null" else node.value
+
+
+def _fits_in_a_command(text: str) -> bool:
+    try:
+        return "\0" not in text and len(text.encode("utf-8")) <= _LONGEST
+    except UnicodeEncodeError:
+        return False

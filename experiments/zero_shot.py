@@ -32,7 +32,7 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common, intervene
-from experiments.flags import definition, layer, seed, text
+from experiments.flags import definition, layer, paths, seed, text
 from experiments.flags import model as model_flags
 from massive_jax.analysis import FIRST_DELIMITER, Thresholds
 from massive_jax.data import Windows, cut_windows, load_text
@@ -49,18 +49,20 @@ from massive_jax.evaluate import (
     quantized_weights,
     task_scores,
 )
-from massive_jax.files import write_json
+from massive_jax.files import is_remote, write_json
 from massive_jax.report import as_json, effect_of, plot_zero_shot, zero_shot_rows, zero_shot_title
 from massive_jax.report.results import EditedPlace, TaskResult, ZeroShot
 
 NONE = "none"
 
 _TASKS = flags.DEFINE_list("tasks", ["paper"], "Tasks of the harness, or files of tasks (.yaml); 'paper': its five.")
+paths.look_at(_TASKS)
 _EDITS = flags.DEFINE_list("edits", [NONE, "zero", "mean"], f"Any of {NONE}, {KNOWN}.")
-_INCLUDE = flags.DEFINE_string("include_path", None, "A directory with tasks of your own.")
+_INCLUDE = paths.define("include_path", None, "A directory with tasks of your own.")
 _FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples in front of each item (default: a task's).", 0)
 _LIMIT = flags.DEFINE_integer("limit", None, "Most items of a task, from its start.", lower_bound=1)
-_CACHE = flags.DEFINE_string("cache", None, "A directory that keeps answers.")
+_CACHE = paths.define("cache", None, "A directory of this machine that keeps answers.")
+flags.register_validator(_CACHE, lambda path: not is_remote(path or ""), "give a directory of this machine.")
 _CHAT = flags.DEFINE_bool("chat", False, "Puts items by the model's chat template.")
 _BITS = flags.DEFINE_integer(
     "quantized_bits", None, "Rounds weights and what enters linear maps to so many bits.", lower_bound=2, upper_bound=16

@@ -13,6 +13,7 @@ from massive_jax.storage import check_reachable
 
 _HUB = re.compile(r"hf://|https://huggingface\.co/")  # of which loading says how to name a model
 
+NAMES: set[str] = set()  # of the flags that are defined so far
 _here = True  # whether paths are for this machine
 
 flags.disclaim_key_flags()  # a flag is that of the module which asks for it
@@ -27,6 +28,7 @@ def define(name: str, default: str | None, meaning: str, **options: Any) -> flag
 
 def look_at(holder: flags.FlagHolder[Any]) -> None:
     """Does the same for a flag, or a list, whose values are paths, or NAME:PATH, or names."""
+    NAMES.add(holder.name)
     flags.register_validator(holder, _check)
 
 

@@ -161,6 +161,7 @@ def docker(command: Command) -> str:
     if slice_ is not None and slice_.hosts > 1:
         raise ValueError(f"--accelerator={accelerator} is {slice_.hosts} hosts, and this a container on one.")
     command = command.together(gpus(accelerator) if slice_ is None else slice_.chips, 1)
+    command.check_below()
     extra = "gpu" if gpu else "tpu"
     # docs.cloud.google.com/tpu/docs/run-in-container; docs.docker.com/engine/containers/gpu
     devices = ["--gpus=all", "--shm-size=16g"] if gpu else ["--privileged", "--network=host"]

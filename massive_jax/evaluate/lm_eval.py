@@ -17,7 +17,7 @@ from massive_jax.arguments import is_index, shown, whole_number, yes_or_no
 from massive_jax.checksums import checksum
 from massive_jax.evaluate.batches import TOKENS_A_BATCH, rows_a_batch
 from massive_jax.evaluate.continuations import continuation_edits, score_continuations
-from massive_jax.files import one_line, user_path
+from massive_jax.files import is_remote, local, one_line, user_path
 from massive_jax.forward import left_pad
 from massive_jax.inputs.tokenizer import Tokenizer
 from massive_jax.model import TextModel
@@ -389,6 +389,8 @@ def evaluate_tasks(
     Raises:
       ValueError: a task that is not known, or whose data cannot be had; see also `HarnessLM`.
     """
+    if cache is not None and is_remote(cache):
+        raise ValueError(f"cache {cache!r}: the harness keeps answers in a file of this machine; give a path there.")
     lm = model if isinstance(model, HarnessLM) else HarnessLM(model, edits, **options)
     names, manager = task_manager(tasks, include_path)
     if chat and lm.tokenizer.chat_template is None:
@@ -424,9 +426,12 @@ def task_manager(tasks: Sequence[str], include_path: str | None = None) -> tuple
     names = [name for task in tasks for name in (PAPER if task == "paper" else (task,)) if task]
     if not names:
         raise ValueError("there are no tasks; name one at least.")
+    names = [str(local(name)) if is_remote(name) else name for name in names]
     directory = None if include_path is None else user_path(include_path)
     if directory is not None and not directory.is_dir():
         raise ValueError(f"there is no directory {str(include_path)!r} of tasks.")
+    if directory is not None:
+        directory = local(directory)  # the harness reads it itself
     for defaults in (False, True) if directory is not None else (True,):
         manager = _manager(None if directory is None else str(directory), defaults)
         unknown = [name for name in names if not name.endswith(".yaml") and not manager.match_tasks([name])]

@@ -58,6 +58,7 @@ def no_model(monkeypatch):
     [
         *((name, "--nonsense=1", "Unknown command line flag 'nonsense'") for name in ALL),
         ("layerwise", "--windws=1", "Did you mean: windows"),
+        ("layerwise", "--nobos=true", "--nobos=true does not take an argument"),
         ("layerwise", "stray", "unexpected arguments 'stray'"),
         ("layerwise", "--windows=0", "--windows=0: 0 is not a positive"),
         ("layerwise", "--context=x", "--context=x"),

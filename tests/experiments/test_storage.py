@@ -20,7 +20,7 @@ __all__ = ["bucket", "google", "google_server"]
 FLAGS = flags.FLAGS
 PATHS = (
     *("model", "models", "workdir", "text", "images", "data", "out", "adopt", "page", "register_means", "means"),
-    *("linear_head", "save", "checkpoints", "dataset"),
+    *("linear_head", "save", "checkpoints", "dataset", "file", "tokenizer", "tasks", "include_path", "cache"),
 )
 SMALL = {
     "attention": ("--windows=2", "--context=32"),
@@ -109,6 +109,10 @@ def test_paths_of_no_store_are_told_before_anything_runs(clean_flags, monkeypatc
             clean_flags()
     with pytest.raises(flags.IllegalFlagValueError, match="needs the package s3fs"):
         FLAGS(["experiment", "--text=wikitext2:s3://bucket/wikitext"])
+    clean_flags()
+    monkeypatch.setattr(storage, "_by_tensorflow", lambda: True)
+    with pytest.raises(flags.IllegalFlagValueError, match="--cache=gs://bucket/x: give a directory of this machine"):
+        FLAGS(["experiment", "--cache=gs://bucket/x"])
 
 
 def test_a_workdir_in_a_store_is_held_by_one(bucket, clean_flags):

@@ -11,6 +11,13 @@ from tests.experiments.launch.conftest import STORE
 from tests.experiments.launch.test_scripts import GKE, SLURM, TPU
 
 RUN = ("--", "layerwise", STORE)
+SWEEPS = {
+    "wrong": "experiment: censsus",
+    "flags": "experiment: layerwise, windws: 1",
+    "here": "experiment: layerwise, model: folder",
+    "alone": "experiment: emergence",
+    "mesh": "experiment: layerwise, mesh: '8,1'",
+}
 
 
 @pytest.mark.parametrize(
@@ -63,6 +70,28 @@ RUN = ("--", "layerwise", STORE)
         ((*GKE, "--", "train_gpt2", "--data=bytes.bin", STORE), "only text can go along"),
         ((*TPU, "--", "train_gpt2", "--mesh=8,1", STORE), "--mesh=8,1: 8 devices; the accelerator has 16"),
         ((*SLURM, "--", "train_gpt2", "--mesh=8,1"), "the accelerator has 16"),
+        ((*TPU, "--", "layerwise", "--coordinator=a:1", STORE), "--coordinator: the hosts of a launch find each other"),
+        ((*TPU, "--", "layerwise", "--nobos=true", STORE), "layerwise: --nobos=true does not take an argument"),
+        ((*TPU, "--", "layerwise", "--flagfile=nowhere", STORE), "layerwise: ERROR:: Unable to open flagfile"),
+        ((*TPU, "--", "layerwise", "--text=wikitext2:folder", STORE), "a folder of this machine"),
+        ((*TPU, "--", "batch", STORE), "batch: --file is missing"),
+        ((*TPU, "--", "batch", "--file=nowhere", STORE), "--file 'nowhere' cannot be opened"),
+        ((*TPU, "--", "batch", "--file=folder", STORE), "--file 'folder' is a directory"),
+        ((*TPU, "--", "batch", "--file=wrong.yaml", STORE), "line 1: no experiment 'censsus'; did you mean census?"),
+        ((*TPU, "--", "batch", "--file=flags.yaml", STORE), "layerwise: Unknown command line flag 'windws'"),
+        ((*TPU, "--", "batch", "--file=here.yaml", STORE), "--model=folder is a folder of this machine"),
+        ((*TPU, "--", "batch", "--file=alone.yaml", STORE), "emergence runs in one process"),
+        ((*TPU, "--", "batch", "--file=mesh.yaml", STORE), "--mesh=8,1: 8 devices; the accelerator has 16"),
+        ((*SLURM, "--", "batch", "--file=mesh.yaml", "--shard=0/2"), "--shard=0/2 would be the same on every host"),
+        ((*SLURM, "--", "batch", "--file=mesh.yaml", "--shard=auto", "--mesh=16,1"), "16 devices; a host has 8"),
+        (
+            ("--on=docker", "--accelerator=h100:1", "--", "layerwise", "--workdir=/mnt/x"),
+            "results in /mnt/x: the container",
+        ),
+        (
+            ("--on=docker", "--accelerator=h100:1", "--", "layerwise", "--model=../outside"),
+            "--model=../outside: the cont",
+        ),
     ],
 )
 def test_said_in_one_line(refused, tmp_path, arguments, message):
@@ -71,6 +100,8 @@ def test_said_in_one_line(refused, tmp_path, arguments, message):
     with (tmp_path / "large.gguf").open("wb") as file:
         file.truncate(1 << 20)
     (tmp_path.parent / "outside").write_text("x")
+    for name, group in SWEEPS.items():
+        (tmp_path / f"{name}.yaml").write_text(f"- {{{group}}}")
     assert message in refused(*arguments)
 
 
