@@ -77,7 +77,9 @@ def job() -> Job:
     if _EXPERIMENT.value == "train_gpt2":
         trained = train_gpt2.configure(training.preset(PRESETS), platform=chips.chip.platform)
         program = planned.training(dataclasses.replace(trained, mesh=(1, 1)))
-        return Job(lambda B, T: [program], trained.model, chips, program.batch, trained.context, cuts=False)
+        return Job(
+            lambda B, T: [program], trained.model, chips, program.batch, trained.context, cuts=False, divides=True
+        )
     config = dataclasses.replace(config_of(model.MODEL.value), dtype=model.DTYPE.value)
     if isinstance(config, TransformerConfig):
         most = config.context_length

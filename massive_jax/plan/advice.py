@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from massive_jax.chips import Chips
-from massive_jax.parallel import AXES, mesh_text
+from massive_jax.parallel import AXES, BATCH_AXES, mesh_text
 from massive_jax.plan.estimate import Estimate, estimate, fits, most_held, time_of
 from massive_jax.plan.place import Config
 from massive_jax.plan.programs import Program
@@ -23,6 +25,7 @@ class Job:
       batch: B.
       length: T.
       cuts: whether the batch and the length may be less.
+      divides: whether it runs only where the batch divides over the mesh, as a training does.
     """
 
     programs: Callable[[int, int], Sequence[Program]]
@@ -31,30 +34,57 @@ class Job:
     batch: int
     length: int
     cuts: bool = True
+    divides: bool = False
+
+    @functools.cached_property
+    def _programs(self) -> Sequence[Program]:
+        return self.programs(self.batch, self.length)
 
     def estimates(self, sizes: Mapping[str, int]) -> list[Estimate]:
         """Works out each program on a mesh."""
-        return [estimate(program, self.config, self.chips, sizes) for program in self.programs(self.batch, self.length)]
+        return [estimate(program, self.config, self.chips, sizes) for program in self._programs]
 
     def best(self) -> tuple[dict[str, int], list[Estimate]]:
-        """Gives the mesh on which it fits and is fastest, or else needs least memory, and the estimates."""
-        tried = [(sizes, self.estimates(sizes)) for sizes in meshes(self.chips.count, self.config)]
+        """Gives the mesh on which it fits and is fastest, or else needs least memory, and the estimates.
+
+        Raises:
+          ValueError: it runs on none of so many chips.
+        """
+        tried = [(sizes, self.estimates(sizes)) for sizes in self.meshes()]
+        if not tried:
+            raise ValueError(
+                f"{self.chips}: no mesh of {self.chips.count} chips splits a batch of {self.batch} and "
+                f"{self.config.num_heads} heads evenly; give another batch, or --mesh."
+            )
         fitting = [one for one in tried if fits(one[1], self.chips)]
         if fitting:
             return min(fitting, key=lambda one: time_of(one[1])[1])
         return min(tried, key=lambda one: most_held(one[1]))
 
+    def meshes(self) -> list[dict[str, int]]:
+        """Gives the meshes of the chips on which it runs."""
+
+        def runs(sizes: Mapping[str, int]) -> bool:
+            return not self.divides or self.batch % math.prod(sizes[axis] for axis in BATCH_AXES) == 0
+
+        return list(filter(runs, meshes(self.chips.count, self.config)))
+
 
 def meshes(count: int, config: Config) -> Iterator[dict[str, int]]:
-    """Gives the meshes of so many chips: parameters split over fsdp, tensor and, of a mixture of experts, expert."""
+    """Gives the meshes of so many chips: the batch over fsdp or data, the model over tensor and, if it has any, expert.
+
+    Of meshes that take as long the first splits the parameters most.
+    """
     experts = config.experts.num_experts if config.experts else 1
     for expert in _divisors(count):
         if experts % expert:
             continue
         for tensor in _divisors(count // expert):
             if config.num_heads % tensor == 0:
-                sizes = dict.fromkeys(AXES, 1)
-                yield sizes | {"fsdp": count // expert // tensor, "tensor": tensor, "expert": expert}
+                rest, sizes = count // expert // tensor, dict.fromkeys(AXES, 1) | {"tensor": tensor, "expert": expert}
+                yield sizes | {"fsdp": rest}
+                if rest > 1:
+                    yield sizes | {"data": rest}
 
 
 def check_fits(job: Job, sizes: Mapping[str, int], estimates: Sequence[Estimate]) -> None:
@@ -86,6 +116,8 @@ def _fitting(job: Job, sizes: Mapping[str, int]) -> Iterator[str]:
     def fitting(changed: Job, on: Mapping[str, int] | None = None) -> Mapping[str, int] | None:
         """The mesh, where it fits."""
         if on is None:
+            if not changed.meshes():
+                return None
             on, estimates = changed.best()
         else:
             estimates = changed.estimates(on)

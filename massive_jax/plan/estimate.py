@@ -7,6 +7,7 @@ vendor's figure and beside the others, up to their sum, if none did. Real progra
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -22,7 +23,7 @@ from massive_jax.plan.place import (
     rows_a_chip,
     share_of,
 )
-from massive_jax.plan.programs import Call, Program
+from massive_jax.plan.programs import Program
 from massive_jax.plan.work import Work, size_of, work_of
 from massive_jax.train import flops_per_token
 
@@ -81,8 +82,7 @@ def estimate(program: Program, config: Config, chips: Chips, sizes: Mapping[str,
     whole = program.make(config, program.batch, mesh)
     memory = {part: bytes_a_chip(tree) for part, tree in whole.parts.items()}
     share, rows = share_of(config, mesh), rows_a_chip(program.batch, mesh)
-    local = program.make(share, rows, None)
-    work, captured = _worked(local)
+    work, captured, kept_as = _worked(program, share, rows)
     of_layer, _ = gathered(config, mesh, config.jnp_dtype.itemsize)
     held = work.held
     if program.trains:
@@ -93,7 +93,7 @@ def estimate(program: Program, config: Config, chips: Chips, sizes: Mapping[str,
         gradients = bytes_a_chip(abstract_params(config, mesh, "float32"))
         held -= bytes_a_chip(abstract_params(share, None, "float32"))
         memory["gradients"] = gradients
-    memory[local.kept_as] = memory.get(local.kept_as, 0) + captured
+    memory[kept_as] = memory.get(kept_as, 0) + captured
     memory["gathered parameters"] = of_layer
     memory["activations"] = max(0, held - captured)
     sent = expected(
@@ -118,11 +118,13 @@ def estimate(program: Program, config: Config, chips: Chips, sizes: Mapping[str,
     )
 
 
-def _worked(call: Call) -> tuple[Work, int]:
-    """What a call takes, and the bytes of its results that were asked for."""
+@functools.lru_cache(maxsize=64)  # meshes along data and along fsdp give a chip the same
+def _worked(program: Program, share: Config, rows: int) -> tuple[Work, int, str]:
+    """What a chip's share takes; of its results that were asked for the bytes, and the part of the memory."""
+    call = program.make(share, rows, None)
     traced = call.function.trace(*call.arguments)
     captured = call.captured(traced.out_info)
-    return work_of(traced), sum(map(size_of, jax.tree.leaves(captured)))
+    return work_of(traced), sum(map(size_of, jax.tree.leaves(captured))), call.kept_as
 
 
 def time_of(estimates: Sequence[Estimate]) -> tuple[float, float]:

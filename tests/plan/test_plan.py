@@ -103,7 +103,9 @@ class TestPlaces:
         assert (of_experts.num_experts, of_experts.num_chosen) == (2, 1)
 
     def test_meshes_of_chips(self):
-        assert [(m["fsdp"], m["tensor"]) for m in meshes(8, TINY)] == [(8, 1), (4, 2), (2, 4)]
+        found = [(m["fsdp"], m["data"], m["tensor"]) for m in meshes(8, TINY)]
+        assert found == [(8, 1, 1), (1, 8, 1), (4, 1, 2), (1, 4, 2), (2, 1, 4), (1, 2, 4)]
+        assert [*meshes(1, TINY)] == [ONE]
         assert all(math.prod(m.values()) == 8 for m in meshes(8, EXPERTS))
         assert any(m["expert"] == 4 for m in meshes(8, EXPERTS))
 
@@ -242,6 +244,15 @@ class TestAdvice:
         assert re.search(r"It fits with --chips=v5e-8 --mesh=\S+\.$", found)
         # Smaller ones come first, and nothing is tried after what fits.
         assert {chips for chips, *_ in job.tried} <= {"v5e-4", "v5e-8"}
+
+    def test_a_training_is_planned_for_meshes_that_its_batch_divides_over(self):
+        tried = weighed("v5e-16", dtype="bfloat16", batch=12, divides=True)
+        assert tried.best()[0] == parse_mesh("fsdp:4,tensor:4")
+        job = weighed("v5e-16", batch=3, divides=True)
+        with pytest.raises(ValueError, match="no mesh of 16 chips splits a batch of 3 and 4 heads evenly"):
+            job.best()
+        found = self.refusal(weighed("v5e-8", batch=2, divides=True, cuts=False), "fsdp:2,tensor:4")
+        assert found.endswith("It fits with --dtype=bfloat16 --mesh=fsdp:2,tensor:4.")
 
     def test_nothing_near(self):
         assert self.refusal(weighed("h200:1", batch=3000, length=1024, cuts=False), "1,1").endswith(
