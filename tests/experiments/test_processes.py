@@ -271,6 +271,36 @@ def test_one_that_is_lost_ends_the_others(tiny_directory, tmp_path, together, na
     assert read_json(tmp_path / "cut" / "census.json") == read_json(tmp_path / "whole" / "census.json")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags", "left"),
+    [
+        ("collect", ("--windows=12", "--context=32", "--shard_rows=64", "--shuffle"), "rows-00000.safetensors"),
+        ("sweep", ("--bos", "--dim=3", f"--prompt={80 * 'a'}"), "sweep.npz"),
+    ],
+)
+def test_what_was_cut_short_goes_on_to_the_same_bytes(tiny_directory, text_file, tmp_path, together, name, flags, left):
+    """Two processes, one killed in the midst: what there is of the results stays, and a rerun makes of it the whole."""
+    text = () if name == "sweep" else (f"--text={text_file}",)
+
+    def files(directory):
+        return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+    def run(directory, **plan):
+        arguments = [name, f"--model={tiny_directory}", f"--workdir={directory}", *text, *flags]
+        return together([arguments], 2, 1, **plan)
+
+    wait(run(tmp_path / "whole"), 240)
+    first, lost = run(tmp_path / "cut", signal=[1, "SIGKILL", 4])
+    assert lost.wait(240) != 0
+    assert first.wait(120) != 0
+    found, whole = files(tmp_path / "cut"), files(tmp_path / "whole")
+    assert left in {path.name for path in found}
+    assert found != whole
+    wait(run(tmp_path / "cut"), 240)
+    assert files(tmp_path / "cut") == whole
+
+
 def state(process):
     """What the system says a process does: "T" where it is stopped."""
     return pathlib.Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
