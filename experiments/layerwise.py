@@ -98,7 +98,7 @@ def record(
 
     def layer(summary: LayerSummary) -> Layer:
         top = tuple(TopActivation(**where(found), share=found.share) for found in summary.locations[:_TOP])
-        return Layer(layer=summary.layer, top=top, median=summary.median)
+        return Layer(layer=summary.layer, top=top, median=summary.median, magnitudes=summary.magnitudes[:_TOP])
 
     return Layerwise(
         **common.header(model, inputs, source),

@@ -28,13 +28,19 @@ class LayerSummary:
       layer: 1-based; None for the final norm.
       locations: where its largest activations sit, largest first.
       median: median magnitude, averaged over the sequences.
-      largest: largest magnitude, averaged over the sequences.
+      magnitudes: its largest, second largest, … magnitude wherever it is, each averaged over the sequences (paper,
+        section 2): never larger than the one before.
     """
 
     layer: int | None
     locations: list[Location]
     median: float
-    largest: float
+    magnitudes: tuple[float, ...]
+
+    @property
+    def largest(self) -> float:
+        """Gives the largest magnitude, averaged over the sequences."""
+        return self.magnitudes[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +130,8 @@ class _Measured:
                 thresholds=thresholds,
                 delimiters=delimiters,
             )
-            largest = float(np.abs(stats.top_values[:, 0]).mean())
-            return LayerSummary(layer, locations, float(stats.median.mean()), largest)
+            magnitudes = np.abs(stats.top_values).mean(axis=0, dtype=np.float64)
+            return LayerSummary(layer, locations, float(stats.median.mean()), tuple(magnitudes.tolist()))
 
         layers = [
             summary(layer + 1, jax.tree.map(lambda a, i=layer: a[i, rows], self.blocks))

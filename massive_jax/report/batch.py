@@ -199,8 +199,8 @@ def _values(metrics: Mapping[str, Metric]) -> dict[str, float]:
 
 
 def _layerwise(result: Layerwise) -> dict[str, Metric]:
-    peak = max(result.layers, key=lambda layer: abs(layer.top[0].value))
-    largest = abs(peak.top[0].value)
+    peak = max(result.layers, key=lambda layer: layer.largest[0])
+    largest = peak.largest[0]
     found = {"largest magnitude": largest, "times the median": largest / peak.median if peak.median else math.inf}
     return {name: Metric(value=value) for name, value in found.items()} | {"in layer": Metric(value=peak.layer)}
 

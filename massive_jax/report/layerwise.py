@@ -9,7 +9,7 @@ import numpy as np
 
 from massive_jax.report import style, words
 from massive_jax.report.records import as_record
-from massive_jax.report.results import Layerwise
+from massive_jax.report.results import ImageSource, Layerwise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,8 @@ def plot_layerwise(
 ) -> "Figure":
     """Draws top-1, top-2, top-3 and median magnitude against layer (the paper's layer-wise figure).
 
-    Magnitudes are on a log axis. A filled marker, in the shaded region, meets both criteria of a massive
+    Top k is the mean, over windows or images, of the k-th largest magnitude of a layer, wherever it is (paper, section
+    2). Magnitudes are on a log axis. A filled marker, in the shaded region, meets both criteria of a massive
     activation (magnitude and ratio to the layer’s median); an open one does not. The largest is annotated.
 
     Args:
@@ -121,9 +122,9 @@ def _curves(found: Layerwise) -> _Curves:
     if not layers or not all(layer.top for layer in layers):
         raise ValueError("a layer-wise figure needs one layer or more, each with one or more of its largest values")
     ratio, threshold = found.thresholds.ratio, found.thresholds.magnitude
-    ranks = min(3, *(len(layer.top) for layer in layers), 3)
+    ranks = min(3, *(len(layer.largest) for layer in layers), 3)
     x = np.array([layer.layer for layer in layers])
-    tops = np.abs([[top.value for top in layer.top[:ranks]] for layer in layers])
+    tops = np.abs([layer.largest[:ranks] for layer in layers])
     median = np.abs([layer.median for layer in layers])
     broken = x[~(np.isfinite(tops).all(axis=1) & np.isfinite(median))]
     tops, median = (np.where(np.isfinite(a) & (a > 0), a, np.nan) for a in (tops, median))
@@ -265,8 +266,15 @@ def _peak(found: Layerwise, curves: _Curves) -> tuple[int, float, str] | None:
         return None
     i, k = np.unravel_index(np.nanargmax(curves.tops), curves.tops.shape)
     layer = _sorted(found)[i]
-    top = layer.top[k]
-    where = f"layer {layer.layer}, position {top.position}"
-    if top.token is not None:  # None: it differs between the windows
-        where += f" “{words.label(top.token, limit=24)}”"
-    return layer.layer, float(curves.tops[i, k]), f"{words.magnitude(top.value)} at {where}, dim {top.dim}"
+    top, drawn = layer.top[k], float(curves.tops[i, k])
+    token = "" if top.token is None else f" “{words.label(top.token, limit=24)}”"  # None: it differs between windows
+    where = f"position {str(top.position).replace('_', ' ')}{token}, dim {top.dim}"
+    number, value = words.number(drawn), words.magnitude(top.value)
+    if top.share == 1 and value.strip("|−") == number:  # the largest of every window
+        return layer.layer, drawn, f"{value} at layer {layer.layer}, {where}"
+    often = f" in {100 * top.share:.0f} % of {_inputs(found)}" if top.share < 1 else ""
+    return layer.layer, drawn, f"{number} on average at layer {layer.layer}; {value} at {where}{often}"
+
+
+def _inputs(found: Layerwise) -> str:
+    return "the images" if isinstance(found.source, ImageSource) else "the windows"

@@ -75,6 +75,8 @@ def test_layerwise_over_windows(run, tiny, states, text_file):
     assert got["tokens"] == ["<s>", *text_file.read_text()[:20]]
     assert (row["top"][0]["position"], row["top"][0]["dim"], row["top"][0]["share"]) == (0, PLANTED, 1)
     assert row["top"][0]["value"] == pytest.approx(state[:, 0, PLANTED].mean(), rel=1e-6)
+    ranked = -np.sort(-np.abs(state).reshape(3, -1), axis=1)[:, :3].mean(axis=0)
+    np.testing.assert_allclose(row["magnitudes"], ranked, rtol=1e-6)
     medians = [median(window) for window in state]
     assert row["median"] == pytest.approx(np.mean(medians), rel=1e-6)
 

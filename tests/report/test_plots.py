@@ -249,6 +249,42 @@ def test_layerwise_fills_the_markers_that_meet_both_criteria():
     assert full == {"o": list(range(4, 30)), "s": list(range(4, 13)), "^": [4]}
 
 
+def _over_windows(**more):
+    """Two of four windows have 30 at a place of their own, the other two 20: no mean of places is in order."""
+    places = [(900.0, 1.0), (-20.0, 0.5), (30.0, 0.25)]
+    top = [{"value": v, "position": i, "dim": i, "token": None, "share": s} for i, (v, s) in enumerate(places)]
+    rows = [{"layer": layer, "top": top, "median": 1.0, **more} for layer in (1, 2)]
+    return {**HEAD, "text": "a.txt", "windows": 4, "context": 9, "layers": rows, "massive": []}
+
+
+@pytest.mark.parametrize(
+    ("more", "drawn", "said"),
+    [
+        ({"magnitudes": [900, 25, 9.5]}, [900, 25, 9.5], "900.0 at layer 1, position 0, dim 0"),
+        (
+            {"magnitudes": [925, 25, 9.5]},
+            [925, 25, 9.5],
+            "925.0 on average at layer 1; 900.0 at position 0, dim 0",
+        ),
+        ({}, [900, 30, 20], "900.0 at layer 1, position 0, dim 0"),  # a file of before
+    ],
+)
+def test_layerwise_draws_the_kth_largest_of_each_window(more, drawn, said):
+    with style.context():
+        made = layerwise.draw(_over_windows(**more))
+    marks = {line.get_marker(): line.get_ydata() for line in made.axes[0].lines if len(line.get_ydata())}
+    np.testing.assert_allclose([marks[mark][0] for mark in "os^"], drawn)
+    assert said in " ".join(words for words, _ in texts_of(made))
+
+
+def test_layerwise_says_in_how_many_windows_the_largest_is():
+    result = _over_windows(magnitudes=[950, 25, 9.5])
+    result["layers"][0]["top"][0]["share"] = 0.75
+    assert "950.0 on average at layer 1; 900.0 at position 0, dim 0 in 75 % of the windows" in " ".join(
+        _words(layerwise, result)
+    )
+
+
 def test_layerwise_keeps_a_sign_visible():
     result = _layerwise()
     result["layers"][11]["top"][0]["value"] = -30000.0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
+
 from massive_jax.analysis.massive import DEFINITION, Thresholds
 from massive_jax.report.records import optional
 from massive_jax.report.results.source import Run
@@ -59,11 +61,24 @@ class FoundActivation(Activation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer: its largest activations, largest first, and the median magnitude; `layer` is None for the final norm."""
+    """A layer: its largest activations and the median magnitude, averaged over the sequences.
+
+    Attributes:
+      layer: which; None for the final norm.
+      top: the places of its largest activations.
+      median: of the magnitudes.
+      magnitudes: the largest, the second and the third of a sequence, wherever each is.
+    """
 
     layer: int | None
     top: tuple[TopActivation, ...]
     median: float
+    magnitudes: tuple[float, ...] = ()
+
+    @property
+    def largest(self) -> tuple[float, ...]:
+        """Gives `magnitudes`, of a file without them those at the places, largest first; NaN before any number."""
+        return self.magnitudes or tuple(np.sort(np.abs([top.value for top in self.top]))[::-1].tolist())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
