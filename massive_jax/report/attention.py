@@ -26,7 +26,7 @@ def plot_attention(
     axes: Any = None,
     dark: bool = False,
 ) -> "Figure":
-    """Draws one layer's attention and, over all layers, its share on the massive tokens.
+    """Draws one layer's attention and, over all layers, its share on the massive tokens where there are some.
 
     Args:
       result: the layer, its tokens and the shares of all layers, or what attention_map.json holds.
@@ -67,21 +67,27 @@ def draw(result: AttentionMap | Mapping[str, Any], logits: np.ndarray, probs: np
     margin = max(style.text_width(name, style.SMALL) for _, name in query_names)
     below = max(style.text_width(name, style.SMALL) for _, name in key_names)
     left, bottom = style.MARGIN + 0.22 + margin + 0.06, style.MARGIN + 0.2 + below + 0.1
-    width = left + 2 * (SIDE + GAP) + 0.35 + SHARES + style.MARGIN + 0.08
+    third = bool(massive) and np.isfinite(np.array(attention.shares, float)).any()
+    limit = float(np.nanmax(np.abs(logits))) if np.isfinite(logits).any() else 0.0
+    most = float(np.nanmax(probs)) if np.isfinite(probs).any() else 0.0
+    maps = (
+        (_titled("Logit (before softmax)", logits), logits, style.diverging(), (-(limit or 1), limit or 1)),
+        (_titled("Probability (after softmax)", probs), probs, style.shares(), (0, most or 1)),
+    )
+    scales = [style.bar_ticks(*ends) for *_, ends in maps]
+    gaps = [
+        max(GAP, style.bar_width(ticks) + 0.12, style.text_width(title) - SIDE + 0.15)
+        for (title, *_), ticks in zip(maps, scales, strict=True)
+    ]
+    width = left + 2 * SIDE + sum(gaps) + (0.35 + SHARES + 0.08 if third else 0.0) + style.MARGIN
     header = style.Header(*_words(attention, massive), width)
     made = style.figure(width, bottom + SIDE + 0.34 + header.height)
     header.draw(made)
 
-    limit = float(np.nanmax(np.abs(logits))) if np.isfinite(logits).any() else 0.0
-    most = float(np.nanmax(probs)) if np.isfinite(probs).any() else 0.0
-    maps = (
-        ("Logit (before softmax)", logits, style.diverging(), Normalize(-(limit or 1), limit or 1)),
-        ("Probability (after softmax)", probs, style.shares(), Normalize(0, most or 1)),
-    )
     x = left
-    for i, (title, values, colours, norm) in enumerate(maps):
+    for i, (title, values, colours, ends) in enumerate(maps):
         ax = style.axes(made, x, bottom, SIDE, SIDE)
-        image = ax.imshow(values, cmap=colours, norm=norm, aspect="auto", interpolation="nearest")
+        image = ax.imshow(values, cmap=colours, norm=Normalize(*ends), aspect="auto", interpolation="nearest")
         ax.spines[["top", "right"]].set_visible(True)
         ax.tick_params(length=0)
         ax.set_xticks([], [])
@@ -112,14 +118,14 @@ def draw(result: AttentionMap | Mapping[str, Any], logits: np.ndarray, probs: np
             style.line(made, [at], [bottom + SIDE + 0.06], marker="v", markersize=4, color=style.MASSIVE)
         style.text(made, x, bottom + SIDE + 0.14, title)
         style.text(made, x + SIDE / 2, style.MARGIN, "Key token", ha="center", va="bottom")
-        bar = made.colorbar(image, cax=style.axes(made, x + SIDE + 0.08, bottom, 0.1, SIDE))
-        bar.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
-        x += SIDE + GAP
-    _shares(made, attention, massive, x + 0.35, bottom)
+        style.bar(made, image, x + SIDE, bottom, SIDE, scales[i])
+        x += SIDE + gaps[i]
+    if third:
+        _shares(made, attention, x + 0.35, bottom)
     return made
 
 
-def _shares(made: "Figure", attention: AttentionMap, massive: list[int], left: float, bottom: float) -> None:
+def _shares(made: "Figure", attention: AttentionMap, left: float, bottom: float) -> None:
     """The right panel: the share of each layer's attention on the massive tokens."""
     width = SHARES
     from matplotlib.ticker import FixedLocator, FuncFormatter
@@ -127,12 +133,6 @@ def _shares(made: "Figure", attention: AttentionMap, massive: list[int], left: f
     shares = np.array(attention.shares)
     style.text(made, left, bottom + SIDE + 0.14, "Share on massive tokens")
     ax = style.axes(made, left, bottom, width, SIDE)
-    if not massive or not len(shares):
-        nothing = "No massive token" if not massive else "No layer was measured"
-        style.text(made, left + width / 2, bottom + SIDE / 2, nothing, color=style.GREY, ha="center", va="center")
-        ax.set_xticks([], [])
-        ax.set_yticks([], [])
-        return
     layers = np.arange(1, len(shares) + 1)
     size = float(np.clip(90 / len(shares), 1.8, 4))
     ax.plot(layers, shares, "o-", color=style.BLUE, markersize=size, linewidth=1.3, clip_on=False, zorder=3)
@@ -168,6 +168,11 @@ def _shares(made: "Figure", attention: AttentionMap, massive: list[int], left: f
         for row, word in enumerate(note):
             y = best[2] + (1 - row) * style.text_height(style.SMALL) + 0.03
             style.text(made, best[1], y, word, size=style.SMALL, color=style.MASSIVE)
+
+
+def _titled(title: str, values: np.ndarray) -> str:
+    nothing = words.nothing_to_see(values)
+    return f"{title}: {nothing}" if nothing else title
 
 
 def _names(tokens: Sequence[str], marked: set[int]) -> list[tuple[int, str]]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from massive_jax.report import style
+from massive_jax.report import style, words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +119,7 @@ def draw_chart(
       x_limits: as for `draw_charts`.
       x_ticks: as for `draw_charts`.
     """
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
     _, logarithmic, curves, bands = chart
     left, base, width, height = box
@@ -144,35 +144,60 @@ def draw_chart(
     if logarithmic:
         low, high = ax.get_ylim()
         ax.set_ylim(low, high)  # fixed here: what follows asks where curves end
-        ax.yaxis.set_major_locator(FixedLocator(logarithmic_ticks(low, high)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        number_logarithmic(ax.yaxis, low, high)
     else:
         all_of_it = [*drawn, *(bound for band in bands for bound in (band.low, band.high))]
         top = 1.05 * max((np.nanmax(y, initial=0.0) for y in all_of_it), default=0.0)
         bottom = 1.05 * min((np.nanmin(y, initial=0.0) for y in all_of_it), default=0.0)
-        ax.set_ylim(bottom, max(1e-3, top))
+        top = max(1e-3, top) if top > 0 or bottom < 0 else 1.0
+        nil = 1e-9 * (top - bottom)  # a tick at 0 may be off by a rounding
+        ax.set_ylim(bottom, top)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: words.on_axis(v if abs(v) > nil else 0.0)))
         if bottom < 0:
             ax.axhline(0, color=style.RULE, linewidth=0.6, zorder=0)
-    if x_ticks is not None:
-        ax.xaxis.set_major_locator(FixedLocator(list(x_ticks)))
+    if x_ticks is None and x_limits is None and len(points := np.unique([x for c in curves for x in c.x])) == 1:
+        ax.set_xlim(points[0] - 0.5, points[0] + 0.5)
+        x_ticks = points.tolist()
+    whole = MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True)
+    ax.xaxis.set_major_locator(whole if x_ticks is None else FixedLocator(list(x_ticks)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: words.on_axis(v)))
+    if not any(np.isfinite(y).any() for y in drawn):
+        middle = {"ha": "center", "va": "center", "size": style.SMALL, "color": style.GREY}
+        style.text(made, left + width / 2, base + height / 2, "No finite value to draw", **middle)
     _name_ends(made, ax, [(c, y) for c, y in zip(curves, drawn, strict=True) if c.name], left + width, base, height)
     return ax
 
 
-def logarithmic_ticks(low: float, high: float) -> list[float]:
-    """Gives values to label between `low` and `high`: powers of ten, or rounder numbers where those are few."""
+def number_logarithmic(axis: Any, low: float, high: float, most: int = 12, *, powers: bool = False) -> None:
+    """Numbers a logarithmic axis from `low` to `high` at two places or more, `most` at most.
+
+    Small or large numbers are `powers` of ten, as all are then.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+    ticks = logarithmic_ticks(low, high, most)
+    powers = powers or not 1e-4 <= ticks[0] <= ticks[-1] < 1e6
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: words.on_axis(value, powers)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def logarithmic_ticks(low: float, high: float, most: int = 12) -> list[float]:
+    """Gives values to label between `low` and `high`: powers of ten, or rounder numbers where those are few.
+
+    There are two or more, and `most` at most.
+    """
     from matplotlib.ticker import MaxNLocator
 
     decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     if high / low > 100:
-        step = int(np.ceil(len(decades) / 8))
-        ticks = 10.0 ** decades[::step]
+        ticks, most = 10.0**decades, min(most, 8)
     elif high / low > 5:
         ticks = (10.0 ** decades[:, None] * np.array([1, 2, 5])).ravel()
     else:
-        ticks = np.asarray(MaxNLocator(4).tick_values(low, high))
-    return [float(tick) for tick in ticks if low <= tick <= high]
+        ticks = np.asarray(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
+    inside = [float(tick) for tick in ticks if low <= tick <= high]
+    return inside[:: -(-len(inside) // most) or 1]
 
 
 def _name_ends(

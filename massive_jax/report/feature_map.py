@@ -61,11 +61,13 @@ def draw(result: FeatureMap | Mapping[str, Any], magnitudes: np.ndarray) -> "Fig
     T, D = _check(mapped, heights)
     finite = heights[np.isfinite(heights)]
     largest = float(finite.max()) if finite.size else 0.0
-    heights = np.where(np.isfinite(heights), heights, largest)
+    broken = ~np.isfinite(heights)
+    heights = np.nan_to_num(heights, nan=0.0, posinf=largest or 1.0)
     ticks, top = _scale(largest)
 
     massive = sorted(mapped.massive, key=lambda found: -heights[found.position, found.dim])
-    header = style.Header(*_words(mapped, massive), WIDTH)
+    title, notes = _words(mapped, massive)
+    header = style.Header(title, [*notes, _not_finite(broken)], WIDTH)
     names = [words.label(token, limit=18) for token in mapped.tokens]
     marked = {found.position for found in massive}
     shown = _thin(T, marked)
@@ -140,6 +142,16 @@ def draw(result: FeatureMap | Mapping[str, Any], magnitudes: np.ndarray) -> "Fig
     return made
 
 
+def _not_finite(broken: np.ndarray) -> str:
+    """Says how many values are not finite, and of which tokens."""
+    positions = np.flatnonzero(broken.any(axis=1)).tolist()
+    if not positions:
+        return ""
+    count = words.count(int(broken.sum()), "value")
+    where = f"position{'s' * (len(positions) > 1)} {words.spans(positions, 6)}"
+    return f"Not finite: {count} at {where}; inf is drawn as high as the largest, nan as 0"
+
+
 def _check(mapped: FeatureMap, heights: np.ndarray) -> tuple[int, int]:
     tokens = mapped.tokens
     if heights.ndim != 2 or not heights.size or heights.shape[0] != len(tokens):
@@ -162,7 +174,7 @@ def _scale(largest: float) -> tuple[list[float], float]:
 
 
 def _tick(tick: float) -> str:
-    return f"{tick:,.6g}"
+    return words.on_axis(tick)
 
 
 def _thin(T: int, marked: set[int]) -> list[int]:

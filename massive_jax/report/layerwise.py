@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from massive_jax.report import style, words
+from massive_jax.report.curves import number_logarithmic
 from massive_jax.report.records import as_record
 from massive_jax.report.results import ImageSource, Layerwise
 
@@ -187,15 +188,10 @@ class _Panel:
         return _BOTTOM + PLOT_HEIGHT * (np.log10(value) - self.low) / (self.high - self.low)
 
     def _number_axes(self) -> None:
-        from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+        from matplotlib.ticker import FixedLocator, LogLocator
 
-        decades = range(int(np.ceil(self.low)), int(np.floor(self.high)) + 1)
-        plain = all(-4 <= decade <= 6 for decade in decades)
-        y = self.ax.yaxis
-        y.set_major_locator(FixedLocator([10.0**d for d in decades][:: 1 + len(decades) // 9]))
-        y.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}" if plain else words.power(round(np.log10(v)))))
-        y.set_minor_locator(LogLocator(subs=range(2, 10), numticks=99))
-        y.set_minor_formatter(NullFormatter())
+        self.ax.yaxis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=99))
+        number_logarithmic(self.ax.yaxis, 10**self.low, 10**self.high)
         self.ax.xaxis.set_major_locator(FixedLocator(style.layer_ticks(*self.x)))
         self.ax.set_xlabel("Layer (output of block)")
         style.text(self.made, style.MARGIN, _BOTTOM + PLOT_HEIGHT / 2, "Magnitude", rotation=90, va="center")

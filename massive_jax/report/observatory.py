@@ -282,8 +282,7 @@ def _panel(
     if kind.logarithmic:
         low, high = (low / 2, high * 2) if high > 0 else (1.0, 10.0)
         ax.set_xlim(low, high)
-        ticks = logarithmic_ticks(low, high)
-        ax.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // _TICKS)]))
+        ax.xaxis.set_major_locator(FixedLocator(logarithmic_ticks(low, high, _TICKS)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         ax.xaxis.set_minor_formatter(NullFormatter())
     else:

@@ -20,7 +20,8 @@ class Panel(NamedTuple):
 
     Attributes:
       caption: what it shows.
-      values: float [rows, columns], a map over the patches drawn on the image; None for the image alone.
+      values: float [rows, columns], a map over the patches drawn on the image, without what is not finite; None for
+        the image alone.
       scale: panels with the same scale share their colours, so that they compare.
       marked: (row, column) of the patches to outline.
     """
@@ -44,6 +45,9 @@ def plot_overlay(
     dark: bool = False,
 ) -> "Figure":
     """Draws panels of one image side by side: maps over its patches, and outlines of those that stand out.
+
+    The smaller a value, the more of the image is seen through it; a bar of each scale has the numbers. A map that is
+    the same everywhere, within 1 %, is said so instead of drawn.
 
     Args:
       result: any result, or what its JSON file holds; the model's name is under the title.
@@ -88,25 +92,28 @@ def draw(
     H, W = image.shape[:2]
     patch = min(H // grid[0], W // grid[1])
     width, height = SIDE * W / max(H, W), SIDE * H / max(H, W)
-    lines = [style.wrap(panel.caption, width, style.SMALL) for panel in panels]
+    scales = _scales(panels)
+    lines = [style.wrap(_caption(panel), width, style.SMALL) for panel in panels]
     below = max(len(rows) for rows in lines) * style.text_height(style.SMALL) + 0.06
-    total = max(2 * style.MARGIN + len(panels) * (width + GAP) - GAP, 4.5)
+    last = {_last(panels, scale): style.bar_width(style.bar_ticks(*ends)) for scale, ends in scales.items()}
+    after = [last.get(i, 0.0) for i in range(len(panels))]  # a scale's bar is beside its last map
+    total = max(2 * style.MARGIN + len(panels) * (width + GAP) - GAP + sum(after), 4.5)
     header = style.Header(title, [f"{words.model_name(result)} · {note}"], total)
     made = style.figure(total, style.MARGIN + below + height + header.height)
     header.draw(made)
 
     grey = np.repeat(np.asarray(image, float).mean(axis=-1, keepdims=True), 3, axis=-1) / 255
-    for i, (panel, rows) in enumerate(zip(panels, lines, strict=True)):
-        left, bottom = style.MARGIN + i * (width + GAP), style.MARGIN + below
+    left, bottom, bars = style.MARGIN, style.MARGIN + below, []
+    for panel, rows, room in zip(panels, lines, after, strict=True):
         ax = style.axes(made, left, bottom, width, height)
         ax.set_axis_off()
         ax.imshow(image if panel.values is None else grey, interpolation="nearest")
-        if panel.values is not None:
-            shared = [p.values for p in panels if p.values is not None and p.scale == panel.scale]
-            most = max(float(np.nanmax(values)) for values in shared)
+        if panel.values is not None and _is_drawn(panel):
             extent = (-0.5, grid[1] * patch - 0.5, grid[0] * patch - 0.5, -0.5)
-            norm = Normalize(0, most if most > 0 else 1)
-            ax.imshow(panel.values, cmap="viridis", norm=norm, alpha=0.8, extent=extent, interpolation="nearest")
+            values, norm = np.ma.masked_invalid(panel.values), Normalize(*scales[panel.scale])
+            drawn = ax.imshow(values, cmap=_see_through(), norm=norm, extent=extent, interpolation="nearest")
+            if room:
+                bars.append((drawn, left + width))
         for row, column in panel.marked:
             corner = (column * patch - 0.5, row * patch - 0.5)
             ax.add_patch(Rectangle(corner, patch, patch, fill=False, edgecolor=style.MASSIVE, linewidth=1.4))
@@ -115,4 +122,39 @@ def draw(
         for line, row_words in enumerate(rows):
             y = bottom - 0.05 - line * style.text_height(style.SMALL)
             style.text(made, left, y, row_words, size=style.SMALL, va="top")
+        left += width + GAP + room
+    for drawn, x in bars:  # after the panels, which use given axes first
+        style.bar(made, drawn, x, bottom, height, style.bar_ticks(drawn.norm.vmin, drawn.norm.vmax))
     return made
+
+
+def _is_drawn(panel: Panel) -> bool:
+    return panel.values is not None and not words.nothing_to_see(panel.values)
+
+
+def _caption(panel: Panel) -> str:
+    nothing = "" if panel.values is None else words.nothing_to_see(panel.values)
+    return f"{panel.caption}: {nothing}" if nothing else panel.caption
+
+
+def _scales(panels: Sequence[Panel]) -> dict[str, tuple[float, float]]:
+    """Name of each scale -> its least and its largest value."""
+    found: dict[str, list[np.ndarray]] = {}
+    for panel in panels:
+        if panel.values is not None and _is_drawn(panel):
+            found.setdefault(panel.scale, []).append(panel.values[np.isfinite(panel.values)])
+    return {name: (float(min(map(np.min, maps))), float(max(map(np.max, maps)))) for name, maps in found.items()}
+
+
+def _last(panels: Sequence[Panel], scale: str) -> int:
+    return max(i for i, panel in enumerate(panels) if _is_drawn(panel) and panel.scale == scale)
+
+
+def _see_through() -> Any:
+    """Colours of which the lower let more of the image through."""
+    import matplotlib
+    from matplotlib.colors import ListedColormap
+
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 1, 256))
+    colours[:, 3] = np.linspace(0.35, 0.85, 256)
+    return ListedColormap(colours)

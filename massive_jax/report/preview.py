@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING
 
 from massive_jax.report import style
+from massive_jax.report.curves import number_logarithmic
 from massive_jax.report.results import Explorer
 
 if TYPE_CHECKING:
@@ -39,12 +39,13 @@ def draw(explorer: Explorer, title: str) -> Figure:
     for line in _lines(explorer.headline, _SIZE, _LINES, weight="bold"):
         style.text(made, _LEFT, y, line, size=_SIZE, weight="bold")
         y -= style.text_height(_SIZE)
-    ax = style.axes(made, 0.45, 0.31, _WIDTH - 0.6, max(0.4, y - 0.28))
+    ax = style.axes(made, 0.5, 0.31, _WIDTH - 0.65, max(0.4, y - 0.28))
     ax.set_yscale("log")
     ax.plot(numbers, [max(map(abs, layer.values)) for layer in layers], color=style.MASSIVE, label="largest")
     ax.plot(numbers, [layer.median for layer in layers], color=style.GREY, label="median")
     ax.set_xticks(style.layer_ticks(numbers[0], numbers[-1], most=8))
-    ax.yaxis.set_major_formatter(lambda size, _: style.power(round(math.log10(size))) if size > 0 else "")
+    low, high = ax.get_ylim()
+    number_logarithmic(ax.yaxis, low, high, 4, powers=high > 100 * low)
     ax.tick_params(labelsize=5.5)
     ax.set_ylabel("magnitude", fontsize=6)
     style.text(made, _WIDTH / 2, 0.06, "layer", size=6, ha="center")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from massive_jax.report import style, words
+from massive_jax.report.curves import number_logarithmic
 from massive_jax.report.records import as_record
 from massive_jax.report.results import RegisterLayers
 
@@ -42,7 +43,7 @@ def plot_registers(
 
 def draw(result: RegisterLayers | Mapping[str, Any]) -> "Figure":
     """Draws the figure of `plot_registers`; call it under `style.context()`."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator
 
     registers = as_record(RegisterLayers, result)
     rows = registers.layers
@@ -66,12 +67,13 @@ def draw(result: RegisterLayers | Mapping[str, Any]) -> "Figure":
     ax.set_yscale("log")
     for name, y, colour in curves:
         line = "--" if name == "median" else "-"
-        ax.plot(x, np.where(y > 0, y, np.nan), line, color=colour, linewidth=1.4 if colour == style.MASSIVE else 1)
+        mark = "o" if len(x) == 1 else ""
+        wide = 1.4 if colour == style.MASSIVE else 1
+        ax.plot(x, np.where(y > 0, y, np.nan), line, marker=mark, color=colour, linewidth=wide)
     ax.set_xlim(x[0] - 0.3, x[-1] + 0.3)
     ax.xaxis.set_major_locator(FixedLocator(style.layer_ticks(int(x[0]), int(x[-1]))))
-    ax.yaxis.set_major_locator(LogLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda size, _: words.number(size, 1)))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(*ax.get_ylim())  # fixed here: what follows asks where curves end
+    number_logarithmic(ax.yaxis, *ax.get_ylim())
     ax.grid(axis="y", color=style.RULE, linewidth=0.5)
     ax.set_axisbelow(True)
     ax.set_xlabel("Layer (0: embedding; layer l is the input of block l + 1)")

@@ -20,7 +20,19 @@ import numpy as np
 
 from massive_jax import files
 from massive_jax.report import sheet
-from massive_jax.report.words import conditions, label, model_name, number, plain, power, precision, shorten, spans
+from massive_jax.report.words import (
+    conditions,
+    drawable,
+    label,
+    model_name,
+    number,
+    on_axis,
+    plain,
+    power,
+    precision,
+    shorten,
+    spans,
+)
 
 # Also reached from here.
 __all__ = ["conditions", "label", "model_name", "number", "plain", "power", "precision", "shorten", "spans"]
@@ -247,8 +259,29 @@ def axes(made: "Figure", left: float, bottom: float, width: float, height: float
 
 
 def text(made: "Figure", x: float, y: float, words: str, **options: Any) -> Any:
-    """Text at a place in inches from the figure's lower left corner."""
-    return made.text(x, y, words, transform=made.dpi_scale_trans, **options)
+    """Text at a place in inches from the figure's lower left corner; what the font lacks is escaped."""
+    return made.text(x, y, drawable(words), transform=made.dpi_scale_trans, **options)
+
+
+def bar_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Round numbers of a colour bar, and how they are written."""
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    nil = 1e-9 * (high - low)  # a tick at 0 may be off by a rounding
+    return [(float(tick), on_axis(tick if abs(tick) > nil else 0.0)) for tick in ticks if low <= tick <= high]
+
+
+def bar_width(ticks: Sequence[tuple[float, str]]) -> float:
+    """Inches that a colour bar takes with its numbers and a little room before it."""
+    return 0.26 + max(text_width(name, SMALL) for _, name in ticks)
+
+
+def bar(made: "Figure", image: Any, left: float, bottom: float, height: float, ticks: Any) -> None:
+    """A colour bar of an image, `bar_width` wide with its numbers from `left`, which is in inches as `bottom` is."""
+    drawn = made.colorbar(image, cax=axes(made, left + 0.08, bottom, 0.1, height))
+    drawn.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
+    drawn.set_ticks([value for value, _ in ticks], labels=[name for _, name in ticks])
 
 
 def inches(made: "Figure", ax: Any, x: float, y: float) -> tuple[float, float]:
@@ -270,7 +303,7 @@ def text_width(words: str, size: float = BODY, weight: str = "normal") -> float:
     from matplotlib.font_manager import FontProperties
 
     width, _, _ = _renderer().get_text_width_height_descent(
-        words, FontProperties(family=[FONT], size=size, weight=weight), ismath=False
+        drawable(words), FontProperties(family=[FONT], size=size, weight=weight), ismath=False
     )
     return width / DPI
 

@@ -13,7 +13,7 @@ from massive_jax.report.results import SweepResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_CELL, _LEAST, _MOST, _GAP, _BAR = 0.19, 1.9, 4.4, 0.3, 0.1  # inches: a cell; a map, its least and its most; between
+_CELL, _LEAST, _MOST, _GAP = 0.19, 1.9, 4.4, 0.3  # inches: a cell; a map, its least and its most; between
 
 
 def plot_sweep(
@@ -58,8 +58,8 @@ def draw(result: SweepResult | Mapping[str, Any]) -> "Figure":
     left, bottom = style.MARGIN + 0.62, style.MARGIN + 0.2 + below + 0.1
     limit = float(np.nanmax(np.abs(np.where(np.isfinite(maps[0][1]), maps[0][1], 0)))) or 1.0
     ticks = [(value, words.number(value, 3)) for value in (-limit, -limit / 2, 0.0, limit / 2, limit)]
-    scale = _BAR + 0.1 + max(style.text_width(name, style.SMALL) for _, name in ticks)
-    width = max(left + len(maps) * (wide + _GAP) - _GAP + 0.1 + scale + style.MARGIN + 0.06, 5.2)
+    scale = style.bar_width(ticks)
+    width = max(left + len(maps) * (wide + _GAP) - _GAP + 0.02 + scale + style.MARGIN, 5.2)
     header = style.Header(*_words(found, maps[0][1]), width)
     made = style.figure(width, bottom + high + 0.34 + header.height)
     header.draw(made)
@@ -86,9 +86,7 @@ def draw(result: SweepResult | Mapping[str, Any]) -> "Figure":
         style.text(made, x + wide / 2, style.MARGIN, "Edited token", ha="center", va="bottom")
         x += wide + _GAP
     style.text(made, style.MARGIN, bottom + high / 2, "Layer", rotation=90, va="center")
-    bar = made.colorbar(image, cax=style.axes(made, x - _GAP + 0.1, bottom, _BAR, high))
-    bar.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
-    bar.set_ticks([value for value, _ in ticks], labels=[name for _, name in ticks])
+    style.bar(made, image, x - _GAP + 0.02, bottom, high, ticks)
     return made
 
 

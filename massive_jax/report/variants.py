@@ -10,7 +10,7 @@ import numpy as np
 
 from massive_jax.analysis import SINK, SINK_OF_HEADS, SPIKE_RATIO, emergence_curve
 from massive_jax.report import style, words
-from massive_jax.report.curves import Chart, Curve, draw_chart, logarithmic_ticks
+from massive_jax.report.curves import Chart, Curve, draw_chart, number_logarithmic
 from massive_jax.report.records import as_record
 from massive_jax.report.results import Bounds, VariantResult, Variants
 
@@ -236,11 +236,9 @@ def _draw_curve(made: Any, curve: Any, colour: str, box: _Box, limits: tuple[flo
 
 
 def _number_axes(ax: Any, low: float, high: float) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter
 
-    ax.yaxis.set_major_locator(FixedLocator(logarithmic_ticks(low, high)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    number_logarithmic(ax.yaxis, low, high)
     ax.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
 

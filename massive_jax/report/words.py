@@ -9,11 +9,14 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from massive_jax.files import short_name
 from massive_jax.report.records import as_record
 from massive_jax.report.results import ImageSource, Named, Numbers, On
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_LEFT_TO_RIGHT = "\u200e"  # a mark that is not seen: numbers and quotes beside Hebrew or Arabic keep their order
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -42,7 +45,8 @@ def label(token: str, *, limit: int | None = None, font: bool = True) -> str:
 
     Newline becomes "\n", a space "␣" ("_" where the font lacks it), a control character, half a surrogate
     pair, a lone combining mark and a character that the font lacks "\x00", "\ud83d", "\u0301" and "\u4e2d", a
-    backslash two, and no text at all "(empty)".
+    backslash two, and no text at all "(empty)". In a figure a text that is read from the right stands between
+    marks (U+200E) that are not seen: what is beside it stays there.
 
     Args:
       token: the text, as the tokenizer gives it.
@@ -53,7 +57,17 @@ def label(token: str, *, limit: int | None = None, font: bool = True) -> str:
         return "(empty)"
     space = "␣" if not font or ord("␣") in glyphs() else "_"
     shown = {" ": space, "\\": "\\\\"}
-    return shorten("".join(shown.get(char) or _escape(char, font) for char in token), limit)
+    text = shorten("".join(shown.get(char) or _escape(char, font) for char in token), limit)
+    return f"{_LEFT_TO_RIGHT}{text}{_LEFT_TO_RIGHT}" if font and any(map(_is_from_the_right, text)) else text
+
+
+def _is_from_the_right(char: str) -> bool:
+    return unicodedata.bidirectional(char) in ("R", "AL")
+
+
+def drawable(text: str) -> str:
+    """`text` with what the figures' font lacks escaped."""
+    return "".join(char if ord(char) in glyphs() else _escape(char, True) for char in text)
 
 
 def shorten(text: str, limit: int | None) -> str:
@@ -92,6 +106,15 @@ def magnitude(value: float | None, digits: int = 4) -> str:
     return f"|{text}|" if text.startswith("−") else text
 
 
+def on_axis(value: float, powers: bool = False) -> str:
+    """Writes a number as axes have it: 0.25, 100,000, 10⁹, 2.5 × 10⁹; with `powers` 10⁵, too."""
+    if value == 0 or (1e-4 <= abs(value) < 1e7 and not powers):
+        return f"{value:,.10g}".replace("-", "−")
+    mantissa, exponent = f"{value:.10e}".split("e")
+    digits = f"{float(mantissa):g}".replace("-", "−")
+    return power(int(exponent)) if digits == "1" else f"{digits} × {power(int(exponent))}"
+
+
 def power(exponent: int) -> str:
     """10 to the power of `exponent`, in superscript digits."""
     return "10" + str(exponent).translate(_SUPERSCRIPT)
@@ -126,6 +149,18 @@ def precision(result: Numbers | Mapping[str, Any]) -> str:
     numbers = as_record(Numbers, result)
     dtype, weights = plain(numbers.dtype), numbers.weights
     return dtype if weights is None or weights == numbers.dtype else f"{plain(weights)} weights in {dtype}"
+
+
+def nothing_to_see(values: np.ndarray) -> str:
+    """Says why a map is of one colour: "everywhere 0.111" within 1 %, "no finite value"; otherwise ""."""
+    finite = np.asarray(values, np.float64)[np.isfinite(values)]
+    if not finite.size:
+        return "no finite value"
+    low, high = finite.min(), finite.max()
+    if high - low > 0.01 * max(abs(low), abs(high)):
+        return ""
+    ends = dict.fromkeys(number(float(end), 3) for end in (low, high))
+    return f"everywhere {' to '.join(ends)}"
 
 
 def conditions(result: On | Mapping[str, Any]) -> str:

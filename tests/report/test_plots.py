@@ -299,6 +299,18 @@ def test_feature_map_says_what_was_found():
     assert {"1415", "2533", "0  Summer", "7  .", "2,547", "767"} <= set(words)
 
 
+def test_feature_map_says_what_is_not_finite():
+    result, magnitudes = _feature_map(4, 8, ((0, 7, 300.0),))
+    magnitudes[1, 2:4] = np.inf
+    magnitudes[3] = np.nan
+    with style.context():
+        made = feature_map.draw(result, magnitudes)
+    said = "Not finite: 10 values at positions 1, 3; inf is drawn as high as the largest, nan as 0"
+    assert said in [words for words, _ in texts_of(made)]
+    ridges = [np.ptp(line.get_ydata()) for line in made.axes[0].lines if len(line.get_ydata()) == 8]
+    assert ridges[3] == 0 < ridges[2] < ridges[1] == pytest.approx(ridges[0], rel=0.01)
+
+
 def test_feature_map_loses_no_spike_of_a_wide_model():
     result, magnitudes = _feature_map(2, 8192, ((0, 100, 300.0),))
     magnitudes[1, 4321] = 299.0  # in no list, and there are more dimensions than points to draw
@@ -316,7 +328,25 @@ def test_attention_says_what_was_found():
     words = _words(attention, result, logits, probs)
     assert "Attention in layer 15 of SmolLM2-135M-Instruct: 90 % lands on the massive token" in words
     assert {"Summer", "␣is", "\\n", "massive from", "layer 4 on"} <= set(words)
-    assert "No massive token" in _words(attention, *_attention(16, 32, (), None))
+
+
+@pytest.mark.parametrize("changes", [{"massive_positions": []}, {"shares": [None, None]}, {"shares": []}])
+def test_attention_has_no_empty_panel(changes):
+    result, logits, probs = _attention(3, 2)
+    with style.context():
+        made = attention.draw({**result, **changes}, logits, probs)
+    assert len(made.axes) == 4  # the two maps and their bars
+    assert_readable(made)
+    if not changes.get("massive_positions", True):
+        assert "no massive token" in " ".join(words for words, _ in texts_of(made))
+
+
+def test_attention_says_what_is_the_same_everywhere():
+    result, logits, probs = _attention(4)
+    words = _words(attention, result, np.zeros_like(logits), np.full_like(probs, 0.25))
+    assert {"Logit (before softmax): everywhere 0", "Probability (after softmax): everywhere 0.250"} <= set(words)
+    words = _words(attention, result, np.full_like(logits, np.inf), probs)  # as 16 bits overflow
+    assert {"Logit (before softmax): no finite value", "Probability (after softmax): no finite value"} <= set(words)
 
 
 def test_attention_leaves_masked_entries_blank():
@@ -369,7 +399,9 @@ def test_overlay_draws_maps_on_one_scale_and_outlines_patches():
     data = _overlay()
     with style.context():
         made = overlay.draw(*data)
-    image, first, second = (ax.images[-1] for ax in made.axes)
+    image, first, second = (ax.images[-1] for ax in made.axes[:3])
+    (bar,) = made.axes[3:]
+    assert bar.get_ylim() == (first.norm.vmin, first.norm.vmax)
     np.testing.assert_array_equal(image.get_array(), data[3])
     assert first.norm.vmax == second.norm.vmax == max(panel.values.max() for panel in data[5][1:])
     (outline,) = made.axes[0].patches
@@ -378,6 +410,21 @@ def test_overlay_draws_maps_on_one_scale_and_outlines_patches():
     for wrong in ({"marked": [(5, 0)]}, {"values": np.ones((4, 4))}):
         with pytest.raises(ValueError, match=r"the patches are \(5, 4\)"):
             overlay.draw(*data[:5], [Panel("x", **wrong)])
+
+
+def test_an_overlay_that_is_the_same_everywhere_is_said_and_not_drawn():
+    *data, panels = _overlay()
+    flat = [Panel(name, np.full((5, 4), value), "attention") for name, value in (("same", 0.05), ("lost", np.nan))]
+    nearly = Panel("nearly", np.linspace(1.0, 1.004, 20).reshape(5, 4), "norm")
+    with style.context():
+        made = overlay.draw(*data, [*panels, *flat, nearly])
+    assert [len(ax.images) for ax in made.axes[:6]] == [1, 2, 2, 1, 1, 1]
+    assert len(made.axes) == 7  # one bar, of the scale that has a range
+    said = " ".join(words for words, _ in texts_of(made))
+    assert "same: everywhere 0.0500" in said
+    assert "lost: no finite value" in said
+    assert "1.00" in said
+    assert_readable(made)
 
 
 PLOTS = {
