@@ -43,14 +43,14 @@ $(VENV)/.installed-data $(VENV)/.installed-docs: $(VENV)/.installed-%: pyproject
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.reproduce --workdir=$(WORKDIR)
 
-# The same on images: a vision transformer trained without registers and with four, and both side by side.
+# The same on images: a vision transformer trained without registers and with four, both side by side, and a report.
 DATASET ?= fashion_mnist
 VIT := $(WORKDIR)/vit
 demo-vision: $(VENV)/.installed-data
 	$(BIN)/python -m experiments.train_vit --dataset=$(DATASET) --workdir=$(VIT)
 	$(BIN)/python -m experiments.train_vit --dataset=$(DATASET) --registers=4 --workdir=$(VIT)/registers
 	$(BIN)/python -m experiments.compare_bias --models=$(VIT)/model,$(VIT)/registers/model --images=$(VIT)/samples --workdir=$(VIT)
-	$(BIN)/python -m experiments.layerwise --model=$(VIT)/model --images=$(VIT)/samples --workdir=$(VIT)
+	$(BIN)/python -m experiments.reproduce --model=$(VIT)/model --images=$(VIT)/samples --workdir=$(VIT)
 
 # What papers claim, and what is found of it here: runs what $(WORKDIR)/ledger lacks. TEXT is what --text takes.
 TEXT ?= python

@@ -171,7 +171,7 @@ def main() -> None:
         changed = found[-1].intervention
         assert changed is not None
         inputs += page.inputs_of(loaded, both[0].tokens[:1], False, int(changed.layer), thresholds)
-        edited.append(page.what_if(loaded, both[-1].tokens, changed))
+        edited.append(page.what_if(loaded, both[-1].tokens, changed, thresholds))
     result = Observatory(
         text=text.name(),
         windows=windows,

@@ -23,7 +23,7 @@ from massive_jax.evaluate.batches import input_length
 from massive_jax.evaluate.census import Counted, take_census
 from massive_jax.evaluate.continuations import score_continuations
 from massive_jax.evaluate.effects import CONTROLS, Closer, Control, Effects, measure_effects
-from massive_jax.evaluate.explore import Explored, ImplicitBias, Outcome, explore, most_tokens, outcomes
+from massive_jax.evaluate.explore import Explored, ImplicitBias, Outcome, explore, most_images, most_tokens, outcomes
 from massive_jax.evaluate.images import ImageOutputs, attach_head, check_classes, run_images
 from massive_jax.evaluate.intervention import (
     KNOWN,
@@ -124,6 +124,7 @@ __all__ = [
     "measure_profile",
     "measure_super_weights",
     "measure_sweep",
+    "most_images",
     "most_tokens",
     "move_neurons",
     "names_of",

@@ -77,12 +77,18 @@ def most_tokens(model: Model, rows: int = 2) -> int:
     return min(_TOKENS, math.isqrt(_BYTES // (4 * rows * config.num_layers * config.num_heads)))
 
 
+def most_images(model: Model, tokens: int) -> int:
+    """Gives how many images of so many tokens `explore` takes together, by the same memory; 0 where not one fits."""
+    config = model.config
+    return _BYTES // (4 * config.num_layers * config.num_heads * tokens**2)
+
+
 def explore(model: Model, inputs: Any, mask: Any = None, *, thresholds: Thresholds = DEFINITION) -> list[Explored]:
     """Measures each of a few inputs, which run together, in one program.
 
     Args:
       model: the model.
-      inputs: tokens, int [B, T], at most `most_tokens`; or images.
+      inputs: tokens, int [B, T], at most `most_tokens`; or images [B, height, width, 3], at most `most_images`.
       mask: bool [B, T], False for padding in front; None for none.
       thresholds: what is massive.
 

@@ -112,7 +112,7 @@ def write_report(
     if explorer is not None:
         body.append(_asset("explorer.html"))
         css += _asset("uplot/uPlot.min.css")
-        scripts = [_asset("uplot/uPlot.iife.min.js"), _asset("explorer.js")]
+        scripts = [_asset("uplot/uPlot.iife.min.js"), _asset("paint.js") + _asset("explorer.js")]
         block = f"<script type='application/json' id='explored'>{_json(explorer)}</script>\n"
     body += [_section(section, f"s{i}") for i, section in enumerate(sections, 1)]
     page = string.Template(_asset("page.html")).substitute(

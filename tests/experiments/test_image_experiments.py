@@ -1,9 +1,13 @@
 """The experiments on images: one code path, another input."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 
 import massive_jax as mj
+from massive_jax.files import read_json
 
 DIM, TOKEN = 7, "reg1"
 
@@ -115,3 +119,32 @@ def test_images_and_models_that_do_not_go_together(run, vision_directory, folder
         run("layerwise", f"--model={vision_directory}")
     with pytest.raises(ValueError, match="is a language model: it cannot look at --images"):
         run("layerwise", f"--images={folder}")
+
+
+@pytest.mark.slow
+def test_reproduce(look, run):
+    summary = look("reproduce", "--num_images=3")
+    assert (summary["massive"][0]["token"], summary["massive"][0]["dim"]) == (TOKEN, DIM)
+    assert summary["cosine_similarity"] == read_json(run.workdir / "intervene.json")["cosine_similarity"]
+    assert not {"perplexity", "top1_agreement"} & summary.keys()
+    source = (run.workdir / "report.html").read_text()
+    data = json.loads(re.search(r"<script type='application/json' id='explored'>(.*?)</script>", source, re.S)[1])
+    layers = read_json(run.workdir / "layerwise.json")
+    assert layers["images"] == ["photo0.png"]
+    first, second = data["inputs"]
+    assert (first["input"], second["input"]) == ("1: photo0.png", "2: photo1.png")
+    assert (first["tokens"], first["massive"], first["image"]["grid"]) == (layers["tokens"], [1], [3, 3])
+    for layer, summarised in zip(first["layers"], layers["layers"], strict=True):
+        assert layer["values"][1] == pytest.approx(summarised["top"][0]["value"], rel=1e-5)
+    (panel,) = data["what_if"]
+    assert (panel["image"], panel["places"][0]) == ("photo0.png", f"massive: {TOKEN}, dim {DIM}")
+    assert panel["edits"][0]["top"] == []
+    for words in ("On the picture", "3 of 42 × 42 pixels", "cosine similarity of the features to the unedited ones"):
+        assert words in source
+    assert source.count("<img ") == 5
+    assert "leaves its features with a cosine similarity of" in run.out
+
+
+def test_reproduce_takes_a_prompt_or_images(look):
+    with pytest.raises(ValueError, match="--prompt has no effect beside --images"):
+        look("reproduce", "--prompt=a")

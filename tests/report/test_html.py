@@ -1,12 +1,16 @@
 import base64
+import contextlib
 import hashlib
 import html.parser
+import io
 import os
 import pathlib
 import re
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from massive_jax.files import read_json
 from massive_jax.report import Section, Summary, Table, as_record, label, results, style, write_report
@@ -115,13 +119,19 @@ def test_a_ragged_table_is_refused():
 TOKENS = ("</script><img src=x onerror=alert(1)>", "<!--", " a", "\u2028", "\x00", "“&amp;”", "中")
 
 
-def _explorer(tokens=TOKENS, layers=3, heads=2, perplexity=2.0):
+PATCHES = ("CLS", "reg1", *(f"({row},{column})" for row in range(3) for column in range(4)))
+SQUARES = (0, 1, 2, 2, 3, 3, 2, 2, 3, 3, 4, 4, 5, 5)  # the cells of these: patches in squares of four
+
+
+def _explorer(tokens=TOKENS, layers=3, heads=2, value=2.0, image=None):
     T, model = len(tokens), "m</script><b>"
     values = [tuple(float((-1) ** t * (1 + i * T + t)) for t in range(T)) for i in range(layers)]
     bias = {"share": 0.5, "update_norm": 2.0, "rest_norm": 1.0, "spread": 0.1, "rest_spread": 0.9}
-    next_tokens = tuple(results.NextToken(token=label(token, font=False), probability=0.1) for token in TOKENS[:5])
-    cells = range(min(T, 30))
-    outcome = {"perplexity": perplexity, "next": next_tokens}
+    likely = tuple(results.Likely(name=label(token, font=False), probability=0.1) for token in TOKENS[:5])
+    cells = tuple(t // -(-T // 30) for t in range(T)) if image is None else SQUARES
+    C, causal = cells[-1] + 1, image is None
+    outcome = {"value": value, "top": likely}
+    about = {"text": "</script>", "bos": True, "ending": "<b>"} if image is None else {"image": "</script>.png"}
 
     def one(name):
         return results.ExploredInput(
@@ -135,15 +145,16 @@ def _explorer(tokens=TOKENS, layers=3, heads=2, perplexity=2.0):
                 for i in range(layers)
             ),
             attention=results.ExploredAttention(
-                cell=-(-T // 30),
-                causal=True,
-                maps=(((*((1000 // (q + 1),) * (q + 1) for q in cells),),) * heads,) * layers,
+                cells=cells,
+                causal=causal,
+                maps=(((*((1000 // (q + 1),) * (q + 1 if causal else C) for q in range(C)),),) * heads,) * layers,
             ),
-            map=results.ExploredMap(layer=2, cell=-(-T // 30), dims=(0, 9), rows=((1.0, 500.0),) * len(cells)),
+            map=results.ExploredMap(layer=2, cells=cells, dims=(0, 9), rows=((1.0, 500.0),) * C),
+            image=image,
         )
 
     edits = [
-        results.WhatIfEdit(layer=n, place=p, operation=o, **outcome | {"perplexity": 10.0 * n + p + 2 * o})
+        results.WhatIfEdit(layer=n, place=p, operation=o, **outcome | {"value": 10.0 * n + p + 2 * o})
         for n in range(1, layers + 1)
         for p in range(2)
         for o in range(2)
@@ -154,10 +165,9 @@ def _explorer(tokens=TOKENS, layers=3, heads=2, perplexity=2.0):
         what_if=(
             results.WhatIf(
                 model=model,
-                text="</script>",
-                bos=True,
+                metric="perplexity" if image is None else "cosine_similarity",
+                **about,
                 tokens=T,
-                ending="<b>",
                 places=("one", "other"),
                 operations=("set to zero", "halved"),
                 unedited=results.WhatIfOutcome(**outcome),
@@ -165,6 +175,13 @@ def _explorer(tokens=TOKENS, layers=3, heads=2, perplexity=2.0):
             ),
         ),
     )
+
+
+def _image_explorer():
+    written = io.BytesIO()
+    Image.fromarray(np.arange(3 * 4 * 3, dtype=np.uint8).reshape(3, 4, 3)).save(written, "JPEG")
+    data = base64.b64encode(written.getvalue()).decode("ascii")
+    return _explorer(PATCHES, image=results.ExploredImage(picture=f"data:image/jpeg;base64,{data}", grid=(3, 4)))
 
 
 def _explored_page(folder, explorer, sections=()):
@@ -178,7 +195,7 @@ def _scripts(source):
 
 
 def test_the_page_holds_the_results_and_no_markup_of_theirs(tmp_path):
-    explorer = _explorer(perplexity=float("inf"))
+    explorer = _explorer(value=float("inf"))
     source = _explored_page(tmp_path, explorer)
     page = _Page(source)
     assert len(page.all("script")) == 3
@@ -187,6 +204,16 @@ def test_the_page_holds_the_results_and_no_markup_of_theirs(tmp_path):
     assert not set(data) & set("<>&\u2028\u2029")
     (tmp_path / "data.json").write_text(data, encoding="utf-8")
     assert as_record(results.Explorer, read_json(tmp_path / "data.json"), "page") == explorer
+
+
+def test_the_page_holds_the_picture(tmp_path):
+    explorer = _image_explorer()
+    data, *_ = _scripts(_explored_page(tmp_path, explorer))
+    (tmp_path / "data.json").write_text(data, encoding="utf-8")
+    held = read_json(tmp_path / "data.json")
+    assert held["inputs"][0]["image"]["grid"] == [3, 4]
+    assert not {"text", "bos", "ending"} & held["what_if"][0].keys()
+    assert as_record(results.Explorer, held, "page") == explorer
 
 
 def test_the_policy_names_these_scripts_and_styles(tmp_path):
@@ -224,62 +251,30 @@ def browser():
         started.close()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
-def test_in_a_browser(tmp_path, image, browser, width, scheme):
-    explorer = _explorer()
-    section = Section("a", "b", image, alt="c", table=Table(("a", "b"), (("x" * 60, "y" * 60),)))
-    _explored_page(tmp_path, explorer, [section])
+@contextlib.contextmanager
+def _opened(browser, report, width, scheme):
+    """The page; when the test has done with it, it has told nothing, asked for nothing, and can be read."""
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     told, asked = [], []
     page.on("console", lambda message: told.append(message.text))
     page.on("pageerror", lambda error: told.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
-    address = (tmp_path / "report.html").as_uri()
-    page.goto(address)
+    page.goto(report.as_uri())
     page.wait_for_selector("#explorer:not([hidden])")
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     assert paint < 1000
-    one = explorer.inputs[0]
 
-    # What is drawn is what the JSON says.
-    assert page.locator(".strip").first.locator("button").all_inner_texts() == list(one.labels)
-    page.locator("#layer").fill("3")
-    drawn = page.locator(".strip").first.locator("button").evaluate_all("all => all.map(b => Number(b.dataset.value))")
-    assert drawn == list(one.layers[2].values)
-    assert "3 of 3" in page.locator("label[for=layer]").inner_text()
+    yield page
 
-    # The keyboard: tokens, layers, heads.
-    page.locator("#layer").focus()
-    page.keyboard.press("ArrowLeft")
-    assert "2 of 3" in page.locator("label[for=layer]").inner_text()
-    strip = page.locator(".strip").first.locator("button")
-    strip.nth(len(TOKENS) - 1).focus()
-    page.keyboard.press("ArrowLeft")
-    assert "position 5" in page.locator("#token").inner_text()
-    assert f"largest −{-one.layers[1].values[5]:.0f} at dim 7" in page.locator("#token").inner_text()
-    page.locator("#head").focus()
-    page.keyboard.press("ArrowRight")
-    assert "head 0" in page.locator("#heat-token").inner_text()
-    assert "16.6 %" in page.locator("#keys").inner_text()
-
-    # The panel, and the link to the view.
-    page.locator("#operation").select_option(label="halved")
-    page.locator("#place").select_option(label="other")
-    page.locator("#edited").fill("2")
-    assert "“</script>”, with BOS in front, which" in page.locator("#what-if-words").inner_text()
-    assert "→ 33" in page.locator("#outcome").inner_text()
     again = browser.new_page(viewport={"width": width, "height": 800})
     again.goto(page.url)
     again.wait_for_selector("#explorer:not([hidden])")
     for place in ("#outcome", "#token", "#heat-token"):
         assert again.locator(place).inner_text() == page.locator(place).inner_text()
     again.close()
-
     assert page.locator("img[src=x]").count() == 0
     assert told == []
-    assert [url for url in asked if not url.startswith(("data:", address))] == []
+    assert [url for url in asked if not url.startswith(("data:", report.as_uri()))] == []
     assert page.evaluate(_TOO_SMALL) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(_CUT) == []
@@ -288,6 +283,92 @@ def test_in_a_browser(tmp_path, image, browser, width, scheme):
         found = page.evaluate("axe.run()")["violations"]
         assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
     page.close()
+
+
+def _values(buttons):
+    """What is drawn of each token."""
+    return buttons.evaluate_all("all => all.map(b => Number(b.dataset.value))")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_in_a_browser(tmp_path, image, browser, width, scheme):
+    explorer = _explorer()
+    section = Section("a", "b", image, alt="c", table=Table(("a", "b"), (("x" * 60, "y" * 60),)))
+    _explored_page(tmp_path, explorer, [section])
+    one = explorer.inputs[0]
+    with _opened(browser, tmp_path / "report.html", width, scheme) as page:
+        # What is drawn is what the JSON says.
+        strip = page.locator(".strip").first.locator("button")
+        assert strip.all_inner_texts() == list(one.labels)
+        page.locator("#layer").fill("3")
+        assert _values(strip) == list(one.layers[2].values)
+        assert "3 of 3" in page.locator("label[for=layer]").inner_text()
+
+        # The keyboard: tokens, layers, heads.
+        page.locator("#layer").focus()
+        page.keyboard.press("ArrowLeft")
+        assert "2 of 3" in page.locator("label[for=layer]").inner_text()
+        strip.nth(len(TOKENS) - 1).focus()
+        page.keyboard.press("ArrowLeft")
+        assert "position 5" in page.locator("#token").inner_text()
+        assert f"largest −{-one.layers[1].values[5]:.0f} at dim 7" in page.locator("#token").inner_text()
+        page.locator("#head").focus()
+        page.keyboard.press("ArrowRight")
+        assert "head 0" in page.locator("#heat-token").inner_text()
+        assert "16.6 %" in page.locator("#keys").inner_text()
+        assert not page.locator("#gaze-box").is_visible()
+
+        # The panel.
+        page.locator("#operation").select_option(label="halved")
+        page.locator("#place").select_option(label="other")
+        page.locator("#edited").fill("2")
+        assert "“</script>”, with BOS in front, which" in page.locator("#what-if-words").inner_text()
+        assert "→ 33" in page.locator("#outcome").inner_text()
+        assert "Next token, unedited" in page.locator("#next").inner_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+def test_an_image_in_a_browser(tmp_path, browser, width, scheme):
+    explorer = _image_explorer()
+    _explored_page(tmp_path, explorer)
+    one = explorer.inputs[0]
+    with _opened(browser, tmp_path / "report.html", width, scheme) as page:
+        before, patches = (page.locator(box).first.locator("button") for box in (".strip", "#strips .patches"))
+        assert before.all_inner_texts() == ["CLS", "reg1"]
+        page.locator("#layer").fill("3")
+        assert (*_values(before), *_values(patches)) == one.layers[2].values
+        picture, grid = (page.locator("#strips .patches").first.locator(name) for name in ("img", "button"))
+        assert picture.evaluate("one => one.naturalWidth") == 4
+        box, first, last = (found.bounding_box() for found in (picture, grid.first, grid.last))
+        assert (first["x"], first["y"]) == pytest.approx((box["x"], box["y"]), abs=1)
+        assert last["x"] + last["width"] == pytest.approx(box["x"] + box["width"], abs=1)
+        assert last["width"] == pytest.approx(last["height"], abs=1)
+
+        # The keyboard goes up and down by rows, and from the first row to what is before the patches.
+        patches.nth(1).focus()
+        page.keyboard.press("ArrowDown")
+        assert "position 7 “(1,1)”" in page.locator("#token").inner_text()
+        page.keyboard.press("ArrowUp")
+        page.keyboard.press("ArrowUp")
+        assert "position 0 “CLS”" in page.locator("#token").inner_text()
+        patches.nth(11).hover()
+        assert "position 13 “(2,3)”" in page.locator("#token").inner_text()
+
+        # Attention, of a query on the picture: a click chooses another.
+        spot = page.locator("#gaze canvas").bounding_box()
+        page.locator("#gaze canvas").click(position={"x": spot["width"] - 3, "y": spot["height"] - 3})
+        assert "query (2,2)–(2,3) attends to" in page.locator("#heat-token").inner_text()
+        said = page.locator("#gaze-words").inner_text()
+        assert "from 4.2 % of it (no colour) to 8.3 % on (2,0); 33.2 % on CLS, reg1." in said
+        assert "up to 4 patches" in page.locator("#cells").inner_text()
+
+        page.locator("#edited").fill("2")
+        assert "“</script>.png”. One image" in page.locator("#what-if-words").inner_text()
+        assert "unedited one: 30." in page.locator("#outcome").inner_text()
+        assert "Class, unedited" in page.locator("#next").inner_text()
 
 
 @pytest.mark.slow

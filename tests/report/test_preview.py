@@ -26,8 +26,8 @@ def explorer(headline, layers):
             )
             for n in range(1, layers + 1)
         ),
-        attention=results.ExploredAttention(cell=1, causal=True, maps=()),
-        map=results.ExploredMap(layer=1, cell=1, dims=(0,), rows=((1.0,), (1.0,))),
+        attention=results.ExploredAttention(cells=(0, 1), causal=True, maps=()),
+        map=results.ExploredMap(layer=1, cells=(0, 1), dims=(0,), rows=((1.0,), (1.0,))),
     )
     return results.Explorer(headline=headline, inputs=(one,))
 

@@ -65,42 +65,64 @@
     draw(changes);
   }
 
-  // --- tokens ---
+  // --- tokens: a strip; of an image its patches on the picture, and a strip of what is before them ---
+  const buttons = [];  // of each input, of each token
+  const prefixOf = (one) => (one.image ? one.tokens.length - one.image.grid[0] * one.image.grid[1] : one.tokens.length);
+  function pictureOf(one) {
+    const box = element("div", undefined, "patches");
+    const picture = element("img");
+    picture.src = one.image.picture;
+    picture.alt = `The image: ${titleOf(one)}`;
+    box.style.setProperty("--rows", one.image.grid[0]);
+    box.style.setProperty("--columns", one.image.grid[1]);
+    box.append(picture);
+    return box;
+  }
   function makeStrips() {
     const box = byId("strips");
+    box.classList.toggle("pictures", data.inputs.some((one) => one.image));
     data.inputs.forEach((one, i) => {
-      box.append(element("p", titleOf(one), "strip-name"));
-      const strip = element("div", undefined, "strip");
-      strip.setAttribute("role", "group");
-      strip.setAttribute("aria-label", `Tokens of ${titleOf(one)}`);
-      one.labels.forEach((text, t) => {
-        const button = element("button", text);
-        button.type = "button";
-        button.addEventListener("click", () => go({ i, t }));
-        button.addEventListener("mouseenter", () => tell(one, t));
-        button.addEventListener("mouseleave", () => tell(input(), state.t));
-        button.addEventListener("focus", () => tell(one, t));
-        strip.append(button);
-      });
-      strip.addEventListener("keydown", (event) => {
-        const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -1e6, End: 1e6 }[event.key];
-        if (!step) return;
-        event.preventDefault();
-        const from = [...strip.children].indexOf(document.activeElement);
-        const t = Math.max(0, Math.min(one.tokens.length - 1, from + step));
-        go({ i, t });
-        strip.children[t].focus();
-      });
+      const [count, prefix, columns] = [one.tokens.length, prefixOf(one), one.image ? one.image.grid[1] : 1];
+      const groups = [];
+      if (prefix) groups.push([element("div", undefined, "strip"), "Tokens", 0, prefix]);
+      if (one.image) groups.push([pictureOf(one), "Patches", prefix, count]);
+      const strip = element("div", undefined, "input");
+      strip.append(element("p", titleOf(one), "strip-name"));
       box.append(strip);
+      buttons.push([]);
+      for (const [group, kind, first, end] of groups) {
+        group.setAttribute("role", "group");
+        group.setAttribute("aria-label", `${kind} of ${titleOf(one)}`);
+        for (let t = first; t < end; t += 1) {
+          const button = element("button", t < prefix ? one.labels[t] : undefined);
+          button.type = "button";
+          button.addEventListener("click", () => go({ i, t }));
+          button.addEventListener("mouseenter", () => tell(one, t));
+          button.addEventListener("mouseleave", () => tell(input(), state.t));
+          button.addEventListener("focus", () => tell(one, t));
+          group.append(button);
+          buttons[i].push(button);
+        }
+        group.addEventListener("keydown", (event) => {
+          const from = buttons[i].indexOf(document.activeElement);
+          const row = from >= prefix ? columns : 1;
+          const step = { ArrowRight: 1, ArrowDown: row, ArrowLeft: -1, ArrowUp: -row, Home: -1e6, End: 1e6 }[event.key];
+          if (!step) return;
+          event.preventDefault();
+          const t = Math.max(0, Math.min(count - 1, from + step));
+          go({ i, t });
+          buttons[i][t].focus();
+        });
+        strip.append(group);
+      }
     });
   }
   function drawStrips() {
-    const strips = document.querySelectorAll(".strip");
     data.inputs.forEach((one, i) => {
       const layer = layerOf(one);
       const ratios = layer.values.map((x) => Math.abs(x) / (layer.median || 1e-30));
       const top = Math.log10(Math.max(1000, ...ratios));
-      [...strips[i].children].forEach((button, t) => {
+      buttons[i].forEach((button, t) => {
         const level = Math.log10(Math.max(1, ratios[t])) / top;
         const massive = Math.abs(layer.values[t]) > data.thresholds.magnitude && ratios[t] > data.thresholds.ratio;
         button.style.setProperty("--k", level.toFixed(3));
@@ -139,6 +161,10 @@
     const decades = [];
     for (let n = Math.log10(low); n <= Math.log10(high) + 1e-9; n += step) decades.push(10 ** Math.round(n));
     const most = Math.max(0, ...positive) * 1.08 || 1;
+    const all = lines.flatMap((line) => line.values).filter(Number.isFinite);
+    const [lowest, highest] = [Math.min(...all), Math.max(...all)];
+    const pad = Math.max(0.08 * (highest - lowest), 0.0005);
+    const range = options.near && all.length ? [lowest - pad, highest + pad] : [0, options.most ?? most];
     const drawable = (x) => (Number.isFinite(x) && (!options.log || x > 0) ? x : null);
     const power = (x) => (x > 0.05 && x < 2000
       ? digits(x) : "10" + [...String(Math.round(Math.log10(x)))].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻").join(""));
@@ -147,7 +173,7 @@
       cursor: { drag: { x: false, y: false }, y: false },
       scales: {
         x: { time: false, range: [xs[0] - 0.3, xs[xs.length - 1] + 0.3] },
-        y: options.log && positive.length ? { distr: 3, range: [low, high] } : { range: [0, options.most ?? most] },
+        y: options.log && positive.length ? { distr: 3, range: [low, high] } : { range },
       },
       axes: [
         { ...axis, incrs: [1, 2, 5, 10, 20, 50], label: options.across ?? "layer", labelSize: 18, labelFont: axis.font, size: 34 },
@@ -234,38 +260,24 @@
     if (state.h > 0) return heads[state.h - 1];
     return heads[0].map((row, q) => row.map((_, k) => heads.reduce((sum, head) => sum + head[q][k], 0) / heads.length));
   }
-  function sized(canvas) {
-    const scale = devicePixelRatio || 1;
-    canvas.width = Math.round(canvas.clientWidth * scale);
-    canvas.height = Math.round(canvas.clientHeight * scale);
-    return canvas.getContext("2d");
-  }
   function drawHeat() {
     const one = input();
     const rows = mapOf(one);
     const canvas = byId("heat");
-    const pen = sized(canvas);
-    const side = canvas.width / rows.length;
-    pen.clearRect(0, 0, canvas.width, canvas.height);
-    pen.fillStyle = colour("--one");
-    rows.forEach((row, q) => row.forEach((x, k) => {
-      pen.globalAlpha = Math.sqrt(Math.min(1000, x) / 1000);
-      const [left, top] = [Math.round(k * side), Math.round(q * side)];
-      pen.fillRect(left, top, Math.round((k + 1) * side) - left, Math.round((q + 1) * side) - top);
-    }));
-    pen.globalAlpha = 1;
-    const q = Math.floor(state.t / one.attention.cell);
-    pen.strokeStyle = colour("--link");
-    pen.lineWidth = 2 * (devicePixelRatio || 1);
-    pen.strokeRect(1, q * side, canvas.width - 2, side);
-    byId("cells").textContent = one.attention.cell > 1 ? `A cell is ${one.attention.cell} tokens each way.` : "";
+    const { cells } = one.attention;
+    const q = cells[state.t];
+    const levels = rows.map((row) => row.map((x) => Math.sqrt(Math.min(1000, x) / 1000)));
+    paint.cells(canvas, levels, rows.length, { ink: colour("--one"), mark: colour("--link") }, [q, 0, rows.length]);
+    const widest = cells.filter((cell) => cell === cells[one.image ? prefixOf(one) : 0]).length;
+    byId("cells").textContent = widest > 1
+      ? `A row, and a column, is up to ${widest} ${one.image ? "patches" : "tokens"}.` : "";
     const head = state.h === 0 ? "the mean over heads" : `head ${state.h - 1}`;
     byId("head-shown").textContent = state.h === 0 ? "mean" : state.h - 1;
     const found = rows[q].map((x, k) => [x / 1000, k]).sort((a, b) => b[0] - a[0]).slice(0, 5);
     const nameOf = (cell) => {
-      const first = cell * one.attention.cell;
-      const last = Math.min(one.tokens.length, first + one.attention.cell) - 1;
-      return first === last ? `${first} “${one.labels[first]}”` : `${first}–${last}`;
+      const [first, last] = [cells.indexOf(cell), cells.lastIndexOf(cell)];
+      if (first === last) return `${first} “${one.labels[first]}”`;
+      return one.image ? `${one.labels[first]}–${one.labels[last]}` : `${first}–${last}`;
     };
     byId("heat-token").textContent = `Layer ${layerOf(one).layer}, ${head}: query ${nameOf(q)} attends to`;
     table("keys", ["Key", "Attention"], found.map(([x, k]) => [nameOf(k), percent(x)]));
@@ -273,13 +285,51 @@
       + `${rows[rows.length - 1].length} keys. Most of query ${nameOf(q)} is on ${nameOf(found[0][1])}: ${percent(found[0][0])}.`);
     canvas.onclick = (event) => {
       const cell = Math.floor((event.offsetY / canvas.clientHeight) * rows.length);
-      go({ t: cell * one.attention.cell });
+      go({ t: cells.indexOf(cell) });
     };
     canvas.onmousemove = (event) => {
       const cell = Math.floor((event.offsetY / canvas.clientHeight) * rows.length);
       const key = Math.floor((event.offsetX / canvas.clientWidth) * rows.length);
       const x = rows[cell]?.[key];
       canvas.title = x === undefined ? "" : `query ${nameOf(cell)}, key ${nameOf(key)}: ${percent(x / 1000)}`;
+    };
+    byId("gaze-box").hidden = !one.image;
+    if (one.image) drawGaze(one, rows[q], nameOf);
+  }
+  // One query's row of it, on the picture.
+  function drawGaze(one, row, nameOf) {
+    const { cells } = one.attention;
+    const [prefix, [lines, columns]] = [prefixOf(one), one.image.grid];
+    const box = byId("gaze");
+    if (box.dataset.input !== String(state.i)) {
+      const picture = pictureOf(one);
+      picture.append(element("canvas"));
+      box.replaceChildren(picture);
+      box.dataset.input = state.i;
+    }
+    const many = row.map(() => 0);
+    cells.forEach((cell) => { many[cell] += 1; });
+    const shares = cells.slice(prefix).map((cell) => row[cell] / 1000 / many[cell]);
+    const [least, most] = [Math.min(...shares), Math.max(...shares)];
+    const levels = Array.from({ length: lines }, (_, i) => shares.slice(i * columns, (i + 1) * columns)
+      .map((x) => (most > least ? (0.9 * (x - least)) / (most - least) : 0)));
+    const at = state.t - prefix;
+    const canvas = box.querySelector("canvas");
+    paint.cells(canvas, levels, columns, { ink: colour("--one"), mark: colour("--link") },
+      at < 0 ? undefined : [Math.floor(at / columns), at % columns, 1]);
+    const before = percent(row.slice(0, prefix).reduce((sum, x) => sum + x, 0) / 1000);
+    const even = most > least ? `, from ${percent(least)} of it (no colour) to ${percent(most)} on ${one.labels[prefix + shares.indexOf(most)]}`
+      : `: ${percent(most)} of it on every patch`;
+    const words = `The same query’s attention on the picture${even}${prefix ? `; ${before} on ${one.labels.slice(0, prefix).join(", ")}` : ""}.`;
+    byId("gaze-words").textContent = words;
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", words);
+    const patch = (event) => prefix + Math.floor((event.offsetY / canvas.clientHeight) * lines) * columns
+      + Math.floor((event.offsetX / canvas.clientWidth) * columns);
+    canvas.onclick = (event) => go({ t: patch(event) });
+    canvas.onmousemove = (event) => {
+      const cell = cells[patch(event)];
+      canvas.title = cell === undefined ? "" : `key ${nameOf(cell)}: ${percent(row[cell] / 1000)}`;
     };
   }
   function table(id, heads, rows) {
@@ -312,56 +362,10 @@
     const one = input();
     const { rows, dims, layer } = one.map;
     const canvas = byId("space");
-    const pen = sized(canvas);
-    const [w, h] = [canvas.width, canvas.height];
-    const most = Math.max(...rows.flat()) || 1;
-    const angle = (state.r * Math.PI) / 180;
-    const [sin, cos] = [Math.sin(angle), Math.cos(angle)];
-    const span = Math.min(w, 1.6 * h) * 0.44;
-    const point = (t, d, z) => {
-      const x = (rows.length > 1 ? t / (rows.length - 1) : 0.5) - 0.5;
-      const y = d / Math.max(1, dims.length - 1) - 0.5;
-      const [across, depth] = [x * cos - y * sin, x * sin + y * cos];
-      return [w / 2 + across * span * 1.35, h * 0.72 + depth * span * 0.45 - z * h * 0.5, depth];
-    };
-    pen.clearRect(0, 0, w, h);
-    pen.strokeStyle = colour("--rule");
-    pen.lineWidth = devicePixelRatio || 1;
-    const corners = [[0, 0], [rows.length - 1, 0], [rows.length - 1, dims.length - 1], [0, dims.length - 1]];
-    pen.beginPath();
-    corners.forEach(([t, d], i) => pen[i ? "lineTo" : "moveTo"](...point(t, d, 0).slice(0, 2)));
-    pen.closePath();
-    pen.stroke();
-    const bars = rows.flatMap((row, t) => row.map((x, d) => [point(t, d, 0), point(t, d, x / most), x / most]));
-    bars.sort((a, b) => a[0][2] - b[0][2]);
-    const [hot, cold] = [colour("--one"), colour("--two")];
-    for (const [foot, head, level] of bars) {
-      pen.strokeStyle = level > 0.1 ? hot : cold;
-      pen.globalAlpha = level > 0.1 ? 1 : 0.55;
-      pen.lineWidth = (level > 0.1 ? 3 : 1.2) * (devicePixelRatio || 1);
-      pen.beginPath();
-      pen.moveTo(foot[0], foot[1]);
-      pen.lineTo(head[0], Math.min(head[1], foot[1] - 1));
-      pen.stroke();
-    }
-    pen.globalAlpha = 1;
-    pen.fillStyle = colour("--soft");
-    pen.font = `${13 * (devicePixelRatio || 1)}px system-ui, sans-serif`;
-    pen.textAlign = "center";
-    const label = (text, t, d) => {
-      const [x, y] = point(t, d, 0);
-      const gap = 16 * (devicePixelRatio || 1);
-      const half = pen.measureText(text).width / 2 + 4;
-      pen.fillText(text, Math.max(half, Math.min(w - half, x)), y + (y > h * 0.72 ? gap : -gap * 0.4));
-    };
-    const [midT, midD] = [(rows.length - 1) / 2, (dims.length - 1) / 2];
-    label("tokens →", midT, cos > 0 ? dims.length - 1 : 0);
-    label("dims →", sin > 0 ? rows.length - 1 : 0, midD);
-    const peak = rows.flatMap((row, t) => row.map((x, d) => [x, t, d])).sort((a, b) => b[0] - a[0])[0];
-    const [x, y] = point(peak[1], peak[2], 1);
-    pen.fillStyle = colour("--ink");
-    pen.fillText(digits(peak[0]), Math.max(30, Math.min(w - 30, x)), y - 8);
-    const first = peak[1] * one.map.cell;
+    const colours = { rule: colour("--rule"), hot: colour("--one"), cold: colour("--two"), soft: colour("--soft"), ink: colour("--ink") };
+    const peak = paint.bars(canvas, rows, state.r, colours, { rows: "tokens →", columns: "dims →", largest: digits });
+    const sizes = one.layers[layer - 1].values.map((x, t) => (one.map.cells[t] === peak[1] ? Math.abs(x) : -1));
+    const first = sizes.indexOf(Math.max(...sizes));
     const words = `Magnitudes after block ${layer} (${titleOf(one)}); the largest, ${digits(peak[0])}, at position `
       + `${first} “${one.labels[first]}”. A spike is the largest of up to ${Math.max(...dims.slice(1).map((d, i) => d - dims[i]), 1)} dims.`;
     byId("space-words").textContent = `${words} Drag it, or use the slider.`;
@@ -379,6 +383,13 @@
   }
 
   // --- what if ---
+  // What it is judged by: its name, what is likely then, how it is said, whether it is drawn by its logarithm.
+  const METRICS = {
+    perplexity: { name: "Perplexity", likely: "Next token", log: true,
+      say: (before, now) => `Perplexity ${digits(before)} → ${digits(now)} (× ${digits(now / before)}).` },
+    cosine_similarity: { name: "Cosine similarity", likely: "Class", log: false,
+      say: (_, now) => `Cosine similarity of the image’s feature to the unedited one: ${Number.isFinite(now) ? now : digits(now)}.` },
+  };
   const whatIf = () => data.what_if.find((panel) => panel.model === input().model);
   const editedLayers = (panel) => [...new Set(panel.edits.map((edit) => edit.layer))];
   function drawWhatIf() {
@@ -393,20 +404,25 @@
     edited.value = state.e;
     edited.setAttribute("aria-valuetext", `block ${layers[state.e]}`);
     byId("edited-shown").textContent = layers[state.e];
-    byId("what-if-words").textContent = `${panel.edits.length} edits of ${panel.model} on the first ${panel.tokens} tokens of `
-      + `“${panel.text}”${panel.bos ? ", with BOS in front" : ""}, which end in “${panel.ending}”. One text: the sections below have intervals over windows.`;
+    const on = panel.image !== undefined ? `“${panel.image}”. One image`
+      : `the first ${panel.tokens} tokens of “${panel.text}”${panel.bos ? ", with BOS in front" : ""}, which end in “${panel.ending}”. One text`;
+    const over = panel.image !== undefined ? "images" : "windows";
+    byId("what-if-words").textContent = `${panel.edits.length} edits of ${panel.model} on ${on}: the sections below have intervals over ${over}.`;
+    const { name, likely, say, log } = METRICS[panel.metric];
     const chosen = panel.edits.filter((edit) => edit.place === state.p && edit.operation === state.o);
     const now = chosen.find((edit) => edit.layer === layers[state.e]);
-    byId("outcome").textContent = `Perplexity ${digits(panel.unedited.perplexity)} → ${digits(now.perplexity)} `
-      + `(× ${digits(now.perplexity / panel.unedited.perplexity)}).`;
-    table("next", ["Next token, unedited", "Probability", "Next token, edited", "Probability"], panel.unedited.next.map((token, i) => [
-      token.token, percent(token.probability), now.next[i].token, percent(now.next[i].probability)]));
-    keys("effects-keys", [["perplexity by edited layer", "c1"], ["unedited", "c4"]]);
+    byId("outcome").textContent = say(panel.unedited.value, now.value);
+    byId("next").hidden = panel.unedited.top.length === 0;
+    if (panel.unedited.top.length) {
+      table("next", [`${likely}, unedited`, "Probability", `${likely}, edited`, "Probability"], panel.unedited.top.map((one, i) => [
+        one.name, percent(one.probability), now.top[i].name, percent(now.top[i].probability)]));
+    }
+    keys("effects-keys", [[`${name.toLowerCase()} by edited layer`, "c1"], ["unedited", "c4"]]);
     chart("effects", layers, [
-      { values: chosen.map((edit) => edit.perplexity), colour: "--one" },
-      { values: layers.map(() => panel.unedited.perplexity), colour: "--grey" },
-    ], { log: true, at: layers[state.e], across: "edited after block", pick: (l) => go({ e: layers.indexOf(l) }),
-      words: `Perplexity by edited layer; ${digits(now.perplexity)} after block ${layers[state.e]}.` });
+      { values: chosen.map((edit) => edit.value), colour: "--one" },
+      { values: layers.map(() => panel.unedited.value), colour: "--grey" },
+    ], { log, near: !log, at: layers[state.e], across: "edited after block", pick: (l) => go({ e: layers.indexOf(l) }),
+      words: `${name} by edited layer; ${digits(now.value)} after block ${layers[state.e]}.` });
   }
   function options(id, texts, chosen) {
     const box = byId(id);
@@ -437,7 +453,7 @@
   function start() {
     const panel = whatIf();
     state.l = input().map.layer;
-    state.t = input().tokens.length - 1;
+    state.t = input().image ? 0 : input().tokens.length - 1;
     if (panel) {
       const all = editedLayers(panel);
       state.e = Math.max(0, all.indexOf(input().map.layer));

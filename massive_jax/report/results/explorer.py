@@ -39,17 +39,31 @@ class ExploredLayer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ExploredImage:
+    """The picture whose patches an input's last tokens are, row by row.
+
+    Attributes:
+      picture: as the model sees it, a data: address of a JPEG.
+      grid: rows and columns of patches.
+    """
+
+    picture: str
+    grid: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExploredAttention:
     """Attention of every layer and head.
 
     Attributes:
-      cell: how many tokens a row, and a column, stands for; more than one where a page would be too large.
+      cells: of each token, which row and which column it is in, from 0; several share one where a page would be too
+        large: of a text tokens that follow each other, of an image patches that make a square.
       causal: whether a row ends at its own column.
       maps: of each layer, of each head, of each row the attention on each column, in thousandths; of a cell of several
         tokens the sum over its keys, averaged over its queries.
     """
 
-    cell: int
+    cells: tuple[int, ...]
     causal: bool
     maps: tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]
 
@@ -60,13 +74,13 @@ class ExploredMap:
 
     Attributes:
       layer: which.
-      cell: how many tokens a row stands for.
+      cells: of each token, which row it is in.
       dims: the first dim of every column; a column is the largest magnitude of its dims.
       rows: the magnitudes.
     """
 
     layer: int
-    cell: int
+    cells: tuple[int, ...]
     dims: tuple[int, ...]
     rows: tuple[tuple[float, ...], ...]
 
@@ -77,13 +91,14 @@ class ExploredInput:
 
     Attributes:
       model: its title.
-      input: what it is called, such as "no BOS".
-      tokens: T texts.
+      input: what it is called, such as "no BOS", or an image's name.
+      tokens: T texts; of an image CLS, reg1, …, (row,column).
       labels: how they are written.
       massive: positions that are massive in some layer, and stand apart there: 5 times the middle token's magnitude.
       layers: every layer.
       attention: of every layer and head.
       map: of the layer that is drawn in 3D.
+      image: of a vision model.
     """
 
     model: str
@@ -94,22 +109,23 @@ class ExploredInput:
     layers: tuple[ExploredLayer, ...]
     attention: ExploredAttention
     map: ExploredMap
+    image: ExploredImage | None = optional()  # noqa: RUF009  (a dataclass field)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NextToken:
-    """A token that may come next, as it is written, and how likely it is."""
+class Likely:
+    """A token that may come next, as it is written, or a class; and how likely it is."""
 
-    token: str
+    name: str
     probability: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WhatIfOutcome:
-    """What a model says of a text: its perplexity, and the most likely next tokens."""
+    """What a model says of an input: the metric, and the most likely next tokens, or classes (none without a head)."""
 
-    perplexity: float
-    next: tuple[NextToken, ...]
+    value: float
+    top: tuple[Likely, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,8 +143,10 @@ class WhatIf:
 
     Attributes:
       model: its title.
+      metric: "perplexity" of a text; of an image "cosine_similarity" of its feature to the unedited one.
       text: on which: the start of it is meant.
       bos: whether BOS is in front of it.
+      image: on which, in place of a text.
       tokens: how many it has, with BOS.
       ending: its last few tokens, as they are written.
       places: in words.
@@ -138,10 +156,12 @@ class WhatIf:
     """
 
     model: str
-    text: str
-    bos: bool = False
+    metric: str
+    text: str | None = optional()
+    bos: bool | None = optional()
+    image: str | None = optional()
     tokens: int
-    ending: str
+    ending: str | None = optional()
     places: tuple[str, ...]
     operations: tuple[str, ...]
     unedited: WhatIfOutcome

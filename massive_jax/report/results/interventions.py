@@ -107,7 +107,33 @@ class LayerEffect:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Intervention(Run):
+class Judged:
+    """What a model is judged by, by the name of the operation; one of the three.
+
+    Attributes:
+      perplexity: of a text.
+      top1_agreement: of images and a model with a head: the share of images whose most likely class stays.
+      cosine_similarity: of images without: of the pooled features with the unedited ones, averaged over the images.
+    """
+
+    perplexity: Mapping[str, float] | None = optional()
+    top1_agreement: Mapping[str, float] | None = optional()
+    cosine_similarity: Mapping[str, float] | None = optional()
+
+    @property
+    def metric(self) -> str:
+        """Which of them it is."""
+        given = [name for name in ("top1_agreement", "cosine_similarity") if getattr(self, name) is not None]
+        return given[0] if given else "perplexity"
+
+    @property
+    def measured(self) -> Mapping[str, float]:
+        """That, by operation."""
+        return getattr(self, self.metric) or {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Intervention(Judged, Run):
     """intervene.json: what the model is judged by (perplexity, say), by the name of the operation.
 
     The names are "original", those of the operations ("zero", "set=5", …), and "random_" and an operation for the same
@@ -121,9 +147,6 @@ class Intervention(Run):
       controls: the random places.
       seed: of what is drawn.
       predicted_tokens: of a text, how many the perplexity is over.
-      perplexity: of a text.
-      top1_agreement: of images and a model with a head: the share of images whose most likely class stays.
-      cosine_similarity: of images without: of the pooled features with the unedited ones, averaged over the images.
       bootstrap_draws: how many draws of windows or images intervals are of; null with one window, which has none.
       effects: the same numbers by name, with intervals and differences.
       alone: what each place does alone (of many, those of largest magnitude), under the operation that changes most.
@@ -138,25 +161,11 @@ class Intervention(Run):
     controls: tuple[ControlPlace, ...] = ()
     seed: int = 0
     predicted_tokens: int | None = optional()
-    perplexity: Mapping[str, float] | None = optional()
-    top1_agreement: Mapping[str, float] | None = optional()
-    cosine_similarity: Mapping[str, float] | None = optional()
     bootstrap_draws: int | None = None
     effects: Mapping[str, Effect] = dataclasses.field(default_factory=dict)
     alone: tuple[AloneEffect, ...] = ()
     control_draws: tuple[ControlDraws, ...] = ()
     sweep: tuple[LayerEffect, ...] = ()
-
-    @property
-    def metric(self) -> str:
-        """What the model is judged by."""
-        given = [name for name in ("top1_agreement", "cosine_similarity") if getattr(self, name) is not None]
-        return given[0] if given else "perplexity"
-
-    @property
-    def measured(self) -> Mapping[str, float]:
-        """That, by operation."""
-        return getattr(self, self.metric) or {}
 
     @property
     def carrier(self) -> AloneEffect | None:
@@ -196,8 +205,8 @@ class EditedAt:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Findings(Named):
-    """summary.json: the paper's main findings on one model.
+class Findings(Judged, Named):
+    """summary.json: the paper's main findings on one model, and what it is judged by, as in intervene.json.
 
     Attributes:
       layer: where the largest activations appear at full size, or the one asked for.
@@ -206,8 +215,7 @@ class Findings(Named):
       attention_share: the largest share of attention on the massive tokens in any layer; None without such tokens.
       attention_layer: that layer.
       intervention: what was edited.
-      perplexity: by operation, as in intervene.json.
-      times_worse: that of "zero" over the original's; None where nothing was set to zero.
+      times_worse: of a text, the perplexity of "zero" over the original's; None where nothing was set to zero.
       zero_low, zero_high: the 95 % interval of that of "zero"; None where there is none.
       carrier: of several places that were edited, the one that alone does nearly all of it.
     """
@@ -218,8 +226,7 @@ class Findings(Named):
     attention_share: float | None
     attention_layer: int | None
     intervention: EditedAt
-    perplexity: Mapping[str, float]
-    times_worse: float | None
+    times_worse: float | None = None
     zero_low: float | None = None
     zero_high: float | None = None
     carrier: Carrier | None = None
