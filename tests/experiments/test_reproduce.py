@@ -92,7 +92,7 @@ def test_with_massive_activations(run, text_file, tiny_directory):
     assert panel["places"][0] == f"massive: position 0, dim {PLANTED}"
     assert (panel["text"], panel["bos"], panel["tokens"]) == (str(text_file), True, 25)
     assert len(panel["edits"]) == len(panel["places"]) * len(panel["operations"]) * 3
-    assert all(1 <= edit["layer"] <= 3 and len(edit["next"]) == 5 for edit in panel["edits"])
+    assert all(1 <= edit["layer"] <= 3 and len(edit["top"]) == 5 for edit in panel["edits"])
     assert f"--model={tiny_directory}" in data["provenance"]["Command"]
     words = " ".join(page.text)
     for expected in ("one number to zero", "“<s>”, dim 5", "book.txt: 3 windows of 24", "magnitude above 100"):
