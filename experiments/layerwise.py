@@ -124,7 +124,10 @@ def show(result: Layerwise) -> None:
     """Prints the table: a line a layer."""
     rows = []
     for layer in (*result.layers, *([] if result.final_norm is None else [result.final_norm])):
-        found = [f"{top.value:,.1f} {common.place(top)}" for top in layer.top]
+        found = [
+            f"{top.value:,.1f} {common.place(top)}" + (f" in {100 * top.share:.0f} %" if top.share < 1 else "")
+            for top in layer.top
+        ]
         massive = sum(one.layer == layer.layer and one.massive for one in result.massive)
         rows.append((layer.layer or "final norm", *found, *[""] * (_TOP - len(found)), layer.median, massive))
     common.print_table(("layer", "largest (position token, dim)", "second", "third", "median", "massive"), rows)

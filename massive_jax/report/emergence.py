@@ -168,8 +168,10 @@ def _words(training: Training) -> tuple[str, str]:
     sink = max(layer.sink_rate for layer in last.layers)
     title = (
         f"After {words.count(last.step, 'step')}: largest activation {words.number(peak.largest, 3)}, "
-        f"{words.number(ratio, 3)} times the median; up to {100 * sink:.0f} % of attention on {training.sink}"
+        f"{words.number(ratio, 3)} times the median"
     )
+    if np.isfinite(sink):
+        title += f"; up to {100 * sink:.0f} % of attention on {training.sink}"
     data = f"text: {_short(training.text)}" if training.text is not None else f"dataset: {_short(training.dataset)}"
     note = (
         f"{training.model} with {words.count(training.parameters, 'parameter')} · "

@@ -41,8 +41,9 @@ def draw(explorer: Explorer, title: str) -> Figure:
         y -= style.text_height(_SIZE)
     ax = style.axes(made, 0.5, 0.31, _WIDTH - 0.65, max(0.4, y - 0.28))
     ax.set_yscale("log")
-    ax.plot(numbers, [max(map(abs, layer.values)) for layer in layers], color=style.MASSIVE, label="largest")
-    ax.plot(numbers, [layer.median for layer in layers], color=style.GREY, label="median")
+    mark = {"marker": "o" if len(layers) == 1 else "", "markersize": 3}
+    ax.plot(numbers, [max(map(abs, layer.values)) for layer in layers], color=style.MASSIVE, label="largest", **mark)
+    ax.plot(numbers, [layer.median for layer in layers], color=style.GREY, label="median", **mark)
     ax.set_xticks(style.layer_ticks(numbers[0], numbers[-1], most=8))
     low, high = ax.get_ylim()
     number_logarithmic(ax.yaxis, low, high, 4, powers=high > 100 * low)

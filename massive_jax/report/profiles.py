@@ -53,7 +53,7 @@ def draw(result: Profiles | Mapping[str, Any]) -> "Figure":
 
     def curve(key: str, index: int) -> Curve:
         values = np.array(getattr(models[index], key))
-        layers, name = np.arange(1, len(values) + 1), words.shorten(models[index].name, 22)
+        layers, name = np.arange(1, len(values) + 1), words.shorten(words.plain(models[index].name), 22)
         marker = float(np.clip(100 / len(values), 2, 4))
         return Curve(layers, values, colours[index % len(colours)], name, width=1.4, marker=marker)
 
@@ -64,7 +64,7 @@ def draw(result: Profiles | Mapping[str, Any]) -> "Figure":
         profiles.conditions,
         [
             Chart("Largest magnitude", True, largest + medians),
-            Chart(f"Attention on {profiles.sink}", False, sink),
+            Chart(f"Attention on {words.shorten(words.plain(profiles.sink), 24)}", False, sink),
         ],
         height=2.3,
         x_label="Layer (output of block)",

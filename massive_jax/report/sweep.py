@@ -101,10 +101,16 @@ def _words(found: SweepResult, change: np.ndarray) -> tuple[str, list[str]]:
     metric = found.metric.replace("_", " ")
     layer, position = np.unravel_index(np.nanargmax(np.abs(np.where(np.isfinite(change), change, 0))), change.shape)
     token = words.label(found.tokens[position], limit=18)
-    title = (
-        f"{words.model_name(found)}: the {metric} changes most ({words.number(found.unedited, 3)} → "
-        f"{words.number(found.values[layer][position], 3)}) at layer {layer + 1}, token {position} “{token}”"
-    )
+    if not np.isfinite(change).any():
+        said = f"the {metric} is no number under any edit"
+    elif not change[np.isfinite(change)].any():
+        said = f"no edit changes the {metric}, {words.number(found.unedited, 3)}"
+    else:
+        said = (
+            f"the {metric} changes most ({words.number(found.unedited, 3)} → "
+            f"{words.number(found.values[layer][position], 3)}) at layer {layer + 1}, token {position} “{token}”"
+        )
+    title = f"{words.model_name(found)}: {said}"
     of = (
         "" if not found.targets else " of " + " and ".join(f"“{words.label(text, limit=18)}”" for text in found.targets)
     )

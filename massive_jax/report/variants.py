@@ -168,7 +168,7 @@ def draw(result: _Given) -> "Figure":
             ax.plot(
                 *at, "o", markersize=6, color=colour, markeredgecolor=style.PAPER, markeredgewidth=0.6, clip_on=False
             )
-            points.append((*place(*at), variant.name, colour))
+            points.append((*place(*at), _named(variant), colour))
     _name_points(made, points, taken, (_LEFT, _BOTTOM, _LEFT + width, _BOTTOM + HEIGHT))
     return made
 
@@ -206,11 +206,13 @@ def draw_curves(result: _Given) -> "Figure":
             ax.set_xlabel("Step", size=style.SMALL)
         r_squared = "" if curve.r_squared is None else f"R² {curve.r_squared:.3f}"
         top = base + _ROW + 0.06
-        style.text(made, box[0], top, variant.name, size=style.SMALL, weight="bold", color=_colour(variant))
+        room = box[2] - style.text_width(r_squared, style.SMALL) - 0.08
+        style.text(made, box[0], top, _named(variant, room), size=style.SMALL, weight="bold", color=_colour(variant))
         style.text(made, box[0] + box[2], top, r_squared, size=style.SMALL, color=style.GREY, ha="right")
     middle = _BOTTOM + rows * (_ROW + _GAP) / 2
     if shown:
-        style.text(made, style.MARGIN, middle, "First token's largest / median", rotation=90, va="center")
+        name = "First token's largest / median" if rows > 1 else "Largest / median"  # as there is room for
+        style.text(made, style.MARGIN, middle, name, rotation=90, va="center")
     return made
 
 
@@ -233,6 +235,14 @@ def _draw_curve(made: Any, curve: Any, colour: str, box: _Box, limits: tuple[flo
     for label, side in zip(ax.get_xticklabels(), ("left", "right"), strict=False):
         label.set_horizontalalignment(side)  # the chart beside it begins close by
     return ax
+
+
+def _named(variant: VariantResult, room: float = math.inf) -> str:
+    """A variant's name, as much of it as there is room for, in inches."""
+    name, limit = words.plain(variant.name), 18
+    while limit > 3 and style.text_width(words.shorten(name, limit), style.SMALL, "bold") > room:
+        limit -= 1
+    return words.shorten(name, limit)
 
 
 def _number_axes(ax: Any, low: float, high: float) -> None:

@@ -54,6 +54,8 @@ def test_slots_have_a_panel_where_there_are_any():
 def test_numbers_that_cannot_be_drawn_are_gaps():
     made = draw(result(kurtosis=None))
     assert np.isnan(made.axes[1].lines[0].get_ydata()).all()
+    assert "606 times the median" in " ".join(words(without := draw(result(sink_rate=None))))
+    assert "nan" not in " ".join(words(without))
 
 
 def test_one_census_is_enough_and_none_is_not(tmp_path):

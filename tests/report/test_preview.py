@@ -47,3 +47,9 @@ def test_a_sentence_without_end_says_that_it_goes_on(tmp_path):
     plot_preview(explorer(HEADLINE * 9, 4), "x" * 200, tmp_path / "report.png")
     header = (tmp_path / "report.png").read_bytes()[16:24]
     assert (int.from_bytes(header[:4]), int.from_bytes(header[4:])) == (1200, 630)
+
+
+def test_one_layer_is_a_point():
+    with style.context():
+        made = preview.draw(explorer(HEADLINE, 1), "a")
+    assert [line.get_marker() for line in made.axes[0].lines] == ["o", "o"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from massive_jax.report import plot_profiles, profiles, style
+from tests.fixtures.figures import assert_readable
 
 
 def draw(models, **more):
@@ -38,3 +39,9 @@ def test_more_models_than_colours_and_none(tmp_path):
     assert len(draw([model(str(i), [1.0, 2.0]) for i in range(15)]).axes[1].lines) == 15
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_profiles({"title": "", "conditions": "", "models": []}, tmp_path / "a.png")
+
+
+def test_a_name_in_another_script_leaves_room_for_the_curves():
+    made = draw([model("模型" * 40, [1.0, 2.0])], sink="模型" * 40)
+    assert made.axes[0].get_position().width > 0.5
+    assert_readable(made)

@@ -63,8 +63,11 @@ def test_another_prompts_tensors_by_a_metric_without_gradient():
     said = " ".join(words)
     assert "the logit difference changes most (0.500 → 2.00) at layer 1, token 2 “c”" in said
     assert "logit difference of “␣Paris” and “\\ud83d” under one edit each: block_out of a token, dim 507, set" in said
-    flat = drawn(result(2, ("a",), values=[[0.5], [0.5]], approximate=None))[0]
-    assert flat.axes[0].images[0].norm.vmax == 1.0  # nothing changes
+    flat, words = drawn(result(2, ("a",), values=[[0.5], [0.5]], approximate=None))
+    assert flat.axes[0].images[0].norm.vmax == 1.0
+    assert "tiny: no edit changes the loss, 0.500" in " ".join(words)
+    words = drawn(result(1, ("a",), values=[[math.nan]], approximate=None))[1]
+    assert "tiny: the loss is no number under any edit" in " ".join(words)
 
 
 def test_wrong_data_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from massive_jax.report import markdown_table, plot_variants, style, variant_rows, variants
 from massive_jax.report.results import Bounds, VariantCurve, VariantResult, Variants, VariantTraining
+from tests.fixtures.figures import assert_readable
 
 STEPS = (0, 10, 20)
 
@@ -136,3 +137,10 @@ def test_the_table_in_markdown():
 def test_nothing_to_draw(tmp_path):
     with pytest.raises(ValueError, match="there are no variants"):
         plot_variants(result(), tmp_path / "a.png")
+
+
+def test_a_long_name_is_not_over_what_is_beside_it():
+    given = result(variant("模型" * 8, 0.9, 400.0), variant("a" * 70, 0.1, 9.0))
+    with style.context():
+        for made in (variants.draw(given), variants.draw_curves(given)):
+            assert_readable(made)
