@@ -21,6 +21,7 @@ FLOORS = (
     ("zoo", "generate", "nnx_bridge", "lens", "attribution", "gradients", "sweep", "compile_cache"),
     ("model",),
     ("loading", "exporting", "data", "analysis", "bias", "random_models"),
+    ("quantize",),
     ("evaluate",),
     ("report", "train", "collect"),
     ("plan",),

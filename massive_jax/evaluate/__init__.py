@@ -48,6 +48,7 @@ from massive_jax.evaluate.layers import LayerSummary, LayerTable, measure_each, 
 from massive_jax.evaluate.perplexity import perplexity, token_nll, window_nll
 from massive_jax.evaluate.profile import Profile, measure_image_profile, measure_profile, names_of, registers_of
 from massive_jax.evaluate.quantize import quantized_inputs, quantized_weights
+from massive_jax.evaluate.quantize_table import measure_quantization, quantization_passes
 from massive_jax.evaluate.register_neurons import (
     OUTLIER,
     PatchNorms,
@@ -122,6 +123,7 @@ __all__ = [
     "measure_layers",
     "measure_of",
     "measure_profile",
+    "measure_quantization",
     "measure_super_weights",
     "measure_sweep",
     "most_images",
@@ -136,6 +138,7 @@ __all__ = [
     "patch_norms",
     "perplexity",
     "place_means",
+    "quantization_passes",
     "quantized_inputs",
     "quantized_weights",
     "register_shape",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -41,23 +42,16 @@ class Projection(Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the map in the dtype of `x`."""
         inputs, output = self.equation.split("->")
-        axes, kernel_axes = inputs.split(",")
+        kernel_axes = inputs.split(",")[1]
         contracted = [i for i, axis in enumerate(kernel_axes) if axis not in output]
         added = [i for i, axis in enumerate(kernel_axes) if axis in output]
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=contracted, out_axis=added)
         kernel = self.declare("kernel", kernel_axes, self.role, init, self.shape).astype(x.dtype)
-        # As matrices: for the gradient of a kernel with more axes XLA's CPU backend transposes the larger factor, along
-        # with all that is computed on the way to it.
-        kept_axes = "".join(axis for axis in axes if axis in output)
-        contracted_axes, added_axes = ("".join(kernel_axes[i] for i in places) for places in (contracted, added))
-        x = jnp.einsum(f"{axes}->{kept_axes}{contracted_axes}", x)
-        kernel = jnp.einsum(f"{kernel_axes}->{contracted_axes}{added_axes}", kernel)
-        C, leading = math.prod(kernel.shape[: len(contracted)]), x.shape[: len(kept_axes)]
         # What is split over devices along C is added up in as many sums already, and would be gathered to be cut anew.
+        C = math.prod(self.shape[i] for i in contracted)
         pieces = 1 if _is_split(kernel_axes, self.shape, contracted) else _pieces(C)
-        y = _product(x.reshape(-1, C), kernel.reshape(C, -1), pieces)
-        y = y.reshape(*leading, *kernel.shape[len(contracted) :])
-        y = jnp.einsum(f"{kept_axes}{added_axes}->{output}", y)
+        # One product of the input and the parameter as it is: what quantisers that step in between (qwix) look for.
+        y = jnp.einsum(self.equation, x, kernel, _dot_general=_as_matrices(pieces))
         if self.use_bias:
             shape, zeros = tuple(self.shape[i] for i in added), nn.initializers.zeros_init()
             bias = self.declare("bias", "".join(kernel_axes[i] for i in added), "bias", zeros, shape)
@@ -73,6 +67,27 @@ def _is_split(axes: str, shape: tuple[int, ...], which: list[int]) -> bool:
     """Whether some of these axes of a kernel are split over devices where it is used."""
     mesh = current_mesh()
     return mesh is not None and any(activation_spec(axes, shape, mesh)[i] is not None for i in which)
+
+
+@functools.cache  # one object for a number, by which JAX knows that it has traced it
+def _as_matrices(pieces: int) -> Callable[..., jax.Array]:
+    """`jax.lax.dot_general` of an input and a kernel without batch axes, by `_product`.
+
+    As matrices: for the gradient of a kernel with more axes XLA's CPU backend transposes the larger factor, along with
+    all that is computed on the way to it.
+    """
+
+    def product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, *_: Any, **__: Any) -> jax.Array:
+        pairs = sorted(zip(*dimension_numbers[0], strict=True), key=lambda pair: pair[1])  # in the kernel's order
+        of_x, of_kernel = ([pair[i] for pair in pairs] for i in (0, 1))
+        kept = [i for i in range(x.ndim) if i not in of_x]
+        added = [i for i in range(kernel.ndim) if i not in of_kernel]
+        x, kernel = jnp.transpose(x, kept + of_x), jnp.transpose(kernel, of_kernel + added)
+        leading, trailing = x.shape[: len(kept)], kernel.shape[len(of_kernel) :]
+        C = math.prod(kernel.shape[: len(of_kernel)])
+        return _product(x.reshape(-1, C), kernel.reshape(C, -1), pieces).reshape(*leading, *trailing)
+
+    return product
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
