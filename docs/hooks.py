@@ -43,8 +43,8 @@ REFERENCE = {
     **{
         room: [f"massive_jax.{room}"]
         for room in (
-            "analysis", "bias", "collect", "data", "evaluate", "models", "parallel", "plan", "probe", "report", "sweep",
-            "train", "zoo",
+            "analysis", "bias", "collect", "data", "evaluate", "models", "parallel", "plan", "probe", "quantize",
+            "report", "sweep", "train", "zoo",
         )
     },
 }  # fmt: skip

@@ -69,6 +69,7 @@ SLOW = {
     "massive_jax.bias.transforms.absorb_prefix",
     "massive_jax.evaluate.attention.measure_attention",
     "massive_jax.evaluate.explore.explore",
+    "massive_jax.evaluate.quantize_table.measure_quantization",
     "massive_jax.gradients.gradient",
     "massive_jax.probe.rows.stack_edits",
     "massive_jax.sweep.run.sweep",

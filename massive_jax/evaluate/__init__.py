@@ -48,7 +48,7 @@ from massive_jax.evaluate.layers import LayerSummary, LayerTable, measure_each, 
 from massive_jax.evaluate.perplexity import perplexity, token_nll, window_nll
 from massive_jax.evaluate.profile import Profile, measure_image_profile, measure_profile, names_of, registers_of
 from massive_jax.evaluate.quantize import quantized_inputs, quantized_weights
-from massive_jax.evaluate.quantize_table import measure_quantization, quantization_passes
+from massive_jax.evaluate.quantize_table import check_table, measure_quantization, quantization_passes, why_not_taken
 from massive_jax.evaluate.register_neurons import (
     OUTLIER,
     PatchNorms,
@@ -102,6 +102,7 @@ __all__ = [
     "check_classes",
     "check_places",
     "check_sites",
+    "check_table",
     "compare_logits",
     "cosine_similarity",
     "edits_at",
@@ -151,5 +152,6 @@ __all__ = [
     "take_census",
     "task_scores",
     "token_nll",
+    "why_not_taken",
     "window_nll",
 ]

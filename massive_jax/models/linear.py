@@ -46,7 +46,9 @@ class Projection(Module):
         contracted = [i for i, axis in enumerate(kernel_axes) if axis not in output]
         added = [i for i, axis in enumerate(kernel_axes) if axis in output]
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=contracted, out_axis=added)
-        kernel = self.declare("kernel", kernel_axes, self.role, init, self.shape).astype(x.dtype)
+        kernel = self.declare("kernel", kernel_axes, self.role, init, self.shape)
+        if kernel.dtype != x.dtype:  # a parameter that qwix has quantised takes no cast
+            kernel = kernel.astype(x.dtype)
         # What is split over devices along C is added up in as many sums already, and would be gathered to be cut anew.
         C = math.prod(self.shape[i] for i in contracted)
         pieces = 1 if _is_split(kernel_axes, self.shape, contracted) else _pieces(C)

@@ -9,21 +9,24 @@ from massive_jax.analysis.bootstrap import Interval
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Holds what a model scores at one setting.
+    """Holds what a model scores at one setting. Intervals are 95 %, by a bootstrap over windows or images.
 
     Attributes:
       setting: as `massive_jax.quantize.parse_setting` reads it.
       scales: what shares a scale, a name in `massive_jax.quantize.SCALES`.
       method: what was done beside rounding, parts joined by "+".
-      perplexity: with its 95 % interval, by a bootstrap over windows.
-      nats: how far the loss, in nats a token, is above the unquantised model's, paired over windows.
+      score: perplexity of a text; of images the share whose most likely class stays ("top1_agreement") or, of a model
+        without a head, the cosine similarity of pooled features with the unquantised model's.
+      cost: how far the loss, in nats a token, is above the unquantised model's, paired over windows; of images how far
+        the classes' probabilities are from the unquantised ones (Kullback and Leibler's divergence, in nats an image)
+        or, without a head, 1 less the cosine similarity.
     """
 
     setting: str
     scales: str
     method: str
-    perplexity: Interval
-    nats: Interval
+    score: Interval
+    cost: Interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +61,14 @@ class Quantization:
     """Holds what `massive_jax.evaluate.measure_quantization` finds.
 
     Attributes:
-      unquantised: the model's perplexity as it is.
-      outcomes: by method, scales, setting.
+      metric: what scores are: "perplexity", "top1_agreement" or "cosine_similarity".
+      unquantised: the model's score as it is.
+      outcomes: by scales, setting, method.
       inputs: by method and site.
       super_weight: which was kept; None where none was asked for.
     """
 
+    metric: str
     unquantised: Interval
     outcomes: tuple[Outcome, ...]
     inputs: tuple[InputShape, ...]

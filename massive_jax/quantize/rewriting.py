@@ -43,33 +43,50 @@ def hadamard(n: int) -> np.ndarray:
       >>> bool(np.allclose(matrix @ matrix.T, np.eye(576), atol=1e-5))
       True
     """
-    small, doublings = n, 0
-    while (found := _paley(small)) is None:
-        if small % 2:
-            raise ValueError(f"no Hadamard matrix of {n} is known here: {n} is no product of Paley's orders and 2^k.")
-        small, doublings = small // 2, doublings + 1
+    doublings = _doublings(n)
+    if doublings is None:
+        raise ValueError(f"no Hadamard matrix of {n} is known here: {n} is no product of Paley's orders and 2^k.")
+    found = _paley(n >> doublings)
     for _ in range(doublings):
         found = np.block([[found, found], [found, -found]])
     return found / np.sqrt(np.float32(n))
 
 
-def _paley(n: int) -> np.ndarray | None:
-    """A Hadamard matrix [n, n] of ±1, of order 1, 2, q + 1 or 2 (q + 1) for a prime q; None for another order."""
-    if n <= 2:
-        return np.array([[1, 1], [1, -1]], np.float32)[:n, :n]
+def _doublings(n: int) -> int | None:
+    """How often Paley's matrix is doubled for one of order `n`; None where that gives none."""
+    found = 0
+    while _kind(n) is None:
+        if n % 2:
+            return None
+        n, found = n // 2, found + 1
+    return found
+
+
+def _kind(n: int) -> int | None:
+    """Which of Paley's constructions gives an order: q % 4 of its prime q, 0 where there is nothing to construct."""
+    if n in (1, 2):
+        return 0
     for q, kind in ((n - 1, 3), (n // 2 - 1, 1)):
-        if n % 4 or q % 4 != kind or any(q % d == 0 for d in range(2, int(q**0.5) + 1)):
-            continue
-        squares = {i * i % q for i in range(1, q)}
-        symbol = np.array([0, *(1 if i in squares else -1 for i in range(1, q))], np.float32)
-        core = np.ones((q + 1, q + 1), np.float32)
-        core[0, 0] = 0
-        core[1:, 1:] = symbol[(np.arange(q)[:, None] - np.arange(q)) % q]
-        if kind == 3:
-            core[1:, 0] = -1
-            return core + np.eye(q + 1, dtype=np.float32)
-        return np.kron(core, [[1, 1], [1, -1]]) + np.kron(np.eye(q + 1), [[1, -1], [-1, -1]]).astype(np.float32)
+        if n % 4 == 0 and q % 4 == kind and all(q % d for d in range(2, int(q**0.5) + 1)):
+            return kind
     return None
+
+
+def _paley(n: int) -> np.ndarray:
+    """A Hadamard matrix [n, n] of ±1, of order 1, 2, q + 1 or 2 (q + 1) for a prime q."""
+    kind = _kind(n)
+    if not kind:
+        return np.array([[1, 1], [1, -1]], np.float32)[:n, :n]
+    q = n - 1 if kind == 3 else n // 2 - 1
+    squares = {i * i % q for i in range(1, q)}
+    symbol = np.array([0.0] + [1.0 if i in squares else -1.0 for i in range(1, q)], np.float32)
+    core = np.ones((q + 1, q + 1), np.float32)
+    core[0, 0] = 0
+    core[1:, 1:] = symbol[(np.arange(q)[:, None] - np.arange(q)) % q]
+    if kind == 3:
+        core[1:, 0] = -1
+        return core + np.eye(q + 1, dtype=np.float32)
+    return np.kron(core, [[1, 1], [1, -1]]) + np.kron(np.eye(q + 1), [[1, -1], [-1, -1]]).astype(np.float32)
 
 
 def why_not_rotated(config: BlockConfig) -> str | None:
@@ -83,6 +100,9 @@ def why_not_rotated(config: BlockConfig) -> str | None:
         "its embedding has another width": getattr(config, "embedding_size", None) is not None,
         "it has an attention bias (rotate first, then absorb)": config.attention_bias is not None,
         "it has no final norm": not config.final_norm,
+        f"no Hadamard matrix is known here of its width {config.hidden_size} or its heads' {config.head_dim}": any(
+            _doublings(n) is None for n in (config.hidden_size, config.head_dim)
+        ),
     }
     return next((why for why, holds in reasons.items() if holds), None)
 
@@ -111,10 +131,8 @@ def rotate(model: TextModel, seed: int = 0) -> TextModel:
     config = model.config
     if why := why_not_rotated(config):
         raise ValueError(f"{model.name} cannot be rotated: {why}; leave rotate out.")
-    rng = np.random.default_rng(seed)
-    stream, heads = (
-        hadamard(n) * rng.choice(np.float32([-1, 1]), n)[:, None] for n in (config.hidden_size, config.head_dim)
-    )
+    rng, signs = np.random.default_rng(seed), np.array([-1, 1], np.float32)
+    stream, heads = (hadamard(n) * rng.choice(signs, n)[:, None] for n in (config.hidden_size, config.head_dim))
     if config.clip_qkv is not None or config.value_scale is not None:
         heads = np.eye(config.head_dim, dtype=np.float32)
     flat = flax.traverse_util.flatten_dict(dict(model.params), sep="/")

@@ -26,6 +26,12 @@ from massive_jax.report.observatory import (
 from massive_jax.report.overlay import Panel, plot_overlay
 from massive_jax.report.preview import plot_preview
 from massive_jax.report.profiles import plot_profiles
+from massive_jax.report.quantization import (
+    outlier_rows,
+    plot_quantization,
+    quantization_rows,
+    quantization_title,
+)
 from massive_jax.report.records import as_json, as_record
 from massive_jax.report.registers import plot_registers
 from massive_jax.report.super_weights import (
@@ -59,6 +65,7 @@ __all__ = [
     "markdown_table",
     "metric_rows",
     "number",
+    "outlier_rows",
     "plot_attention",
     "plot_census",
     "plot_emergence",
@@ -71,6 +78,7 @@ __all__ = [
     "plot_overlay",
     "plot_preview",
     "plot_profiles",
+    "plot_quantization",
     "plot_registers",
     "plot_super_weights",
     "plot_sweep",
@@ -78,6 +86,8 @@ __all__ = [
     "plot_variants",
     "plot_zero_shot",
     "precision",
+    "quantization_rows",
+    "quantization_title",
     "read_json",
     "super_weight_rows",
     "super_weight_title",

@@ -73,6 +73,7 @@ from massive_jax.report.results.massive_attention import (
     VectorsOf,
 )
 from massive_jax.report.results.observatory import Metric, Observatory, Observed
+from massive_jax.report.results.quantization import QuantizationOf
 from massive_jax.report.results.registers import (
     ImageMeasures,
     MassiveRegister,
@@ -177,6 +178,7 @@ __all__ = [
     "ProfileCurves",
     "ProfileLayer",
     "Profiles",
+    "QuantizationOf",
     "RegisterActivation",
     "RegisterLayer",
     "RegisterLayers",
