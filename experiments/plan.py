@@ -86,6 +86,8 @@ def job() -> Job:
         length = text.context(most)
         if length > most:
             raise ValueError(f"--context={length}: the model takes at most {most} tokens.")
+        if length < 2 and _EXPERIMENT.value == "intervene":
+            raise ValueError(f"--context={length}: perplexity needs at least two tokens: the first is not predicted.")
     else:
         length = config.num_tokens(*config.image_size)
         common.without_effect(("context",), "for a vision model, whose images have one size here")

@@ -15,15 +15,16 @@ def config_of(model: str) -> Config:
     """Gives the config of a zoo name, a directory with a `config.json`, a `.gguf` file, or what `convert` wrote.
 
     Raises:
-      ValueError: it is none of these; a preset whose sizes are in its checkpoint only, which is not fetched for this.
+      ValueError: it is none of these, or not all of it is there; a preset whose sizes are in its checkpoint only, which
+        is not fetched for this.
     """
     if model in zoo.PRESETS:
         return described(model)[1]
     path = files.user_path(model)
-    if (path / "config.json").is_file():
+    if model and path.is_dir():
+        if checkpoint.is_or_was_checkpoint(path):
+            return checkpoint.read_metadata(path).config
         return zoo.map_config(read_json_object(path / "config.json"), str(path))[0]
-    if path.is_dir():
-        return checkpoint.read_metadata(model).config
     if path.is_file():
         with open_source(model) as source:
             return zoo.describe(source)[0]

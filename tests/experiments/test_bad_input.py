@@ -137,6 +137,8 @@ def no_model(monkeypatch):
         ("plan", "--experiment=nothing", "--experiment=nothing"),
         ("plan", "--context=97", "--context=97: the model takes at most 96 tokens"),
         ("plan", "--model=no-such-model", "no zoo name and nothing here, and a plan fetches nothing"),
+        ("plan", "--model=", "model '' is no zoo name and nothing here"),
+        ("plan", "--model=experiments", "experiments has no config.json"),
         ("plan", "--new_tokens=1", "--new_tokens=1"),
         ("plan", "--new_tokens=9", "--new_tokens has no effect with --experiment=layerwise"),
         ("plan", "--preset=paper", "--preset has no effect"),

@@ -1,5 +1,7 @@
 """Plans from the command line, of the tiny model."""
 
+import math
+
 import pytest
 
 slow = pytest.mark.slow
@@ -44,9 +46,19 @@ def test_every_experiment(run, experiment, flags, programs):
 def test_a_mesh_is_found_and_what_is_sent_is_told(run):
     found = run("plan", "--chips=v5e-4", "--context=32", "--dtype=bfloat16")
     sizes = found["mesh"]
-    assert sizes["fsdp"] * sizes["tensor"] == 4
-    assert {sent["axis"] for sent in found["programs"][0]["collectives"]} == {a for a, n in sizes.items() if n > 1}
+    assert math.prod(sizes.values()) == 4
+    sent = {axis for axis, size in sizes.items() if size > 1 and axis != "data"}  # copies of a model send nothing
+    assert {one["axis"] for one in found["programs"][0]["collectives"]} == sent
+    assert ("all-" in run.out) is bool(sent)
+    split = run("plan", "--chips=v5e-4", "--context=32", "--dtype=bfloat16", "--mesh=fsdp:2,tensor:2")
+    assert {one["axis"] for one in split["programs"][0]["collectives"]} == {"fsdp", "tensor"}
+    assert found["seconds"][1] <= split["seconds"][1]
     assert "all-" in run.out
+
+
+def test_a_window_of_one_token_has_no_perplexity(run):
+    with pytest.raises(ValueError, match="--context=1: perplexity needs at least two tokens"):
+        run("plan", "--experiment=intervene", "--context=1")
 
 
 @slow
