@@ -282,21 +282,23 @@ def _panel(
     if kind.logarithmic:
         low, high = (low / 2, high * 2) if high > 0 else (1.0, 10.0)
         ax.set_xlim(low, high)
-        ax.xaxis.set_major_locator(FixedLocator(logarithmic_ticks(low, high, _TICKS)))
+        most = _TICKS if 1e-4 <= low and high < 1e9 else 2  # powers of ten take more room
+        ax.xaxis.set_major_locator(FixedLocator(logarithmic_ticks(low, high, most)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         ax.xaxis.set_minor_formatter(NullFormatter())
     else:
         ax.set_xlim(0, 1.1 * high or 1.0)
         ax.xaxis.set_major_locator(MaxNLocator(3))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.on_axis(value)))
     style.text(made, x, base + height + 0.06, kind.words, size=style.SMALL, weight="bold")
 
 
 def _short(value: float) -> str:
     """A tick: 50, 20k, 5M, 10⁹."""
-    for unit, name in ((1e9, ""), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return words.power(round(np.log10(value))) if not name else f"{value / unit:g}{name}"
-    return f"{value:g}"
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if unit <= value < 1e9:
+            return f"{value / unit:g}{name}"
+    return words.on_axis(value)
 
 
 def _name(model: str, bos: bool) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 _given: contextvars.ContextVar[Any] = contextvars.ContextVar("given", default=None)
+_BEFORE = "_massive_jax_before"  # attribute of given axes: where they were, and what was drawn beside them
 
 
 @contextlib.contextmanager
@@ -32,7 +33,7 @@ class Sheet:
 
     Where the room is too small, the whole figure grows, in width or in height, by as much as makes it large enough;
     a larger room is filled from its upper left corner. All places are shares of the room, so that they stay in it when
-    the figure's size is changed later.
+    the figure's size is changed later. What an earlier sheet drew beside the same axes goes.
 
     Attributes:
       axes: those that were drawn on; given ones are used first, in their order.
@@ -41,6 +42,7 @@ class Sheet:
     def __init__(self, given: Any, width: float, height: float):
         from matplotlib.axes import Axes
         from matplotlib.figure import FigureBase
+        from matplotlib.layout_engine import TightLayoutEngine
 
         found = [given] if isinstance(given, Axes | FigureBase) else _flat(given)
         hosts = {id(one.get_figure()): one.get_figure() for one in found if isinstance(one, Axes)}
@@ -55,9 +57,15 @@ class Sheet:
                 f"axes: given {kinds}; give matplotlib axes, an array of them in one figure, or a (sub)figure"
             )
         self._root = self._host.get_figure(root=True)
-        self._size, self.axes = (width, height), list[Any]()
+        self._size, self.axes, self._made = (width, height), list[Any](), list[Any]()
         if self._root.get_layout_engine() is not None and self._unused:
             self._root.draw_without_rendering()  # only then are the axes where they will be
+            if isinstance(self._root.get_layout_engine(), TightLayoutEngine):
+                self._root.set_layout_engine("none")  # it would move them again, away from the words beside them
+        for ax in self._unused:
+            _forget(ax)
+        for ax in self._unused:
+            setattr(ax, _BEFORE, (ax.get_position(), self._made))
         room = self._room()
         grow = np.maximum(1.0, np.array(self._size) / (room[2:] * self._host.bbox.size / self._root.dpi))
         self._root.set_size_inches(*(self._root.get_size_inches() * grow))
@@ -102,21 +110,36 @@ class Sheet:
             ax.set_position(place)
             ax.set(**options)
         else:
-            ax = self._host.add_axes(place, **options)
+            ax = self._keep(self._host.add_axes(place, **options))
         self.axes.append(ax)
         return ax
 
+    def _keep(self, artist: Any) -> Any:
+        self._made.append(artist)
+        return artist
+
     def text(self, *place_and_words: Any, **options: Any) -> Any:
         """As of a figure."""
-        return self._host.text(*place_and_words, **options)
+        return self._keep(self._host.text(*place_and_words, **options))
 
     def add_artist(self, artist: Any) -> Any:
         """As of a figure."""
-        return self._host.add_artist(artist)
+        return self._keep(self._host.add_artist(artist))
 
     def colorbar(self, *args: Any, **options: Any) -> Any:
         """As of a figure."""
         return self._host.colorbar(*args, **options)
+
+
+def _forget(ax: Any) -> None:
+    """Takes away what an earlier sheet drew beside axes, and puts them where they were before it."""
+    place, made = getattr(ax, _BEFORE, (None, []))
+    if place is None:
+        return
+    while made:
+        with contextlib.suppress(ValueError, NotImplementedError):  # someone else took it away
+            made.pop().remove()
+    ax.set_position(place)
 
 
 def _flat(given: Any) -> list[Any]:

@@ -123,6 +123,22 @@ def test_several_axes_or_a_subfigure_are_one_room_which_grows():
     assert inside(figure, figure.bbox)
 
 
+@pytest.mark.parametrize("layout", [None, "tight", pytest.param("constrained", marks=pytest.mark.slow)])
+def test_the_same_axes_may_be_drawn_on_again(layout):
+    figure = Figure(figsize=(9, 6), layout=layout)
+    axes, drawn = figure.subplots(2, 1), []
+    axes[1].set_ylabel("of someone else")
+    for count in (30, 3):
+        plot_layerwise(layers(count), axes=axes[0])
+        figure.draw_without_rendering()
+        drawn.append([*figure.get_size_inches(), len(figure.texts), *axes[0].get_position().bounds])
+        (label,) = [text for text in figure.texts if text.get_text() == "Magnitude"]
+        box = label.get_window_extent()
+        assert box.x1 < axes[0].bbox.x0
+        assert axes[0].bbox.y0 < box.y0 < box.y1 < axes[0].bbox.y1
+    assert drawn[0] == pytest.approx(drawn[1])
+
+
 @pytest.mark.parametrize(("wrong", "given"), [("a", "str"), ([], "nothing"), (3, "int")])
 def test_what_is_no_axes_is_refused(wrong, given):
     with pytest.raises(ValueError, match=f"given {given}; give matplotlib axes"):
