@@ -282,7 +282,7 @@ def _panel(
     if kind.logarithmic:
         low, high = (low / 2, high * 2) if high > 0 else (1.0, 10.0)
         ax.set_xlim(low, high)
-        most = _TICKS if 1e-4 <= low and high < 1e9 else 2  # powers of ten take more room
+        most = _TICKS if low >= 1e-4 and high < 1e9 else 2  # powers of ten take more room
         ax.xaxis.set_major_locator(FixedLocator(logarithmic_ticks(low, high, most)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         ax.xaxis.set_minor_formatter(NullFormatter())
