@@ -13,6 +13,7 @@ import safetensors.numpy
 from absl import flags
 
 import massive_jax as mj
+import massive_jax.evaluate
 from experiments import common
 from massive_jax.files import locked
 
@@ -154,6 +155,7 @@ def test_seen_before_the_model_is_loaded(fails, name, flag, message):
 @pytest.mark.usefixtures("no_model")
 def test_zero_shot_says_that_the_harness_is_missing(fails, monkeypatch):
     monkeypatch.delitem(sys.modules, "massive_jax.evaluate.lm_eval", raising=False)
+    monkeypatch.delattr(massive_jax.evaluate, "lm_eval", raising=False)  # another test has imported it, perhaps
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     found = fails("zero_shot", "--tasks=piqa")
     assert found.startswith("zero-shot tasks need the package lm_eval (")
