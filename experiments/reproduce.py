@@ -255,26 +255,26 @@ def patches(
       workdir: where the figure goes.
     """
     grid, prefix = model.config.grid(*image.shape[:2]), model.config.prefix
-    T = len(here.tokens)
-    sizes = np.abs(here.layers[at - 1].values)[prefix:].reshape(grid)
-    shares = mass[attention.layer - 1, 0].mean(axis=0)[prefix:T].reshape(grid)
-    found = [int(one.position) - prefix for one in layers.massive if one.layer == at and one.massive]
-    marked = [divmod(patch, grid[1]) for patch in dict.fromkeys(found) if patch >= 0]
+    limits, layer = layers.thresholds, here.layers[at - 1]
+    sizes = np.abs(layer.values)[prefix:].reshape(grid)
+    shares = mass[attention.layer - 1, 0].mean(axis=0)[prefix : len(here.tokens)].reshape(grid)
+    massive = (sizes > limits.magnitude) & (sizes > limits.ratio * layer.median)
+    marked = [(int(row), int(column)) for row, column in np.argwhere(massive)]
     panels = [
         Panel("The image"),
         Panel(f"Largest magnitude after block {at}: up to {number(float(sizes.max()))}", sizes, "size", marked),
         Panel(f"Attention of layer {attention.layer}: up to {shares.max():.1%} on a patch", shares, "attention"),
     ]
-    title = f"Largest magnitude, and attention, on the patches of {here.input}"
+    title = "Largest magnitude, and attention, on the patches"
     picture = workdir / "patches.png"
     note = "massive ones outlined; attention is the mean over heads and queries"
     plot_overlay(layers, title, note, model.pixels(image[None])[0], grid, panels, picture)
     return Section(
         "On the picture",
-        f"The first image, {here.input}: each patch's largest magnitude after block {at}, and the attention that it "
+        f"The first image: each patch's largest magnitude after block {at}, and the attention that it "
         f"gets in layer {attention.layer}.",
         picture,
-        f"Magnitudes over the patches, up to {number(float(sizes.max()))}; {len(marked)} patches are massive.",
+        f"Magnitudes over the patches, up to {number(float(sizes.max()))}; massive ones: {len(marked)}.",
     )
 
 

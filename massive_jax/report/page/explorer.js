@@ -178,7 +178,7 @@
       axes: [
         { ...axis, incrs: [1, 2, 5, 10, 20, 50], label: options.across ?? "layer", labelSize: 18, labelFont: axis.font, size: 34 },
         { ...axis, size: 60, splits: options.log ? () => decades : undefined,
-          values: (_, at) => at.map((x) => (x === null ? "" : options.log ? power(x) : digits(x))) },
+          values: (_, at) => at.map((x) => (x === null ? "" : options.log ? power(x) : options.near ? Number(x.toFixed(6)) : digits(x))) },
       ],
       series: [{}, ...lines.map((line) => ({
         stroke: colour(line.colour), width: 2, dash: line.dash, points: { show: xs.length < 20, size: 6, fill: colour("--paper") },

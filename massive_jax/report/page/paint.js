@@ -39,7 +39,7 @@ const paint = (() => {
       const x = (rows.length > 1 ? t / (rows.length - 1) : 0.5) - 0.5;
       const y = d / Math.max(1, columns - 1) - 0.5;
       const [across, depth] = [x * cos - y * sin, x * sin + y * cos];
-      return [w / 2 + across * span * 1.35, h * 0.72 + depth * span * 0.45 - z * h * 0.5, depth];
+      return [w / 2 + across * span * 1.35, h * 0.72 + depth * span * 0.45 - z * h * 0.44, depth];
     };
     pen.strokeStyle = colours.rule;
     pen.lineWidth = ratio();
