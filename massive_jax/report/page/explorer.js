@@ -366,8 +366,9 @@
     const peak = paint.bars(canvas, rows, state.r, colours, { rows: "tokens →", columns: "dims →", largest: digits });
     const sizes = one.layers[layer - 1].values.map((x, t) => (one.map.cells[t] === peak[1] ? Math.abs(x) : -1));
     const first = sizes.indexOf(Math.max(...sizes));
+    const together = Math.max(...dims.slice(1).map((d, i) => d - dims[i]), 1);
     const words = `Magnitudes after block ${layer} (${titleOf(one)}); the largest, ${digits(peak[0])}, at position `
-      + `${first} “${one.labels[first]}”. A spike is the largest of up to ${Math.max(...dims.slice(1).map((d, i) => d - dims[i]), 1)} dims.`;
+      + `${first} “${one.labels[first]}”.${together > 1 ? ` A spike is the largest of up to ${together} dims.` : ""}`;
     byId("space-words").textContent = `${words} Drag it, or use the slider.`;
     byId("turn-shown").textContent = `${state.r}°`;
     canvas.setAttribute("aria-label", words);
