@@ -51,6 +51,11 @@ def discarding() -> Iterator[None]:
         _discarding = before
 
 
+def is_discarding() -> bool:
+    """Tells whether this is in a `discarding` block: what was written before may not be there yet."""
+    return _discarding
+
+
 def as_path(path: str | os.PathLike[str]) -> Path:
     """Gives `path` as what reads and writes it: in a store where it is a URL, else on this machine, "~" as it is.
 

@@ -102,6 +102,8 @@ def write_report(
       FileNotFoundError: a section's image is not there.
       ValueError: an image is not a PNG file.
     """
+    if files.is_discarding():  # the process that keeps the page has the images, and may not have written them yet
+        return
     body = [f"<header>\n<h1>{_text(title)}</h1>\n<p class='headline'>{_text(summary.headline)}</p>\n</header>"]
     if summary.table:
         body.append(f"<section aria-label='Summary'>\n{_table(summary.table, 'Findings')}\n</section>")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from massive_jax.files import read_json
+from massive_jax.files import discarding, read_json
 from massive_jax.report import Section, Summary, Table, as_record, label, results, style, write_report
 
 EVIL = "<script>alert('&\"')</script>"
@@ -107,6 +107,12 @@ def test_an_image_needs_alt_text_and_to_be_a_png(tmp_path, image):
     with pytest.raises(FileNotFoundError):
         _write(tmp_path, [Section("a", "b", tmp_path / "none.png", alt="c")])
     assert sorted(os.listdir(tmp_path)) == ["picture.png", "x.png"]
+
+
+def test_a_page_that_another_process_keeps_waits_for_no_image(tmp_path):
+    with discarding():
+        write_report(tmp_path / "a.html", "Report", Summary("Found."), [Section("a", "b", tmp_path / "c.png", alt="d")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_ragged_table_is_refused():
