@@ -16,7 +16,7 @@ import numpy as np
 
 from massive_jax.arguments import several, shown, whole_number
 from massive_jax.cards import Card
-from massive_jax.models import LanguageModel, TransformerConfig, VisionConfig, VisionTransformer
+from massive_jax.models import LanguageModel, Packing, TransformerConfig, VisionConfig, VisionTransformer
 from massive_jax.models.vision_config import CHANNELS
 from massive_jax.parallel import mesh_of_params, mesh_set, put_batch
 from massive_jax.probe import CapturePlan, EditCollection
@@ -52,14 +52,16 @@ def forward(
     inputs: Any,
     logits: bool = True,
     positions: Any = None,
+    packing: Packing | None = None,
 ) -> Output:
     """Runs the compiled forward pass: one program a shape of its arguments, whatever edits and layers are.
 
-    `positions`, int [B, T], are those of `own_positions`; None for a batch without padding.
+    `positions`, int [B, T], are those of `own_positions`; None for a batch without padding. `packing` is for rows that
+    are several sequences.
     """
     with mesh_set(mesh := mesh_of_params(params, edits, inputs)):
-        inputs, positions = put_batch((inputs, positions), mesh)
-        return _forward(module, params, edits, plan, inputs, positions, logits)
+        inputs, positions, packing = put_batch((inputs, positions, packing), mesh)
+        return _forward(module, params, edits, plan, inputs, positions, logits, packing)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "logits"))
@@ -71,8 +73,11 @@ def _forward(
     inputs: jax.Array,
     positions: jax.Array | None,
     logits: bool,
+    packing: Packing | None,
 ) -> Output:
     padded: dict[str, Any] = {} if positions is None else {"positions": positions}
+    if packing is not None:
+        padded["packing"] = packing
     (out, hidden, *pooled), sown = module.apply(
         {"params": params, "edits": edits}, inputs, capture=plan, logits=logits, mutable=["intermediates"], **padded
     )

@@ -1,13 +1,11 @@
 """Log-likelihoods of continuations of any lengths: in few compiled programs, and only the rows that are scored.
 
-Axis letters: see `massive_jax.probe.sites`; R scored rows, A last tokens.
+Axis letters: see `massive_jax.probe.sites`; Q columns of a row, A tokens asked about at one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,48 +15,31 @@ import numpy as np
 
 from massive_jax.arguments import shown
 from massive_jax.evaluate.batches import TOKENS_A_BATCH, edits_for, rows_a_batch
+from massive_jax.evaluate.shared_rows import Pair, Row, edits_of_rows, packing_of, rows_by_length
 from massive_jax.forward import forward, left_pad
 from massive_jax.model import Model, TextModel
-from massive_jax.models import head_of
+from massive_jax.models import Packing, head_of
 from massive_jax.models.loss import chunked_scores
 from massive_jax.parallel import fetch, mesh_of_params, mesh_set
 from massive_jax.probe import CapturePlan, Edit, as_edits
-
-_MOST_LENGTHS = 8  # that sequences are padded to
-_COARSEST = 256  # lengths that are looked at for that, on a grid of 8 tokens or coarser
 
 Scored = tuple[int, float, bool]
 """Which pair, its log-likelihood in nats, and whether every token of its continuation is the most likely one."""
 
 
-@dataclasses.dataclass
-class _Row:
-    """What the model is run on once: a context, and a continuation but for its last token, in which several may differ.
-
-    Attributes:
-      ids: those tokens.
-      lasts: the tokens that come after them, each once -> its place among them.
-      longest: tokens of the longest continuation.
-      pairs: of each pair its number, the place of its last token, and the length of its continuation.
-    """
-
-    ids: tuple[int, ...]
-    lasts: dict[int, int] = dataclasses.field(default_factory=dict)
-    longest: int = 1
-    pairs: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
-
-
 def score_continuations(
     model: Model,
-    pairs: Iterable[tuple[Sequence[int], Sequence[int]]],
+    pairs: Iterable[Pair],
     edits: Edit | Sequence[Edit] | None = None,
     *,
     batch_tokens: int = TOKENS_A_BATCH,
 ) -> Iterator[Scored]:
     """Computes log p(continuation | context) of many pairs of token ids, those of a batch as it is done.
 
-    Pairs that differ in the last token only, as the one-token answers to a question do, are one row of a batch. Rows
-    are sorted by length and padded to at most 8 lengths, chosen so that little is padded.
+    What several pairs begin with alike, as the answers to one question do, is run once, and rows of a batch hold many
+    short pairs, so that little is padded. Not so under edits that look at a whole sequence (quantize, shuffle, move, a
+    function of whole tensors), draw noise, have a value for each token, or are of attention's logits or probabilities:
+    then each pair is a row, sorted by length and padded to at most 8 lengths.
 
     Args:
       model: a language model.
@@ -83,15 +64,14 @@ def score_continuations(
       [(0, -0.26, True), (1, -7.57, False)]
     """
     language = TextModel.of(model)
-    rows = _rows(language, pairs)
-    fixed = continuation_edits(edits)
-    if not rows:
+    given, fixed = [*_checked(language, pairs)], continuation_edits(edits)
+    if not given:
         return
-    rows.sort(key=lambda row: len(row.ids))
-    tokens, mask = left_pad([rows[0].ids])  # the shortest: where an edit fits it, it fits all
+    shortest = min(given, key=lambda pair: len(pair[0]) + len(pair[1]))
+    tokens, mask = left_pad([[*shortest[0], *shortest[1]][:-1]])  # where an edit fits it, it fits all
     language.compile_edits(fixed, language.check_tokens(tokens, mask), mask)
-    for length, its in _levels(rows, language.config.context_length, batch_tokens):
-        yield from _scores_of(language, its, length, fixed, batch_tokens)
+    for length, shared, rows in rows_by_length(language, given, fixed, batch_tokens):
+        yield from _scores_of(language, rows, length, shared, fixed, batch_tokens)
 
 
 def continuation_edits(edits: Edit | Sequence[Edit] | None) -> list[Edit]:
@@ -112,9 +92,8 @@ def continuation_edits(edits: Edit | Sequence[Edit] | None) -> list[Edit]:
     return edits_for(found, slice(None))
 
 
-def _rows(model: TextModel, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[_Row]:
-    """What has to be run for `pairs`, each input once."""
-    rows: dict[tuple[int, ...], _Row] = {}
+def _checked(model: TextModel, pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """The pairs, each of which the model can score."""
     most, vocabulary = model.config.context_length, model.config.vocab_size
     for number, (context, continuation) in enumerate(pairs):
         if not len(context) or not len(continuation):
@@ -127,86 +106,56 @@ def _rows(model: TextModel, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]
             )
         if min(ids) < 0 or max(ids) >= vocabulary:
             raise ValueError(f"pair {number} has token ids from {min(ids)} to {max(ids)}; give 0 to {vocabulary - 1}.")
-        row = rows.setdefault(ids[:-1], _Row(ids[:-1]))
-        place = row.lasts.setdefault(ids[-1], len(row.lasts))
-        row.longest = max(row.longest, len(continuation))
-        row.pairs.append((number, place, len(continuation)))
-    return list(rows.values())
-
-
-def _levels(rows: Sequence[_Row], most: int, batch_tokens: int) -> Iterator[tuple[int, list[_Row]]]:
-    """Rows sorted by length, in groups that are padded to one length."""
-    lengths = padded_lengths([len(row.ids) for row in rows], batch_tokens)
-    for length, group in itertools.groupby(zip(lengths, rows, strict=True), key=lambda both: both[0]):
-        yield min(length, most), [row for _, row in group]
-
-
-def padded_lengths(lengths: Sequence[int], batch_tokens: int = TOKENS_A_BATCH) -> list[int]:
-    """Chooses what each of several lengths, ascending, is padded to: at most 8 lengths, each a program to compile.
-
-    Of all choices it is the one of the fewest tokens, where another length counts as much as a batch.
-    """
-    grid = 8 * max(1, -(-max(lengths) // (8 * _COARSEST)))
-    rounded = -(-np.asarray(lengths) // grid) * grid
-    sizes, counts = np.unique(rounded, return_counts=True)
-    before = np.concatenate([[0], np.cumsum(counts)])
-    # best[j]: tokens that the j shortest sizes take, with k lengths; came[k][j]: how many of them the others take.
-    best = np.where(before > 0, np.inf, 0.0)
-    came, totals = [], []
-    for _ in range(min(_MOST_LENGTHS, len(sizes))):
-        cost = best[None, :-1] + sizes[:, None] * (before[1:, None] - before[None, :-1])
-        cost = np.where(np.tri(len(sizes), dtype=bool), cost, np.inf)
-        came.append(np.argmin(cost, axis=1))
-        best = np.concatenate([[np.inf], cost.min(axis=1)])
-        totals.append(best[-1] + batch_tokens * len(came))
-    chosen, end = np.empty(len(sizes), np.int64), len(sizes)
-    for k in range(int(np.argmin(totals)), -1, -1):
-        start = int(came[k][end - 1])
-        chosen[start:end], end = sizes[end - 1], start
-    return chosen[np.searchsorted(sizes, rounded)].tolist()
+        yield context, continuation
 
 
 def _scores_of(
-    model: TextModel, rows: Sequence[_Row], length: int, edits: list[Edit], batch_tokens: int
+    model: TextModel, rows: Sequence[Row], length: int, shared: bool, edits: list[Edit], batch_tokens: int
 ) -> Iterator[Scored]:
-    """Scores rows that are padded to one length, in batches of one shape."""
+    """Scores rows of one length, in batches of one shape."""
     size = rows_a_batch(len(rows), length, batch_tokens)
-    scored = min(length, _power_of_two(max(row.longest for row in rows)))
-    last = np.zeros((len(rows), _power_of_two(max(len(row.lasts) for row in rows))), np.int32)
-    for i, row in enumerate(rows):
-        last[i, : len(row.lasts)] = list(row.lasts)
+    Q = min(length, -(-max(len(row.asked) for row in rows) // 8) * 8)
+    A = _power_of_two(max(len(tokens) for row in rows for tokens in row.asked.values()))
     for start in range(0, len(rows), size):
         its = rows[start : start + size]
-        which = np.minimum(np.arange(start, start + size), len(rows) - 1)  # the last one again, to the batch's end
-        tokens, mask = left_pad([rows[i].ids for i in which], length=length)
+        batch = [*its, *its[-1:] * (size - len(its))]
+        tokens, mask = np.zeros((size, length), np.int32), np.zeros((size, length), bool)
+        marks = np.zeros((size, length), object)  # a bit for each edit, however many there are
+        columns, targets = np.zeros((size, Q), np.int32), np.zeros((size, Q, A), np.int32)
+        for i, row in enumerate(batch):
+            tokens[i, : len(row.ids)], mask[i, : len(row.ids)], marks[i, : len(row.ids)] = row.ids, True, row.marks
+            columns[i, : len(row.asked)] = list(row.asked)
+            for j, asked in enumerate(row.asked.values()):
+                targets[i, j, : len(asked)] = list(asked)
         tokens, positions = model.check_inputs(tokens, mask)
-        compiled = model.compile_edits(edits, tokens, mask)
+        packing = packing_of(batch, length) if shared else None
+        compiled = model.compile_edits(edits_of_rows(edits, marks) if shared else edits, tokens, mask)
         with mesh_set(mesh_of_params(model.params)):
-            found = _scores(model.module, model.params, compiled, tokens, positions, last[which], scored)
-        inner, likely, last_nll, last_likely = fetch(found)
+            found = _scores(model.module, model.params, compiled, tokens, positions, packing, columns, targets)
+        nll, likely = fetch(found)
         for i, row in enumerate(its):
-            for number, place, count in row.pairs:
-                from_here = scored - count  # of the R - 1 rows before the last
-                nll = np.sum(inner[i, from_here:], dtype=np.float64) + float(last_nll[i, place])
-                yield number, -float(nll), bool(likely[i, from_here:].all() and last_likely[i, place])
+            of_column = {column: j for j, column in enumerate(row.asked)}
+            for number, answer in row.answers.items():
+                j, place = np.array([(of_column[column], place) for column, place in answer]).T
+                yield number, -float(np.sum(nll[i, j, place], dtype=np.float64)), bool(likely[i, j, place].all())
 
 
-@functools.partial(jax.jit, static_argnames=("module", "scored"))
+@functools.partial(jax.jit, static_argnames=("module",))
 def _scores(
-    module: Any, params: Any, edits: Any, tokens: jax.Array, positions: jax.Array, last: jax.Array, scored: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """-log p, and whether it is the most likely token: of the last R - 1 tokens [B, R - 1], and of A next ones [B, A].
-
-    Padding is in front, so that a sequence's last tokens are in the last columns.
-    """
+    module: Any,
+    params: Any,
+    edits: Any,
+    tokens: jax.Array,
+    positions: jax.Array,
+    packing: Packing | None,
+    columns: jax.Array,
+    targets: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """-log p, and whether it is the most likely token: of A tokens after each of Q columns of a row, [B, Q, A]."""
     config, head = module.config, head_of(module.config, params)
-    hidden = forward(module, params, edits, CapturePlan(), tokens, logits=False, positions=positions).last_hidden
-    inner, likely = jnp.zeros((len(tokens), 0)), jnp.zeros((len(tokens), 0), bool)
-    if scored > 1:
-        found = chunked_scores(config, hidden[:, -scored:-1], head, tokens[:, 1 - scored :, None])
-        inner, likely = (array[..., 0] for array in found)
-    nll, likely_last = (array[:, 0] for array in chunked_scores(config, hidden[:, -1:], head, last[:, None]))
-    return inner, likely, nll, likely_last
+    hidden = forward(module, params, edits, CapturePlan(), tokens, False, positions, packing).last_hidden
+    hidden = jnp.take_along_axis(hidden, columns[..., None], axis=1)
+    return chunked_scores(config, hidden, head, targets)
 
 
 def _power_of_two(count: int) -> int:

@@ -10,7 +10,7 @@ from massive_jax.models.config import (
     RopeConfig,
     TransformerConfig,
 )
-from massive_jax.models.language_model import Head, LanguageModel, empty_cache, head_logits, head_of, last_of
+from massive_jax.models.language_model import Head, LanguageModel, Packing, empty_cache, head_logits, head_of, last_of
 from massive_jax.models.norms import FrozenNorm, frozen_norm
 from massive_jax.models.parameters import Parameter, declared
 from massive_jax.models.stack import Resume
@@ -33,6 +33,7 @@ __all__ = [
     "Head",
     "LanguageModel",
     "NormConfig",
+    "Packing",
     "Parameter",
     "Resume",
     "RopeConfig",

@@ -26,6 +26,21 @@ from massive_jax.parallel import gathered, split
 from massive_jax.probe import UNPADDED, CapturePlan, Coordinates
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Says how several sequences share a row, and what they begin with alike.
+
+    Attributes:
+      places: int [B, T], of each token in its own sequence; any for padding.
+      seen: bool [B, T, T], which tokens of its row a token sees: itself, and those before it in its own sequence, which
+        are in columns before.
+    """
+
+    places: Any
+    seen: Any
+
+
 class LanguageModel(Module):
     """Runs token embedding, L blocks under `nn.scan`, final norm, output head.
 
@@ -54,6 +69,7 @@ class LanguageModel(Module):
         logits: bool = True,
         last_only: bool = False,
         resume: Resume | None = None,
+        packing: Packing | None = None,
     ) -> tuple[jax.Array | None, jax.Array]:
         """Runs the model.
 
@@ -68,12 +84,14 @@ class LanguageModel(Module):
           last_only: computes the logits of each sequence's last token only (static); a capture or edit of them needs
             all.
           resume: where to take up a pass over these tokens that was made before; with `positions`, without `slots`.
+          packing: where a row is several sequences; with `positions`, by which edits and captures count the tokens of a
+            row, without `slots`. Not for a rotary embedding that is scaled by the length of a sequence.
 
         Returns:
           logits [B, T, V] float32 (None unless asked for) and the output of the final norm [B, T, D]; zeros at padding.
         """
         with product_precision(self.config.dtype):
-            return self._run(tokens, positions, slots, capture, logits, last_only, resume)
+            return self._run(tokens, positions, slots, capture, logits, last_only, resume, packing)
 
     def _run(
         self,
@@ -84,10 +102,11 @@ class LanguageModel(Module):
         want_logits: bool,
         last_only: bool,
         resume: Resume | None,
+        packing: Packing | None,
     ) -> tuple[jax.Array | None, jax.Array]:
         cfg = self.config
         B, T = tokens.shape
-        places = self._places(B, T, positions, slots)
+        places = self._places(B, T, positions, slots, packing)
         tap = outer_tap(self, cfg, plan, places.coordinates(cfg.num_slots))
 
         embedding, x = self._embed(tokens, places.queries)
@@ -126,12 +145,17 @@ class LanguageModel(Module):
             x = x + jnp.take(table, positions + cfg.position_offset, axis=0).astype(x.dtype)
         return embedding, x
 
-    def _places(self, B: int, T: int, positions: jax.Array | None, slots: jax.Array | None) -> _Places:
+    def _places(
+        self, B: int, T: int, positions: jax.Array | None, slots: jax.Array | None, packing: Packing | None
+    ) -> _Places:
         """Where the tokens of this call and those of the cache stand in their sequences."""
         first = self.config.prefix_length
         if positions is None:
             here = jnp.broadcast_to(jnp.arange(T) + first, (B, T))
             return _Places(here, here)
+        if packing is not None:
+            here = packing.places + first
+            return _Places(here, here, positions, positions, seen=packing.seen)
         if slots is None:
             here = jnp.maximum(positions, 0) + first
             return _Places(here, here, positions, positions)
@@ -219,10 +243,11 @@ class _Places:
       queries: int [B, T], positions of the tokens of this call for the model: counted from the end of a prefix, and
         among the tokens that are still there; any for padding.
       keys: int [B, S], of the tokens that are attended to: those of the cache, or of this call.
-      own_queries: int [B, T], positions of this call's tokens in their own sequences, -1 for padding; None without
-        padding or a cache.
+      own_queries: int [B, T], positions of this call's tokens in their own sequences (of a row that is several, in the
+        row), -1 for padding; None without padding or a cache.
       own_keys: int [B, S], of those that are attended to, -1 also for a place in the cache that is empty; likewise.
       slots: int [B, T], see `LanguageModel.__call__`; None without a cache.
+      seen: bool [B, T, S], see `Packing`; None where a row is one sequence.
     """
 
     queries: jax.Array
@@ -230,6 +255,7 @@ class _Places:
     own_queries: jax.Array | None = None
     own_keys: jax.Array | None = None
     slots: jax.Array | None = None
+    seen: jax.Array | None = None
 
     @property
     def num_keys(self) -> jax.Array:
@@ -251,6 +277,8 @@ class _Places:
             return causal_mask(self.queries.shape[1], window)[None]
         distance = self.queries[:, :, None] - self.keys[:, None, :]
         seen = (distance >= 0) & (self.own_keys >= 0)[:, None, :]
+        if self.seen is not None:
+            seen &= self.seen
         return seen if window is None else seen & (distance < window)
 
 

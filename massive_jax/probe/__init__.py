@@ -7,7 +7,7 @@ from massive_jax.probe.edit import Edit, as_edits
 from massive_jax.probe.functions import PerToken
 from massive_jax.probe.operations import OPERATIONS, OPS
 from massive_jax.probe.packing import compile_edits
-from massive_jax.probe.places import RULES, ambiguous, find_heads, find_position
+from massive_jax.probe.places import RULES, ambiguous, find_heads, find_position, find_positions
 from massive_jax.probe.reduce import Stats
 from massive_jax.probe.rows import EditCollection, EditRows, Summand, stack_edits
 from massive_jax.probe.sites import ALL_SITES, ATTENTION_SITES, EXPERT_SITES, SITES, VISION_SITES, Site
@@ -45,6 +45,7 @@ __all__ = [
     "empty_results",
     "find_heads",
     "find_position",
+    "find_positions",
     "present",
     "stack_edits",
 ]

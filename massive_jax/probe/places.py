@@ -205,6 +205,20 @@ def find_position(
     return np.broadcast_to(index, (sizes["B"],)).astype(np.int32)
 
 
+def find_positions(
+    given: Any,
+    sizes: Mapping[str, int],
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    rules: Mapping[str, PositionRule] = RULES,
+) -> np.ndarray:
+    """Says which of each sequence's own positions are meant, bool [B, T], by what an `Edit` takes; errors as there."""
+    place = find_place("position", given, SITES["block_out"], Sequences(sizes, tokens, mask, 0), rules)
+    if place.index is None:
+        return np.asarray(place.chosen)
+    return np.arange(sizes["T"]) == np.broadcast_to(place.index, (sizes["B"],))[:, None]
+
+
 def find_heads(given: Any, num_heads: int) -> np.ndarray:
     """Gives the query heads that a person names as an `Edit` does, in that order: int32 [H']; ValueError otherwise."""
     place = find_place("head", given, SITES["attn_probs"], Sequences({"H": num_heads}, None, None, 0), RULES)

@@ -11,7 +11,7 @@ import pytest
 
 import massive_jax as mj
 from massive_jax.evaluate import continuations, score_continuations
-from massive_jax.evaluate.continuations import padded_lengths
+from massive_jax.evaluate.shared_rows import padded_lengths
 from massive_jax.forward import left_pad
 from massive_jax.models.language_model import Head
 from massive_jax.models.loss import chunked_nll, chunked_scores
@@ -29,22 +29,31 @@ ANSWERS = [(PAIRS[0][0], [7, 8, last]) for last in range(5)]
 def few_programs(monkeypatch):
     """An error where `_scores` is compiled more than once."""
     counted = chex.assert_max_traces(inspect.unwrap(continuations._scores), n=1)
-    monkeypatch.setattr(continuations, "_scores", jax.jit(counted, static_argnames=("module", "scored")))
+    monkeypatch.setattr(continuations, "_scores", jax.jit(counted, static_argnames="module"))
+
+
+def by_hand(model, pairs, edits=None):
+    """Log-likelihood and whether it is the most likely, of each pair, from the logits of one padded batch."""
+    tokens, mask = left_pad([[*context, *rest[:-1]] for context, rest in pairs])
+    scores = np.asarray(jax.nn.log_softmax(model(tokens, mask=mask, edits=edits).logits))
+    for its, (_, rest) in zip(scores, pairs, strict=True):
+        its = its[-len(rest) :]
+        yield its[np.arange(len(rest)), rest].sum(), (its.argmax(axis=-1) == rest).all()
 
 
 def test_scores_are_those_of_the_logits(tiny_model, few_programs):
-    """Of 45 pairs of all lengths, in one program, under an edit by a rule; those of one question are one row."""
-    edits = mj.Edit("block_out", layer=2, position="first", dim=3, value=50.0)
-    pairs = [*PAIRS, *ANSWERS]
-    assert len(continuations._rows(tiny_model, pairs)) == len(PAIRS) + 1
-    found = sorted(score_continuations(tiny_model, pairs, edits))
-    assert [number for number, *_ in found] == list(range(len(pairs)))
-    tokens, mask = left_pad([context + rest for context, rest in pairs])
-    scores = np.asarray(jax.nn.log_softmax(tiny_model(tokens, mask=mask, edits=edits).logits))
-    for (number, score, likely), (_, rest) in zip(found, pairs, strict=True):
-        its = scores[number, -len(rest) - 1 : -1]
-        assert score == pytest.approx(its[np.arange(len(rest)), rest].sum(), abs=1e-4)
-        assert likely == (its.argmax(axis=-1) == rest).all()
+    """Of 45 pairs of all lengths, in one program, wherever an edit is: in what pairs share, or in some of them only."""
+    pairs = [pair for pair in [*PAIRS, *ANSWERS] if sum(map(len, pair)) > 4]
+    for position in ("first", "last", -3, slice(1, -1, 2), lambda tokens: tokens % 3 == 0):
+        edits = [
+            mj.Edit("block_out", layer=2, position=position, dim=3, op="add", value=5.0),
+            mj.Edit("head_out", layer=1, op="scale", value=0.5),
+        ]
+        found = sorted(score_continuations(tiny_model, pairs, edits))
+        assert [number for number, *_ in found] == list(range(len(pairs)))
+        for (_, score, likely), (expected, its) in zip(found, by_hand(tiny_model, pairs, edits), strict=True):
+            assert score == pytest.approx(expected, abs=1e-4)
+            assert likely == its
 
 
 def test_lengths_are_padded_to_the_best_few():
