@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from massive_jax.model import Model
     from massive_jax.models import TransformerConfig
 
+_STRETCH = 8  # steps after which who asks for it is shown what there is
 _MOST = (1 << 31) - 1  # tokens of a sequence: its positions are int32
 
 
@@ -99,6 +100,7 @@ def generate(
     capture: Captures | CapturePlan | None = None,
     edits: Edit | Sequence[Edit] | None = None,
     keep_logits: bool = False,
+    until: Callable[[np.ndarray], bool] | None = None,
 ) -> Generation:
     r"""Continues prompts.
 
@@ -117,6 +119,8 @@ def generate(
         the prompt; None means every token of the prompt and every new one. Prompt and steps are what a full pass over
         them is, so shuffle, quantize and move, for which all of the sequence must be there, are refused.
       keep_logits: keeps the logits of every step.
+      until: is given the new tokens so far, int32 [B, k], after every 8; where it says True, or every sequence has come
+        to `stop`, no more are made. None for all n.
 
     Raises:
       ValueError: as `Model.__call__`; more tokens than the context or the cache takes; an option of another type or out
@@ -168,37 +172,54 @@ def generate(
     # has what is given back and what a position rule is asked for.
     more = 0 if plan.specs or plan.measures else _bucket(T) - T
     tokens, mask = (np.pad(x, ((0, 0), (more, 0))) for x in (tokens, mask))
-    positions, policy = own_positions(mask), cache or Streaming(0, T + more + max_new_tokens)
+    positions = own_positions(mask)
     sampling = Sampling(
         jnp.float32(temperature), jnp.float32(top_p), jax.random.key(seed), jnp.int32(-1 if stop is None else stop)
     )
+    left = max_new_tokens - 1  # steps after the first token; all at once, or some at a time, and the last ones too many
+    steps = left if until is None else _STRETCH
+    room = -(-left // max(steps, 1)) * steps
+    policy = cache or Streaming(0, T + more + 1 + room)
+    renew = cache is None and config.scaled_at(total)  # so that what came before is scaled anew
+    text = np.pad(tokens, ((0, 0), (0, 1 + room))) if renew else None
     mesh = mesh_of_params(model.params)
-    tokens, positions = (jnp.asarray(x) for x in put_batch((tokens, positions), mesh))
+    tokens, positions, text = jax.tree.map(jnp.asarray, put_batch((tokens, positions, text), mesh))
     with mesh_set(mesh):
-        first, last, state = _prefill(model.module, policy, model.params, compiled, plan, tokens, positions)
-        made, steps, logits = _decode(
-            model.module,
-            policy,
-            max_new_tokens,
-            keep_logits,
-            cache is None and config.scaled_at(total),  # so that what came before is scaled anew
-            model.params,
-            compiled,
-            plan,
-            sampling,
-            last,
-            state,
-            positions,
-            tokens,
+        first, last, carry = _prefill(
+            model.module, policy, model.params, compiled, plan, sampling, tokens, positions, text
         )
+        made, captured, logits = [np.asarray(carry[0])[:, None]], [], [last[None]] if keep_logits else []
+        for start in range(1, max(left, 1) + 1, max(steps, 1)):
+            new, kept, later, carry = _decode(
+                model.module,
+                policy,
+                steps,
+                keep_logits,
+                model.params,
+                compiled,
+                plan,
+                sampling,
+                carry,
+                jnp.int32(start),
+                positions,
+            )
+            made.append(np.asarray(new))
+            captured.append(kept)
+            logits.append(later)
+            if until is not None:
+                enough = until(np.concatenate(made, axis=1)[:, :max_new_tokens])
+                if enough or np.asarray(carry[1]).all():
+                    break
     if more:
         # Logits that are edited are those of all tokens.
         logits_from = more if first.logits.shape[1] > 1 else 0
         first = dataclasses.replace(
             first, logits=first.logits[:, logits_from:], last_hidden=first.last_hidden[:, more:]
         )
-    everything = np.concatenate([np.asarray(given).astype(np.int32), np.asarray(made)], axis=1)
-    return Generation(everything, first, steps, logits)
+    everything = np.concatenate([np.asarray(given).astype(np.int32), *made], axis=1)[:, : T + max_new_tokens]
+    if len(captured) > 1 or steps > left:
+        captured = [jax.tree.map(lambda *pieces: jnp.concatenate(pieces)[:left], *captured)]
+    return Generation(everything, first, captured[0], jnp.concatenate(logits)[:max_new_tokens] if keep_logits else None)
 
 
 def _bucket(length: int) -> int:
@@ -233,6 +254,11 @@ class Sampling:
 
         return lax.cond(self.temperature > 0, draw, lambda: greedy).astype(jnp.int32)
 
+    def next(self, logits: jax.Array, done: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Chooses the next token, the stop token for sequences that are `done`, bool [B], and says which are now."""
+        token = jnp.where(done, self.stop, self.choose(logits, step))
+        return token, done | (token == self.stop)
+
 
 @functools.partial(jax.jit, static_argnames=("module", "policy"))
 def _prefill(
@@ -241,9 +267,16 @@ def _prefill(
     params: Any,
     edits: EditCollection,
     plan: CapturePlan,
+    sampling: Sampling,
     tokens: jax.Array,
     positions: jax.Array,
+    text: jax.Array | None,
 ) -> tuple[Output, jax.Array, Any]:
+    """The pass over the prompts, the logits of their last tokens, and what `_decode` goes on from.
+
+    That is the first new token, which sequences have ended, the cache, and all text so far with room for the rest (None
+    but where the cache is renewed).
+    """
     cache = empty_cache(module.config, len(tokens), policy.size)
     (logits, hidden), state = module.apply(
         {"params": params, "edits": edits, "cache": cache},
@@ -255,29 +288,26 @@ def _prefill(
         mutable=["cache", "intermediates"],
     )
     assert logits is not None
-    last = logits if logits.shape[1] == 1 else last_of(logits, positions)
-    return Output(logits, hidden, dict(state.get("intermediates", {}))), last[:, 0], state["cache"]
+    last = (logits if logits.shape[1] == 1 else last_of(logits, positions))[:, 0]
+    first, done = sampling.next(last, jnp.zeros(len(tokens), bool), jnp.int32(0))
+    return Output(logits, hidden, dict(state.get("intermediates", {}))), last, (first, done, state["cache"], text)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _decode(
     module: LanguageModel,
     policy: Streaming,
     num_steps: int,
     keep_logits: bool,
-    renew: bool,
     params: Any,
     edits: EditCollection,
     plan: CapturePlan,
     sampling: Sampling,
-    logits: jax.Array,
-    cache: Any,
+    carry: Any,
+    start: jax.Array,
     positions: jax.Array,
-    prompt: jax.Array,
-) -> tuple[jax.Array, dict[str, Any], jax.Array | None]:
-    def choose(logits: jax.Array, done: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        token = jnp.where(done, sampling.stop, sampling.choose(logits, step))
-        return token, done | (token == sampling.stop)
+) -> tuple[jax.Array, dict[str, Any], jax.Array | None, Any]:
+    """Steps from that of number `start` on: new tokens [B, n], what was captured, logits, and what it goes on from."""
 
     def renewed(text: jax.Array, number: jax.Array) -> Any:
         """The cache after a pass over all that there is so far."""
@@ -297,7 +327,7 @@ def _decode(
     def step(carry: Any, number: jax.Array) -> tuple[Any, Any]:
         token, done, cache, text = carry
         position = (next_position + number - 1)[:, None]
-        if renew:
+        if text is not None:
             text = text.at[:, T + number - 1].set(token)
             cache = renewed(text, number)
         (logits, _), state = module.apply(
@@ -308,16 +338,13 @@ def _decode(
             capture=plan,
             mutable=["cache", "intermediates"],
         )
-        token, done = choose(logits[:, 0], done, number)
+        token, done = sampling.next(logits[:, 0], done, number)
         kept = (token, dict(state.get("intermediates", {})), logits[:, 0] if keep_logits else None)
         return (token, done, state["cache"], text), kept
 
     T, next_position = positions.shape[1], jnp.max(positions, axis=1) + 1
-    first, done = choose(logits, jnp.zeros(len(logits), bool), jnp.int32(0))
-    text = jnp.pad(prompt, ((0, 0), (0, num_steps))) if renew else None
-    _, (tokens, sown, later) = lax.scan(step, (first, done, cache, text), jnp.arange(1, num_steps))
-    made = jnp.concatenate([first[None], tokens]).T
-    return made, sown, jnp.concatenate([logits[None], later]) if keep_logits else None
+    carry, (tokens, sown, later) = lax.scan(step, carry, start + jnp.arange(num_steps))
+    return tokens.T, sown, later, carry
 
 
 class _Generate(types.ModuleType):

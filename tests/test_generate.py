@@ -278,6 +278,31 @@ def test_streaming_outlives_the_context(make_model, tiny_tokens):
     assert np.isfinite(run.logits).all()
 
 
+def test_until(tiny_model, tiny_tokens):
+    """Who asks is shown what there is after every 8 steps; what is made, captured and edited is as in one go."""
+    prompt, shown, asked = tiny_tokens[:, :PROMPT], [], []
+    options = {
+        "max_new_tokens": 20,
+        "keep_logits": True,
+        "capture": mj.Capture("block_out", layers=2),
+        "edits": mj.Edit("block_out", layer=1, position=PROMPT + 12, dim=3, value=9.0),
+    }
+
+    def enough(new):
+        shown.append(new)
+        return new.shape[1] >= asked[-1]
+
+    whole = tiny_model.generate(prompt, **options)
+    for count, made in ((99, 20), (10, 17)):
+        asked.append(count)
+        found = tiny_model.generate(prompt, **options, until=enough)
+        assert (found.tokens == whole.tokens[:, : PROMPT + made]).all()
+        assert_same(found.logits, whole.logits[:made], "logits")
+        assert_same(found.steps["block_out"], whole.steps["block_out"][: made - 1], "steps")
+    assert [new.shape[1] for new in shown] == [9, 17, 20, 9, 17]
+    assert (shown[2] == whole.tokens[:, PROMPT:]).all()
+
+
 def test_stop(tiny_model, tiny_tokens):
     prompt = tiny_tokens[:, :PROMPT]
     free = tiny_model.generate(prompt, max_new_tokens=NEW).tokens

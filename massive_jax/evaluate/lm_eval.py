@@ -37,7 +37,6 @@ except ImportError as error:
 PAPER = ("boolq", "piqa", "winogrande", "arc_easy", "arc_challenge")
 """The tasks of the paper's zero-shot accuracy, as the harness calls them; their data is on the hub."""
 _MARK = "massive_jax: what these answers are of"  # a key of a cache; the harness's own are hexadecimal
-_FIRST_STRETCH = 16  # tokens that are generated before the text is looked at; then twice as many
 _WITHOUT_DRAWING = ("top_p", "top_k", "min_p", "typical_p", "temperature")  # no effect where nothing is drawn
 
 _Pair = tuple[list[int], list[int]]
@@ -269,59 +268,37 @@ class HarnessLM(TemplateLM):
         return (first + prompt[len(first) :][-(room - len(first)) :])[:room] if room > len(first) else first
 
     def _texts(self, prompts: Mapping[int, list[int]], how: _Generation) -> Iterator[tuple[int, str]]:
-        """Generates in stretches, the first one short, since most texts stop soon; those that have are left out."""
-        eos = self.tokenizer.eos_id
+        """Generates texts, those of a batch until all of them have stopped."""
         waiting = sorted(prompts, key=lambda number: len(prompts[number]))
         size = rows_a_batch(len(waiting), len(prompts[waiting[-1]]) + how.most, self.batch_tokens)
         for start in range(0, len(waiting), size):
             its = waiting[start : start + size]
-            made: dict[int, list[int]] = {number: [] for number in its}
-            edits = {number: self._fixed(prompts[number]) for number in its}
-            done, stretch, seed = 0, _FIRST_STRETCH, 0
-            while its:
-                steps = min(stretch, how.most - done)
-                rows = [prompts[number] + made[number] for number in its]
-                tokens, mask = left_pad(rows + rows[-1:] * (size - len(rows)))
-                places = [edits[number] for number in its] + [edits[its[-1]]] * (size - len(rows))
-                found = self.model.generate(
-                    tokens,
-                    max_new_tokens=steps,
-                    mask=mask,
-                    temperature=how.temperature,
-                    top_p=how.top_p,
-                    seed=seed,
-                    stop=eos,
-                    edits=[
-                        dataclasses.replace(edit, position=np.array([place[i] for place in places]))
-                        if isinstance(edit.position, str)
-                        else edit
-                        for i, edit in enumerate(self.edits)
-                    ],
-                ).tokens[:, -steps:]
-                done, stretch, seed = done + steps, 2 * stretch, seed + 1
-                unfinished = []
-                for number, new in zip(its, found.tolist(), strict=False):
-                    ended = eos in new
-                    made[number] += new[: new.index(eos)] if ended else new
-                    text = self.tok_decode(made[number])
-                    if ended or done == how.most or any(stop in text for stop in how.until):
-                        yield number, postprocess_generated_text(text, list(how.until), None)
-                    else:
-                        unfinished.append(number)
-                its = unfinished
+            rows = [prompts[number] for number in its]
+            tokens, mask = left_pad(rows + rows[-1:] * (size - len(rows)))
+            found = self.model.generate(
+                tokens,
+                max_new_tokens=how.most,
+                mask=mask,
+                temperature=how.temperature,
+                top_p=how.top_p,
+                stop=self.tokenizer.eos_id,
+                edits=self.edits,
+                until=lambda new: all(self._text(row, how)[1] for row in new.tolist()),
+            ).tokens[:, tokens.shape[1] :]
+            for number, new in zip(its, found.tolist(), strict=False):
+                yield number, postprocess_generated_text(self._text(new, how)[0], list(how.until), None)
+
+    def _text(self, new: list[int], how: _Generation) -> tuple[str, bool]:
+        """The text of new tokens up to EOS, and whether it has come to its end."""
+        ended = self.tokenizer.eos_id in new
+        text = self.tok_decode(new[: new.index(self.tokenizer.eos_id)] if ended else new)
+        return text, ended or any(stop in text for stop in how.until)
 
     def _check_positions(self) -> None:
-        """ValueError for positions that another length of the text would change."""
+        """ValueError for positions that the length of the new text would change."""
         for edit in self.edits:
-            if callable(edit.position) or (is_index(edit.position) and edit.position < 0):  # type: ignore[operator]
-                raise ValueError(
-                    f"{describe(edit)}: while text is generated, a place is a number from 0, or a rule's name."
-                )
-
-    def _fixed(self, prompt: list[int]) -> list[int]:
-        """Where the rules of edits point in a prompt; -1 for edits without one, and nowhere."""
-        ids, rules = np.asarray([prompt], np.int32), self.model.rules()
-        return [int(rules[e.position](ids)[0]) if isinstance(e.position, str) else -1 for e in self.edits]
+            if is_index(edit.position) and edit.position < 0:  # type: ignore[operator]
+                raise ValueError(f"{describe(edit)}: while text is generated, a place is a number from 0, or a rule.")
 
 
 @dataclasses.dataclass(frozen=True)

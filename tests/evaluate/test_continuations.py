@@ -11,8 +11,9 @@ import pytest
 
 import massive_jax as mj
 from massive_jax.evaluate import continuations, score_continuations
-from massive_jax.evaluate.shared_rows import padded_lengths
+from massive_jax.evaluate.shared_rows import padded_lengths, rows_by_length
 from massive_jax.forward import left_pad
+from massive_jax.models import AlibiConfig, AttentionBias, ExpertsConfig, RopeConfig
 from massive_jax.models.language_model import Head
 from massive_jax.models.loss import chunked_nll, chunked_scores
 
@@ -54,6 +55,72 @@ def test_scores_are_those_of_the_logits(tiny_model, few_programs):
         for (_, score, likely), (expected, its) in zip(found, by_hand(tiny_model, pairs, edits), strict=True):
             assert score == pytest.approx(expected, abs=1e-4)
             assert likely == its
+
+
+def test_what_pairs_begin_with_is_run_once(tiny_model):
+    """Where an edit is by the sequence, only as far as it is at the same places; by no more than rows can hold."""
+    context = PAIRS[0][0]
+    pairs = [(context, [*rest, 7]) for rest in ([1, 2, 3], [1, 2, 4], [5])] + [(context, [1, 2, 3, 8])]
+
+    def tokens_of(edits):
+        ((length, shared, rows),) = rows_by_length(tiny_model, pairs, edits, 2048)
+        assert shared
+        assert sum(len(row.answers) for row in rows) == len(pairs)
+        assert max(len(row.ids) for row in rows) <= length <= 96
+        return sum(len(row.ids) for row in rows)
+
+    assert tokens_of([]) == len(context) + 3 + 1 + 1
+    assert tokens_of([mj.Edit("embed", position=0)]) == len(context) + 3 + 1 + 1
+    assert tokens_of([mj.Edit("embed", position="last")]) == len(context) + 2 + 1 + 1 + 1  # of the first and the last
+    assert tokens_of([mj.Edit("embed", position=-4)]) > len(context) + 5
+    _, _, rows = next(rows_by_length(tiny_model, PAIRS, [], 2048))
+    room = 96 * len(rows)
+    assert 0.85 * room < sum(len(row.ids) for row in rows) <= room
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        mj.Edit("block_out", layer=1, op="quantize", value=4),
+        mj.Edit("block_out", layer=1, op="noise", value=0.1),
+        mj.Edit("block_out", layer=1, position={0, 1}, dim=3, value=np.array([1.0, 2.0])),
+        mj.Edit("attn_logits", layer=1, key=0, value=-9.0),
+    ],
+)
+def test_edits_of_whole_sequences_are_not_shared(tiny_model, edit):
+    """Each pair is a row, and they are of few lengths."""
+    found = [*rows_by_length(tiny_model, [*PAIRS, *ANSWERS], [edit], 2048)]
+    assert not any(shared for _, shared, _ in found)
+    assert sum(len(rows) for *_, rows in found) == len(PAIRS) + 1  # those that differ in what is not run are one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "edits"),
+    [
+        ({"window": 3, "window_layers": (True, False, True, False), "attention_bias": AttentionBias("sink")}, None),
+        ({"attention_bias": AttentionBias("sink_token", 2)}, mj.Edit("value", layer="all", position="first", value=0)),
+        ({"attention_bias": AttentionBias("kv"), "window": 5}, mj.Edit("key", layer=2, position=1, head=0, value=1.0)),
+        ({"position": "alibi", "alibi": AlibiConfig()}, mj.Edit("mlp_hidden", layer=2, position="last", value=0.5)),
+        ({"position": "learned", "position_offset": 2, "mlp": "experts", "experts": ExpertsConfig(4, 2)}, None),
+        (
+            {"rope": RopeConfig(kind="dynamic", factor=4.0, original_max_position=16)},
+            mj.Edit("block_out", layer=1, position=0, value=0.0),
+        ),
+        ({}, mj.Edit("block_out", layer=1, op=mj.PerToken(lambda x, by: x * by), value=np.full(32, 0.5), position=-2)),
+        ({}, mj.Edit("block_out", layer=1, op="quantize", value=4)),
+        ({}, mj.Edit("block_out", layer=1, op="noise", value=1.0, position={0, 1})),
+        ({}, mj.Edit("attn_logits", layer=1, key=0, position="last", value=-3.0)),
+    ],
+)
+def test_every_family_gives_what_each_pair_gives_by_itself(make_model, options, edits):
+    model = make_model(**options)
+    pairs = [*PAIRS[:12], *ANSWERS, *((PAIRS[3][0], [*rest, 1]) for _, rest in PAIRS[:4])]
+    pairs = [pair for pair in pairs if sum(map(len, pair)) > 4]
+    found = sorted(score_continuations(model, pairs, edits))
+    for (_, score, likely), (expected, its) in zip(found, by_hand(model, pairs, edits), strict=True):
+        assert score == pytest.approx(expected, abs=1e-4)
+        assert likely == its
 
 
 def test_lengths_are_padded_to_the_best_few():
