@@ -2,7 +2,7 @@
 
 The prompt is one forward pass that fills a cache of keys and values (padding never enters it); the new tokens are one
 compiled loop over steps of one token. Prompt and steps together give, at every site, what a full forward pass gives.
-Prompts of many lengths share their programs: they are padded to 8, 16, 32 or a multiple of 64 tokens; where something
+Prompts of many lengths share their programs: they are padded to 8, 16, 32, 48 or a multiple of 64 tokens; where something
 is captured they are not, unless you do it (`Model.tokenize_batch`).
 """
 
@@ -223,8 +223,8 @@ def generate(
 
 
 def _bucket(length: int) -> int:
-    """The length that prompts of about this one are padded to: 8, 16, 32, or a multiple of 64."""
-    return next((size for size in (8, 16, 32) if length <= size), -(-length // 64) * 64)
+    """The length that prompts of about this one are padded to: 8, 16, 32, 48, or a multiple of 64."""
+    return next((size for size in (8, 16, 32, 48) if length <= size), -(-length // 64) * 64)
 
 
 @jax.tree_util.register_dataclass
