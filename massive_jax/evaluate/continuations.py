@@ -118,7 +118,7 @@ def _scores_of(
     A = _power_of_two(max(len(tokens) for row in rows for tokens in row.asked.values()))
     for start in range(0, len(rows), size):
         its = rows[start : start + size]
-        batch = [*its, *its[-1:] * (size - len(its))]
+        batch = [*its, *[its[-1]] * (size - len(its))]
         tokens, mask = np.zeros((size, length), np.int32), np.zeros((size, length), bool)
         marks = np.zeros((size, length), object)  # a bit for each edit, however many there are
         columns, targets = np.zeros((size, Q), np.int32), np.zeros((size, Q, A), np.int32)

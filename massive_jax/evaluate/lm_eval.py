@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -290,8 +291,9 @@ class HarnessLM(TemplateLM):
 
     def _text(self, new: list[int], how: _Generation) -> tuple[str, bool]:
         """The text of new tokens up to EOS, and whether it has come to its end."""
-        ended = self.tokenizer.eos_id in new
-        text = self.tok_decode(new[: new.index(self.tokenizer.eos_id)] if ended else new)
+        eos = self.tokenizer.eos_id
+        ended = eos is not None and eos in new
+        text = self.tok_decode(itertools.takewhile(lambda token: token != eos, new))
         return text, ended or any(stop in text for stop in how.until)
 
     def _check_positions(self) -> None:
