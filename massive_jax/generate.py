@@ -2,8 +2,8 @@
 
 The prompt is one forward pass that fills a cache of keys and values (padding never enters it); the new tokens are one
 compiled loop over steps of one token. Prompt and steps together give, at every site, what a full forward pass gives.
-Prompts of many lengths share their programs: they are padded to 8, 16, 32, 48 or a multiple of 64 tokens; where something
-is captured they are not, unless you do it (`Model.tokenize_batch`).
+Prompts of many lengths share their programs: they are padded to 8, 16, 32, 48 or a multiple of 64 tokens; where
+something is captured they are not, unless you do it (`Model.tokenize_batch`).
 """
 
 from __future__ import annotations
