@@ -21,9 +21,9 @@ from massive_jax.model import TextModel
 from massive_jax.models import Packing
 from massive_jax.probe import ALL_SITES, Edit, PerToken, find_positions
 
-_ROW = 256  # tokens of a row, or twice, four times … as many for longer sequences
+_ROW = 256  # tokens of a row, where what it holds is no longer
 _SHARED = 0.25  # a sequence stands by the one before it where they have this part of it in common
-_MOST_LENGTHS = 8  # that sequences which stand alone are padded to
+_MOST_LENGTHS = 8  # that longer ones, and those that stand alone, are padded to
 _COARSEST = 256  # lengths that are looked at for that, on a grid of 8 tokens or coarser
 _SEQUENCES = 1024  # whose edits are looked up at one time
 _BY_TOKEN = ("set", "scale", "add")  # what each does to a token depends on nothing else
@@ -98,7 +98,7 @@ def can_share(model: TextModel, edits: Sequence[Edit], longest: int) -> bool:
         one_a_dim = np.ndim(edit.value) == 1 and not is_index(edit.dim)
         return isinstance(edit.op, PerToken) or not np.ndim(edit.value) or one_a_dim
 
-    return all(map(local, edits)) and not model.config.scaled_at(_level(longest))
+    return all(map(local, edits)) and not model.config.scaled_at(_room(longest, model.config.context_length))
 
 
 def edits_of_rows(edits: Sequence[Edit], marks: np.ndarray) -> list[Edit]:
@@ -131,17 +131,17 @@ def rows_by_length(
     longest, most = max(len(context) + len(rest) - 1 for context, rest in pairs), model.config.context_length
     sharing = can_share(model, edits, longest)
     sequences = sorted(_sequences(model, pairs, edits if sharing else ()), key=lambda its: (its.ids, its.marks))
-    units = _units(sequences, most if sharing else None)
-    if sharing:
-        units.sort(key=lambda sized: (_level(sized[0]), -sized[0]))
-        for level, group in itertools.groupby(units, key=lambda sized: _level(sized[0])):
-            rows = _filled(list(group), min(level, most))
-            yield min(most, -(-max(len(row.ids) for row in rows) // 8) * 8), True, rows
-        return
-    units.sort(key=lambda sized: sized[0])
-    lengths = padded_lengths([size for size, _ in units], batch_tokens)
-    for length, both in itertools.groupby(zip(lengths, units, strict=True), key=lambda both: both[0]):
-        yield min(length, most), False, [row for _, sized in both for row in _filled([sized], length)]
+    units = sorted(_units(sequences, most if sharing else None), key=lambda sized: sized[0])
+    short = bisect.bisect_right(units, min(_ROW, most), key=lambda sized: sized[0]) if sharing else 0
+    if short:
+        rows = _filled(units[:short], min(_ROW, most))
+        yield min(most, -(-max(len(row.ids) for row in rows) // 8) * 8), True, rows
+    if units[short:]:
+        lengths = np.minimum(padded_lengths([size for size, _ in units[short:]], batch_tokens), most).tolist()
+        for length, both in itertools.groupby(zip(lengths, units[short:], strict=True), key=lambda both: both[0]):
+            group = [sized for _, sized in both]
+            rows = _filled(group, length) if sharing else [row for sized in group for row in _filled([sized], length)]
+            yield length, sharing, rows
 
 
 def padded_lengths(lengths: Sequence[int], batch_tokens: int = TOKENS_A_BATCH) -> list[int]:
@@ -169,9 +169,9 @@ def padded_lengths(lengths: Sequence[int], batch_tokens: int = TOKENS_A_BATCH) -
     return chosen[np.searchsorted(sizes, rounded)].tolist()
 
 
-def _level(size: int) -> int:
-    """How many tokens a row for sequences of up to `size` has."""
-    return _ROW << max(0, -(-size // _ROW) - 1).bit_length()
+def _room(longest: int, most: int) -> int:
+    """How many tokens sequences of up to `longest` that begin alike may have together."""
+    return min(max(_ROW, 2 * longest), most)
 
 
 def _sequences(model: TextModel, pairs: Sequence[Pair], edits: Sequence[Edit]) -> Iterator[_Sequence]:
@@ -204,7 +204,7 @@ def _units(sequences: Sequence[_Sequence], most: int | None) -> list[tuple[int, 
         if units:
             size, unit = units[-1]
             shared = unit[-1].shared(its)
-            fits = most is not None and size + length - shared <= min(_level(max(longest, length)), most)
+            fits = most is not None and size + length - shared <= _room(max(longest, length), most)
             if (fits and shared >= _SHARED * length) or shared == length == len(unit[-1].ids):
                 unit.append(its)
                 units[-1], longest = (size + length - shared, unit), max(longest, length)
@@ -215,10 +215,10 @@ def _units(sequences: Sequence[_Sequence], most: int | None) -> list[tuple[int, 
 
 
 def _filled(units: Sequence[tuple[int, list[_Sequence]]], length: int) -> list[Row]:
-    """Rows of at most `length` tokens: each unit, the largest first, goes where it leaves the least room."""
+    """Rows of at most `length` tokens: units, ascending by size, go from the last where they leave the least room."""
     rows: list[Row] = []
     rooms: list[tuple[int, int]] = []  # that rows have left, ascending, and which row
-    for size, unit in units:
+    for size, unit in reversed(units):
         place = bisect.bisect_left(rooms, (size, 0))
         if place < len(rooms):
             room, number = rooms.pop(place)

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import types
 
 import chex
 import jax
@@ -76,6 +77,22 @@ def test_what_pairs_begin_with_is_run_once(tiny_model):
     _, _, rows = next(rows_by_length(tiny_model, PAIRS, [], 2048))
     room = 96 * len(rows)
     assert 0.85 * room < sum(len(row.ids) for row in rows) <= room
+
+
+def test_long_pairs_are_padded_to_few_lengths():
+    """Beyond a row of 256 tokens; answers share the context there too."""
+    config = types.SimpleNamespace(context_length=2048, scaled_at=lambda length: False)
+    model = types.SimpleNamespace(config=config)
+    lengths = RNG.integers(2, 1800, 200).tolist()
+    pairs = [([1000 + number] * length, [answer, 1, 1]) for number, length in enumerate(lengths) for answer in (1, 2)]
+    found = [*rows_by_length(model, pairs, [], 2048)]
+    assert found[0][0] == 256
+    assert len(found) <= 9
+    assert all(shared for _, shared, _ in found)
+    assert sorted(number for *_, rows in found for row in rows for number in row.answers) == list(range(len(pairs)))
+    tokens = sum(len(row.ids) for *_, rows in found for row in rows)
+    assert tokens == sum(lengths) + 4 * len(lengths)
+    assert sum(length * len(rows) for length, _, rows in found) < 1.12 * tokens
 
 
 @pytest.mark.parametrize(
