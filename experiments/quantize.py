@@ -22,7 +22,7 @@ rounded costs nats a token above the unquantised model, of the same tokens; inte
 windows, paired. Of images it costs nats of divergence between the classes' probabilities.
 
 Writes quantize.json (`massive_jax.report.results.QuantizationOf`), its tables as quantize.md, and quantize.png. The
-default takes some three minutes on two cores; expect W8A8 with one scale a tensor to cost about 0.6 nats, half of it
+default takes some minutes on two cores; expect W8A8 with one scale a tensor to cost about 0.9 nats, a fifth of it
 with BOS absorbed.
 """
 

@@ -215,7 +215,7 @@ def _pairs(outcomes: Sequence[Outcome]) -> dict[str, str | None]:
 
 def _name(method: str) -> str:
     named = {"plain": "plain", "zero": "massive zeroed", "apart": "massive apart", "super": "super weight kept"}
-    named |= {"rotate": "a rotation", "smooth": "smoothing", ABSORB: "BOS absorbed"}
+    named |= {"rotate": "rotated", "smooth": "smoothed", ABSORB: "BOS absorbed"}
     return " + ".join(named.get(part, part) for part in method.split("+"))
 
 

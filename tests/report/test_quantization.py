@@ -53,7 +53,7 @@ def test_json_and_rows():
             "tiny, W8A8, one scale a tensor: absorbing BOS takes the cost, nats a token, alone from 0.60 to 0.30, "
             "after a rotation from 0.20 to 0.15",
         ),
-        ({"smooth": 0.4}, "tiny, W8A8, one scale a tensor, smoothing: 0.40 nats a token"),
+        ({"smooth": 0.4}, "tiny, W8A8, one scale a tensor, smoothed: 0.40 nats a token"),
         ({"absorb": 0.4}, "tiny, W8A8, one scale a tensor, BOS absorbed: 0.40 nats a token"),
     ],
 )
