@@ -29,6 +29,7 @@ _UNITS = {
     "top1_agreement": "Divergence from the unquantised classes, nats an image",
     "cosine_similarity": "1 − cosine similarity with the unquantised features",
 }
+_SHORT = {"perplexity": "nats a token", "top1_agreement": "nats an image", "cosine_similarity": "of similarity"}
 _SCORES = {
     "perplexity": "perplexity",
     "top1_agreement": "share of images whose most likely class stays",
@@ -76,7 +77,7 @@ def quantization_title(result: _Given) -> str:
     """Says in a sentence what absorbing BOS buys, or what rounding costs."""
     given = as_record(QuantizationOf, result)
     found, model = given.found, words.model_name(given)
-    unit = "nats a token" if found.metric == "perplexity" else "of divergence"
+    unit = _SHORT[found.metric]
     first = found.outcomes[0]
     of = {(o.setting, o.method): o.cost.value for o in found.outcomes if o.scales == first.scales}
     settings = _once(o.setting for o in found.outcomes)
@@ -105,7 +106,7 @@ def draw(result: _Given) -> "Figure":
     costs = {(o.scales, o.setting, o.method): o.cost for o in outcomes}
     low, high = _limits(list(costs.values()))
 
-    header = style.Header(quantization_title(given), _notes(given), WIDTH)
+    header = style.Header(quantization_title(given), _notes(given, low), WIDTH)
     lanes = len(pairs) * _LANE + _GAP
     height = lanes * len(settings)
     legend = _LEGEND if any(pairs.values()) else 0
@@ -127,7 +128,7 @@ def draw(result: _Given) -> "Figure":
         ax.spines["left"].set_visible(False)
         ticks = logarithmic_ticks(low, high)
         ax.xaxis.set_major_locator(FixedLocator(ticks))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
+        ax.xaxis.set_major_formatter(FuncFormatter(_tick))
         ax.xaxis.set_minor_formatter(NullFormatter())
         for tick in ticks:
             ax.axvline(tick, color=style.RULE, linewidth=0.5, zorder=0)
@@ -147,6 +148,10 @@ def draw(result: _Given) -> "Figure":
     middle = left + (WIDTH - style.MARGIN - left) / 2
     style.text(made, middle, style.MARGIN, f"{_UNITS[given.found.metric]} (log scale)", ha="center", va="bottom")
     return made
+
+
+def _tick(value: float, _: Any) -> str:
+    return f"{value:,.10g}" if value >= 1e-3 else words.power(round(math.log10(value)))
 
 
 def _draw_lane(ax: Any, y: float, base: Interval | None, absorbed: Interval | None, low: float) -> None:
@@ -191,11 +196,11 @@ def _limits(costs: Sequence[Interval]) -> tuple[float, float]:
     return max(least / 1.6, high * 10.0**-_DECADES), high * 1.3
 
 
-def _notes(given: QuantizationOf) -> list[str]:
+def _notes(given: QuantizationOf, low: float) -> list[str]:
     found = given.found
     before = f"Unquantised: {_SCORES[found.metric]} {_written(found.unquantised)}." if given.count is None else ""
     over = "windows" if given.count is None else "images"
-    below = "A triangle at the left edge: less, or nothing." if any(o.cost.value <= 0 for o in found.outcomes) else ""
+    below = "A triangle at the left edge: less, or nothing." if any(o.cost.value <= low for o in found.outcomes) else ""
     return [
         words.conditions(given),
         f"{before} Lines: 95 %, bootstrap over {over}, paired. {below}".strip(),
