@@ -73,7 +73,7 @@ def _forward(
     inputs: jax.Array,
     positions: jax.Array | None,
     logits: bool,
-    packing: Packing | None,
+    packing: Packing | None = None,
 ) -> Output:
     padded: dict[str, Any] = {} if positions is None else {"positions": positions}
     if packing is not None:
