@@ -192,7 +192,7 @@ def _limits(costs: Sequence[Interval]) -> tuple[float, float]:
     high = max([*values, 0.0])
     if high <= 0:
         return 1e-4, 1.0
-    least = min(cost.value for cost in costs if 0 < cost.value <= high)
+    least = min((cost.value for cost in costs if 0 < cost.value <= high), default=high)
     return max(least / 1.6, high * 10.0**-_DECADES), high * 1.3
 
 

@@ -1,5 +1,6 @@
 """The table, the title and the figure of quantisations, from numbers that are given."""
 
+import dataclasses
 import json
 
 import pytest
@@ -62,8 +63,11 @@ def test_title(costs, title):
 
 
 def test_figure(tmp_path):
-    """Costs below nothing are at the edge; of images, and without an absorbed partner, there is one too."""
+    """Costs of nothing and less are at the edge; of images, and without an absorbed partner, there is one too."""
     plot_quantization(as_json(result(COSTS)), tmp_path / "text.png")
     images = {"source": ImageSource(images=("a", "b"), image_size=(28, 28)), "count": 2, "predicted_tokens": None}
-    plot_quantization(result({"plain": 0.0}, "top1_agreement", **images), tmp_path / "images.png")
+    found = result({"plain": 0.0}, "top1_agreement", **images)
+    outcomes = tuple(dataclasses.replace(o, cost=Interval(-0.1, -0.2, 0.1)) for o in found.found.outcomes)
+    found = dataclasses.replace(found, found=dataclasses.replace(found.found, outcomes=outcomes))
+    plot_quantization(found, tmp_path / "images.png")
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("text", "images"))
