@@ -99,8 +99,8 @@ def generate(
     cache: Streaming | None = None,
     capture: Captures | CapturePlan | None = None,
     edits: Edit | Sequence[Edit] | None = None,
-    keep_logits: bool = False,
     until: Callable[[np.ndarray], bool] | None = None,
+    keep_logits: bool = False,
 ) -> Generation:
     r"""Continues prompts.
 
@@ -118,9 +118,9 @@ def generate(
       edits: interventions. Positions and keys count a sequence's own tokens from 0 on into the new ones, rules are of
         the prompt; None means every token of the prompt and every new one. Prompt and steps are what a full pass over
         them is, so shuffle, quantize and move, for which all of the sequence must be there, are refused.
-      keep_logits: keeps the logits of every step.
       until: is given the new tokens so far, int32 [B, k], after every 8; where it says True, or every sequence has come
         to `stop`, no more are made. None for all n.
+      keep_logits: keeps the logits of every step.
 
     Raises:
       ValueError: as `Model.__call__`; more tokens than the context or the cache takes; an option of another type or out

@@ -37,15 +37,25 @@ _SCORES = {
 }
 
 
-def plot_quantization(result: _Given, path: str | os.PathLike[str]) -> None:
+def plot_quantization(
+    result: _Given,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+    dark: bool = False,
+) -> "Figure":
     """Draws what each setting costs after each method, on a log axis: without BOS absorbed, with it, and between.
 
     Args:
       result: what was measured, or what quantize.json holds.
-      path: where the figure goes: .png, .pdf or .svg. Written whole or not at all.
+      path: where the figure goes: .png, .pdf or .svg, written whole or not at all; None: to no file.
+      axes: axes, an array of them, a subfigure or a figure to draw in, which grows if too small; None: a new figure.
+      dark: whether it is for a dark page, which is seen behind it.
+
+    Returns:
+      The figure.
     """
-    with style.context():
-        style.save(draw(result), path)
+    return style.plot(lambda: draw(result), path, axes=axes, dark=dark)
 
 
 def quantization_rows(result: _Given, *, scores: bool = False) -> _Table:
