@@ -339,8 +339,7 @@ def main() -> None:
             data = common.images(found)
             source = data.names
         else:
-            if content is None:
-                raise ValueError(f"{found.name} is a language model: it cannot look at --images.")
+            assert content is not None  # `takes_images` has refused --images
             data, source = common.windows(found, content, LEAST), text.name()
         where = out if len(names) == 1 else out / folder(name)
         result = run(

@@ -18,7 +18,7 @@ from absl import flags
 
 import massive_jax as mj
 from experiments import common
-from massive_jax.analysis import Thresholds
+from massive_jax.analysis import Thresholds, massive_tokens
 from massive_jax.checksums import model_checksum
 from massive_jax.evaluate import (
     Explored,
@@ -329,7 +329,7 @@ def _largest(state: np.ndarray, thresholds: Thresholds) -> tuple[list[Place], bo
     """Of the three tokens of a state [T, D] with the largest, those that are massive, and True; all, and False."""
     sizes, dims = np.abs(state).max(axis=1), np.abs(state).argmax(axis=1)
     found = np.argsort(-sizes)[:3]
-    massive = sizes > max(thresholds.magnitude, thresholds.ratio * float(np.median(np.abs(state))))
+    massive = massive_tokens(sizes, np.median(np.abs(state)), thresholds)
     some = bool(massive[found[0]])
     return [Place(int(p), int(dims[p])) for p in found if massive[p] or not some], some
 

@@ -153,9 +153,8 @@ def main() -> None:
     if common.takes_images(model):
         data = common.images(model)
         source = data.names
-    elif content is None:
-        raise ValueError(f"{model.name} is a language model: it cannot look at --images.")
     else:
+        assert content is not None  # `takes_images` has refused --images
         data, source = _windows(mj.TextModel.of(model), content), text.name()
     result = run(
         *(model, data, out, definition.thresholds()),

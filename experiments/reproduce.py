@@ -23,7 +23,7 @@ from absl import flags
 import massive_jax as mj
 from experiments import attention_map, common, feature_map, intervene, layerwise, page
 from experiments.flags import definition, images, layer, model, prompt, seed, text
-from massive_jax.analysis import Thresholds
+from massive_jax.analysis import Thresholds, massive_tokens
 from massive_jax.data import Windows, load_text
 from massive_jax.evaluate import Images
 from massive_jax.files import Path, short_name, write_json
@@ -255,10 +255,11 @@ def patches(
       workdir: where the figure goes.
     """
     grid, prefix = model.config.grid(*image.shape[:2]), model.config.prefix
-    limits, layer = layers.thresholds, here.layers[at - 1]
-    sizes = np.abs(layer.values)[prefix:].reshape(grid)
+    layer = here.layers[at - 1]
+    largest = np.abs(layer.values)
+    sizes = largest[prefix:].reshape(grid)
     shares = mass[attention.layer - 1, 0].mean(axis=0)[prefix : len(here.tokens)].reshape(grid)
-    massive = (sizes > limits.magnitude) & (sizes > limits.ratio * layer.median)
+    massive = massive_tokens(largest, np.array(layer.median), layers.thresholds)[prefix:].reshape(grid)
     marked = [(int(row), int(column)) for row, column in np.argwhere(massive)]
     panels = [
         Panel("The image"),

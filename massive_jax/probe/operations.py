@@ -118,11 +118,16 @@ def _shuffle(found: Selection) -> jax.Array:
     return other.at[tuple(moved)].get(mode="fill", fill_value=0).astype(found.old.dtype)
 
 
+def nearest(x: jax.Array, largest: jax.Array, bits: Any) -> jax.Array:
+    """Gives the nearest of 2^bits - 1 evenly spaced numbers from -largest to largest."""
+    step = jnp.maximum(largest / (2.0 ** (bits - 1) - 1), jnp.finfo(jnp.float32).tiny)
+    return jnp.round(x / step) * step
+
+
 def _quantize(found: Selection) -> jax.Array:
     """The nearest of 2^value - 1 evenly spaced numbers, symmetric around 0, up to the largest magnitude there is."""
     largest = jnp.max(jnp.abs(found.old), axis=tuple(range(1, found.old.ndim)), keepdims=True)
-    step = jnp.maximum(largest / (2.0 ** (found.value - 1) - 1), jnp.finfo(jnp.float32).tiny)
-    return jnp.round(found.old / step) * step
+    return nearest(found.old, largest, found.value)
 
 
 def _move(found: Selection) -> jax.Array:

@@ -18,6 +18,7 @@ from massive_jax.model import Model
 from massive_jax.models import TransformerConfig, VisionConfig, declared
 from massive_jax.parallel import mesh_of_params, mesh_set
 from massive_jax.probe import ALL_SITES, Edit
+from massive_jax.probe.operations import nearest
 
 # What enters a linear map: queries, keys and values; attention's output projection; the MLP's two; the output head.
 LINEAR_INPUTS = ("attn_norm", "head_out", "mlp_norm", "mlp_hidden", "final_norm")
@@ -33,9 +34,7 @@ _CACHE = ("key", "value")
 
 def to_grid(x: jax.Array, largest: jax.Array, bits: jax.Array | int) -> jax.Array:
     """Gives the nearest of 2^bits - 1 evenly spaced numbers from -largest to largest; `x` itself for 0 bits."""
-    step = jnp.maximum(largest / (2.0 ** (bits - 1) - 1), jnp.finfo(jnp.float32).tiny)
-    limit = jnp.where(bits == 0, 1.0, 2.0 ** (bits - 1) - 1)
-    return jnp.where(bits == 0, x, jnp.clip(jnp.round(x / step), -limit, limit) * step)
+    return jnp.where(bits == 0, x, nearest(jnp.clip(x, -largest, largest), largest, bits))
 
 
 def round_inputs(x: jax.Array, value: Any) -> jax.Array:

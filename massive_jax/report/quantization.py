@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from massive_jax.analysis import Interval
 from massive_jax.quantize import Outcome
 from massive_jax.report import style, words
-from massive_jax.report.curves import logarithmic_ticks
+from massive_jax.report.curves import logarithmic_ticks, number_logarithmic
 from massive_jax.report.records import as_record
 from massive_jax.report.results import QuantizationOf
 
@@ -107,7 +107,7 @@ def quantization_title(result: _Given) -> str:
 
 def draw(result: _Given) -> "Figure":
     """Draws the figure of `plot_quantization`; call it under `style.context()`."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+    from matplotlib.ticker import NullLocator
 
     given = as_record(QuantizationOf, result)
     outcomes = given.found.outcomes
@@ -136,11 +136,8 @@ def draw(result: _Given) -> "Figure":
         ax.set_ylim(height, 0)
         ax.yaxis.set_major_locator(NullLocator())
         ax.spines["left"].set_visible(False)
-        ticks = logarithmic_ticks(low, high)
-        ax.xaxis.set_major_locator(FixedLocator(ticks))
-        ax.xaxis.set_major_formatter(FuncFormatter(_tick))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        for tick in ticks:
+        number_logarithmic(ax.xaxis, low, high)
+        for tick in logarithmic_ticks(low, high):
             ax.axvline(tick, color=style.RULE, linewidth=0.5, zorder=0)
         style.text(made, at, _BOTTOM + height + 0.07, f"One scale a {kind}", size=style.SMALL, weight="bold")
         for row, setting in enumerate(settings):
@@ -158,10 +155,6 @@ def draw(result: _Given) -> "Figure":
     middle = left + (WIDTH - style.MARGIN - left) / 2
     style.text(made, middle, style.MARGIN, f"{_UNITS[given.found.metric]} (log scale)", ha="center", va="bottom")
     return made
-
-
-def _tick(value: float, _: Any) -> str:
-    return f"{value:,.10g}" if value >= 1e-3 else words.power(round(math.log10(value)))
 
 
 def _draw_lane(ax: Any, y: float, base: Interval | None, absorbed: Interval | None, low: float) -> None:

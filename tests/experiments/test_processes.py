@@ -165,12 +165,12 @@ def as_one(together, tmp_path):
     """`as_one(of, layouts)`: the runs that `of(directory)` gives write what they write in one process of one device."""
 
     def compare(of, layouts):
-        wait(together(of(tmp_path / "one"), 1, 1), 300)
+        wait(together(of(tmp_path / "one"), 1, 1), 900)
         for name in layouts:
             count, devices, mesh = LAYOUTS[name]
             planned = [run if run[0] == "convert" else [*run, *mesh] for run in of(tmp_path / name)]
             started = together(planned, count, devices)
-            wait(started, 300)
+            wait(started, 900)
             for other in started[1:]:
                 said = [line for line in other.said().splitlines() if "Gloo" not in line]
                 assert said == [f"{experiment} is done" for experiment, *_ in planned], said
